@@ -1,0 +1,254 @@
+"""The schema of a run: names, types and ranges of every setting, checked before anything is loaded.
+
+Hydra composes ``conf/`` into one tree; :meth:`RunConfig.parse` turns that tree into this frozen object or
+raises one readable error. Settings that change a result have no default here: their values stand in
+``conf/``. This module knows neither torch nor Hydra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from larosa.errors import LarosaError
+
+Level = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class ConfigError(LarosaError):
+    """A setting is unknown, out of range or impossible beside another one."""
+
+
+class Strict(BaseModel):
+    """Base of all sections: unknown keys are refused, values are frozen once checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Strict):
+    """Which language model, from where, in what precision and on which device."""
+
+    name: str
+    source: Literal["hub", "wheel", "random"]
+    hub_id: str | None
+    revision: str | None
+    path: str | None
+    """A local folder in transformers' layout; when given it replaces `source`."""
+    shape: dict[str, Any]
+    """The transformers configuration, enough to build the model at its true shape without weights."""
+    dtype: Literal["float64", "float32", "bfloat16", "float16"]
+    device: str
+    """`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1` ..."""
+    device_map: str | None
+    """None: all on `device`. `auto`, `balanced`, ...: spread over the GPUs by accelerate."""
+    keep_weights: Literal["device", "cpu"]
+    """Where the dense weights wait while a transformed copy stands in for them."""
+
+
+class TextConfig(Strict):
+    """One text: where its documents come from. See :mod:`larosa.calibration.texts`."""
+
+    name: str
+    source: Literal["hub", "wheel", "files"]
+    dataset: str | None = None
+    """Hub: the dataset's id. Wheel: the name of a text in the data wheel."""
+    subset: str | None = None
+    split: str | None = None
+    field: str | None = None
+    data_files: str | None = None
+    part: Literal["all", "calibration", "heldout"] = "all"
+    """A half of a text that is split by article; only `boolq-passages` is."""
+    files: tuple[str, ...] = ()
+    """UTF-8 text files, one document each."""
+    max_documents: int | None = Field(default=None, ge=1)
+    """Read at most so many documents (a streamed hub dataset has no end worth reading)."""
+    join: str = "\n\n"
+    """What stands between two documents."""
+
+
+class CalibrationConfig(Strict):
+    """The block of calibration tokens, `sequences` x `length`."""
+
+    text: TextConfig
+    sequences: int = Field(ge=1)
+    length: int = Field(ge=2)
+    sampling: Literal["random", "first"]
+    """`random`: seeded random windows of the joined text without overlap; `first`: its beginning."""
+    batch_size: int = Field(ge=1)
+    probe_sequences: int = Field(ge=1)
+    """Calibration sequences on which thresholds and output errors of the sparse model are measured."""
+
+
+class CoefficientsConfig(Strict):
+    """Coefficients alpha of the four sites (section 2 of the paper): site level = alpha * level."""
+
+    h1: float = Field(ge=0.0)
+    h2: float = Field(ge=0.0)
+    h3: float = Field(ge=0.0)
+    h4: float = Field(ge=0.0)
+
+
+class ScheduleConfig(Strict):
+    """From one number, the level asked for, to a level per layer and site."""
+
+    name: str
+    kind: Literal["uniform", "coefficients", "paper_table11", "file"]
+    coefficients: CoefficientsConfig | None
+    table: dict[str, CoefficientsConfig]
+    """`kind: paper_table11`: a row per model; others follow the paper's constraints from a1 = a3 = 0.8."""
+    path: str | None
+    """`kind: file`: a JSON schedule, see :mod:`larosa.sparsity.schedule`."""
+    count: Literal["bytes", "nominal"]
+    """`bytes`: rescale so that the byte-weighted level is the level asked for; `nominal`: do not."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> ScheduleConfig:
+        if self.kind == "coefficients" and self.coefficients is None:
+            raise ValueError("schedule.kind=coefficients needs schedule.coefficients with h1, h2, h3 and h4")
+        if self.kind == "file" and not self.path:
+            raise ValueError("schedule.kind=file needs schedule.path=FILE.json")
+        return self
+
+
+class TopKConfig(Strict):
+    """The sparsifier's fine print."""
+
+    ties: Literal["strict", "keep"]
+    """`strict`: exactly k entries stay, of equal magnitudes the lowest index first; `keep`: all entries
+    whose magnitude is at least the k-th stay."""
+
+
+class TokenPolicyConfig(Strict):
+    """Which tokens are made sparse."""
+
+    kind: Literal["all", "skip_first_n", "last_fraction", "decode_only"]
+    n: int = Field(ge=0)
+    fraction: float = Field(ge=0.0, le=1.0)
+
+
+class MethodConfig(Strict):
+    """A method and its settings."""
+
+    name: Literal["dense", "magnitude", "larosa"]
+    preset: str
+    form: Literal["plain", "absorbed", "simulated"]
+    basis: Literal["pca", "random", "hadamard", "identity"]
+    granularity: Literal["layer", "block", "group", "model"]
+    group_size: int = Field(ge=1)
+    rotation_dtype: Literal["float64", "model"]
+    """`simulated` only: the precision in which activations are rotated (the official code: float64)."""
+    top_k: TopKConfig
+
+    @property
+    def label(self) -> str:
+        """How tables and figures name it: the preset, and of a rotated method what kind of rotation."""
+        if self.form == "plain":
+            return self.preset
+        share = f"group of {self.group_size}" if self.granularity == "group" else self.granularity
+        return f"{self.preset} ({self.form}, {self.basis}, per {share})"
+
+    @model_validator(mode="after")
+    def _possible(self) -> MethodConfig:
+        if self.name == "larosa" and self.form == "plain":
+            raise ValueError("method.form must be absorbed or simulated for larosa")
+        if self.name != "larosa" and (self.form != "plain" or self.basis != "identity"):
+            raise ValueError(f"method={self.name} has no rotation: method.form must be plain, method.basis identity")
+        return self
+
+
+class PerplexityConfig(Strict):
+    """Perplexity on every text of `texts`."""
+
+    length: int = Field(ge=2)
+    """Block length in tokens; blocks are disjoint, a remainder shorter than a block is dropped."""
+    max_tokens: int | None = Field(ge=2)
+    """Per text; null reads all of it."""
+    batch_size: int = Field(ge=1)
+
+
+class ZeroShotConfig(Strict):
+    """Zero-shot tasks through lm-eval."""
+
+    tasks: tuple[str, ...]
+    source: Literal["wheel", "hub"]
+    examples: int | None = Field(ge=1)
+    """Per task, drawn with the run's seed; null takes all."""
+    batch_size: int = Field(ge=1)
+
+
+class EvaluationConfig(Strict):
+    """What is measured on each method."""
+
+    perplexity: PerplexityConfig
+    zero_shot: ZeroShotConfig
+
+
+class TrackingConfig(Strict):
+    """Weights & Biases; the record on disk is complete without it."""
+
+    mode: Literal["offline", "online", "off"]
+    project: str
+    entity: str | None
+    group: str | None
+
+
+class RunConfig(Strict):
+    """Everything that a run is made of."""
+
+    model: ModelConfig
+    calibration: CalibrationConfig
+    sparsity: Level
+    schedule: ScheduleConfig
+    tokens: TokenPolicyConfig
+    method: MethodConfig
+    baseline: dict[str, MethodConfig]
+    texts: dict[str, TextConfig]
+    evaluation: EvaluationConfig
+    tracking: TrackingConfig
+    seed: int = Field(ge=0)
+    output: str
+    """Folder of the records."""
+    force: bool
+    """Measure anew what a record already holds."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> RunConfig:
+        scores = bool(self.evaluation.zero_shot.tasks)
+        if self.tokens.kind == "decode_only" and (self.texts or scores):
+            raise ValueError(
+                "tokens=decode_only makes only generated tokens sparse, so perplexity and log-likelihood "
+                "tasks would measure the dense model; choose another token policy, or `texts=[]` and "
+                "`evaluation.zero_shot.tasks=[]`"
+            )
+        if self.tokens.kind == "last_fraction" and scores and self.evaluation.zero_shot.batch_size > 1:
+            raise ValueError(
+                "tokens=last_fraction needs evaluation.zero_shot.batch_size=1: lm-eval pads batches, and "
+                "padding would count as tokens"
+            )
+        if self.calibration.probe_sequences > self.calibration.sequences:
+            raise ValueError("calibration.probe_sequences must not exceed calibration.sequences")
+        return self
+
+    @classmethod
+    def parse(cls, tree: Mapping[str, Any]) -> RunConfig:
+        """Check a plain tree (OmegaConf's container). Raises ConfigError with one line a problem."""
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise ConfigError(readable(error)) from None
+
+
+def readable(error: ValidationError) -> str:
+    """One line for each problem: the key, what is wrong, what was given."""
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"]) or "configuration"
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "unknown key (spelling? `python run.py --help` lists the keys)"
+        elif not isinstance(problem["input"], dict | BaseModel):
+            message += f" (given: {problem['input']!r})"
+        lines.append(f"{key}: {message}")
+    return "\n".join(lines)

@@ -1,0 +1,5 @@
+"""The base of every error that larosa raises for a reason a user can act on."""
+
+
+class LarosaError(Exception):
+    """Says what was wrong, what was expected and what to do; `run.py` prints it without a traceback."""
