@@ -1,0 +1,1 @@
+"""Orthogonal bases, and how a model is put into them."""

@@ -1,0 +1,129 @@
+"""Absorb rotations into the weights: no forked modeling code, exact at level 0.
+
+RMSNorm(x Q) = RMSNorm(x) Q for orthogonal Q once the norm's weight gamma is folded into the linears behind it
+(section 2 of the paper). So, with the residual stream of layer l in basis Q_l:
+
+* q, k, v, gate, up: `W <- W diag(gamma) Q`; head: the same with the last basis; norms: gamma <- 1;
+* o, down: `W <- Q^T W`, bias `b <- b Q`; embedding: `E <- E Q_0` (untied from the head first);
+* before layer l a residual adapter `Q_{l-1}^T Q_l` where the basis changes;
+* per block, the stream keeps the basis of h1 through the layer and the input of the MLP's norm is rotated
+  into that of h3: a second adapter a layer.
+
+All products run in float64 and are cast back once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from larosa.architecture import ModelView
+from larosa.rotation.rotation import ResidualAdapter, Rotation
+
+_ROWS = 16_384
+
+
+class WeightSwaps:
+    """Puts new tensors in the place of parameters and remembers the old ones.
+
+    `keep`: `device` leaves the old weights where they are, `cpu` moves them to main memory meanwhile.
+    """
+
+    def __init__(self, keep: str = "device") -> None:
+        self._keep = keep
+        self._undo: list[tuple[nn.Module, str, nn.Parameter]] = []
+        self._homes: dict[int, tuple[nn.Parameter, torch.device]] = {}
+
+    def swap(self, module: nn.Module, name: str, tensor: Tensor) -> None:
+        """Replace the parameter `name` of `module` by `tensor`, cast to the old dtype and device."""
+        old: nn.Parameter = module.get_parameter(name)
+        device = self._homes[id(old)][1] if id(old) in self._homes else old.device
+        new = nn.Parameter(tensor.to(device=device, dtype=old.dtype), requires_grad=False)
+        self._undo.append((module, name, old))
+        self._homes.setdefault(id(old), (old, old.device))
+        setattr(module, name, new)
+        if self._keep == "cpu":
+            old.data = old.data.cpu()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that the remembered weights occupy."""
+        return sum(p.numel() * p.element_size() for p, _ in self._homes.values())
+
+    def restore(self) -> None:
+        """Put every old parameter back, the very objects, so ties are whole again."""
+        for parameter, device in self._homes.values():
+            parameter.data = parameter.data.to(device)
+        for module, name, old in reversed(self._undo):
+            setattr(module, name, old)
+        self._undo.clear()
+        self._homes.clear()
+
+
+def right_product(weight: Tensor, scale: Tensor | None, matrix: Tensor) -> Tensor:
+    """weight [n, D] diag(scale) matrix [D, D], in float64 by blocks of rows, cast back to weight's dtype."""
+    out = torch.empty_like(weight)
+    matrix = matrix.to(weight.device).double()
+    factor = matrix if scale is None else scale.to(weight.device).double()[:, None] * matrix
+    for start in range(0, len(weight), _ROWS):
+        out[start : start + _ROWS] = weight[start : start + _ROWS].double() @ factor
+    return out
+
+
+def absorb(
+    view: ModelView, rotation: Rotation, swaps: WeightSwaps
+) -> tuple[list[ResidualAdapter], list[RemovableHandle]]:
+    """Put the model into the rotation's bases. Returns its adapters and the hooks that run them."""
+    adapters: list[ResidualAdapter] = []
+    hooks: list[RemovableHandle] = []
+
+    def adapt(module: nn.Module, Q_from: Tensor, Q_to: Tensor) -> None:
+        weight = next(module.parameters())
+        adapters.append(ResidualAdapter(Q_from, Q_to, weight.dtype, weight.device))
+        hooks.append(module.register_forward_pre_hook(_adapter_hook(adapters[-1]), with_kwargs=True))
+
+    for layer in view.layers:
+        stream = rotation.at(layer.index, "h1")
+        before, (attention, mlp) = rotation.index[max(layer.index - 1, 0)][0], rotation.index[layer.index]
+        if before != attention:
+            adapt(layer.module, rotation.matrices[before], stream)
+        if attention != mlp:
+            adapt(layer.norm("h3"), stream, rotation.at(layer.index, "h3"))
+        for site in ("h1", "h3"):
+            _fold(layer.norm(site), layer.readers(site), rotation.at(layer.index, site), swaps)
+        for linear in layer.writers():
+            _rotate_output(linear, stream, swaps)
+    first, last = rotation.at(0, "h1"), rotation.at(len(view.layers) - 1, "h1")
+    embedding, head = view.embedding, view.head
+    rotated = right_product(embedding.weight, None, first)
+    _fold(view.final_norm, [head], last, swaps)
+    swaps.swap(embedding, "weight", rotated)
+    return adapters, hooks
+
+
+def _fold(norm: nn.Module, readers: list[nn.Linear], Q: Tensor, swaps: WeightSwaps) -> None:
+    gamma = norm.get_parameter("weight")
+    for linear in readers:
+        swaps.swap(linear, "weight", right_product(linear.weight, gamma, Q))
+    swaps.swap(norm, "weight", torch.ones_like(gamma))
+
+
+def _rotate_output(linear: nn.Linear, Q: Tensor, swaps: WeightSwaps) -> None:
+    swaps.swap(linear, "weight", Q.to(linear.weight.device).double().T @ linear.weight.double())
+    if linear.bias is not None:
+        swaps.swap(linear, "bias", linear.bias.double() @ Q.to(linear.bias.device).double())
+
+
+def _adapter_hook(adapter: ResidualAdapter) -> Callable[..., Any]:
+    def hook(
+        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (adapter(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": adapter(kwargs["hidden_states"])}
+
+    return hook

@@ -1,0 +1,128 @@
+"""The rotations of a whole model: which basis each norm's output lives in.
+
+Granularity (section 2 and Table 6 of the paper): one Q per layer serves h1 and h3; per block, each has its
+own; per group, m layers share one; per model, all share one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from larosa.config import MethodConfig
+from larosa.rotation import bases
+
+
+def rotation_index(layers: int, granularity: str, group_size: int) -> list[tuple[int, int]]:
+    """Per layer, which matrix serves (h1, h3)."""
+    match granularity:
+        case "layer":
+            return [(i, i) for i in range(layers)]
+        case "block":
+            return [(2 * i, 2 * i + 1) for i in range(layers)]
+        case "group":
+            return [(i // group_size, i // group_size) for i in range(layers)]
+        case "model":
+            return [(0, 0)] * layers
+        case _:
+            raise ValueError(f"granularity must be layer, block, group or model, got {granularity!r}")
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """`matrices` [M, D, D] float64, orthogonal; `index[layer]` names those of h1 and h3."""
+
+    matrices: Tensor
+    index: list[tuple[int, int]]
+
+    def at(self, layer: int, site: str) -> Tensor:
+        """The matrix [D, D] of h1 or h3."""
+        return self.matrices[self.index[layer][0 if site == "h1" else 1]]
+
+    @property
+    def adapters(self) -> int:
+        """D x D products that the absorbed form runs for a token: basis changes along the stream."""
+        borders = sum(a[0] != b[0] for a, b in zip(self.index, self.index[1:], strict=False))
+        return borders + sum(attention != mlp for attention, mlp in self.index)
+
+
+def build_rotation(method: MethodConfig, second_moments: Tensor | None, layers: int, D: int, seed: int) -> Rotation:
+    """The rotation that a method asks for.
+
+    second_moments: [layers, 2, D, D] of what h1 and h3 show (see calibration.statistics), needed by `pca`.
+    A group's or a model's moment is the sum over its layers' h1, as a layer's own is its h1.
+    """
+    index = rotation_index(layers, method.granularity, method.group_size)
+    count = max(max(pair) for pair in index) + 1
+    if method.basis == "pca":
+        if second_moments is None:
+            raise ValueError("basis=pca needs the second moments of the calibration tokens")
+        sums: list[Tensor | None] = [None] * count
+        for layer, pair in enumerate(index):
+            for which in sorted(set(pair)):
+                moment = second_moments[layer, 1 if which != pair[0] else 0].double()
+                held = sums[which]
+                sums[which] = moment if held is None else held + moment
+        return Rotation(torch.stack([bases.pca(m).cpu() for m in sums if m is not None]), index)
+    if method.basis == "identity":
+        return Rotation(torch.eye(D, dtype=torch.float64).expand(count, D, D), index)
+    make = bases.random if method.basis == "random" else bases.hadamard
+    return Rotation(torch.stack([make(D, seed * 1_000_003 + i) for i in range(count)]), index)
+
+
+class LayerwiseRotationMatrix(nn.Module):
+    """One orthogonal Q [D, D] (float64) that rotates the last dimension.
+
+    `fit` takes activations [..., D]; `rotate` and `unrotate` compute in the matrix's dtype.
+    """
+
+    Q: Tensor
+
+    def __init__(self, hidden_size: int, matrix: Tensor | None = None) -> None:
+        super().__init__()
+        identity = torch.eye(hidden_size, dtype=torch.float64)
+        self.register_buffer("Q", identity if matrix is None else matrix, persistent=True)
+
+    def fit(self, activations: Tensor) -> LayerwiseRotationMatrix:
+        """Set Q to the eigenvectors of the activations' uncentred second moment, by falling eigenvalue."""
+        rows = activations.reshape(-1, activations.shape[-1]).double()
+        if rows.shape[1] != self.Q.shape[0]:
+            raise ValueError(f"expected activations of width {self.Q.shape[0]}, got {rows.shape[1]}")
+        if len(rows) < rows.shape[1]:
+            raise ValueError(
+                f"{len(rows)} calibration vectors cannot span {rows.shape[1]} dimensions; give at least {rows.shape[1]}"
+            )
+        if not bool(rows.isfinite().all()):
+            raise ValueError("calibration activations hold NaN or infinity")
+        self.Q = bases.pca(rows.T @ rows / len(rows))
+        return self
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """x Q, in Q's dtype. x: [..., D]."""
+        return x.to(self.Q.dtype) @ self.Q
+
+    def unrotate(self, x: Tensor) -> Tensor:
+        """x Q^T, in Q's dtype. x: [..., D]."""
+        return x.to(self.Q.dtype) @ self.Q.T
+
+
+class ResidualAdapter(nn.Module):
+    """Changes basis from `Q_from` to `Q_to`: x -> x (Q_from^T Q_to), one D x D product in `dtype`."""
+
+    matrix: Tensor
+
+    def __init__(self, Q_from: Tensor, Q_to: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        product = Q_from.double().T @ Q_to.double()
+        self.register_buffer("matrix", product.to(device=device, dtype=dtype), persistent=True)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrix, all read for every token."""
+        return self.matrix.numel() * self.matrix.element_size()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., D] in basis Q_from; returns it in basis Q_to."""
+        return x.to(self.matrix.device) @ self.matrix

@@ -1,0 +1,114 @@
+"""The suite that every architecture inherits: absorbed at level 0 is the dense model; remove() restores it."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from conftest import build_model
+from transformers import PreTrainedModel
+
+from larosa.api import LaRoSAConfig, sparsify
+from larosa.architecture import ARCHITECTURES, ArchitectureError, architecture_of
+from larosa.evaluation import invariance
+
+CASES = [
+    ("llama", {}),
+    ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("llama", {"head_dim": 16}),
+    ("llama", {"num_key_value_heads": 6}),
+    ("mistral", {"sliding_window": None}),
+    ("mistral", {"sliding_window": 8}),
+    ("qwen2", {}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}),
+]
+GRANULARITIES = ["layer", "block", "group", "model"]
+BASES = ["pca", "random", "hadamard", "identity"]
+
+
+def state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_every_architecture_is_covered() -> None:
+    assert {kind for kind, _ in CASES} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize(("kind", "more"), CASES, ids=[f"{k}-{'-'.join(m) or 'plain'}" for k, m in CASES])
+def test_level_zero_is_dense(kind: str, more: dict[str, object], tied: bool, tokens: torch.Tensor) -> None:
+    model = build_model(kind, tied=tied, **more)
+    dense = invariance.logits(model, tokens)
+    before = state(model)
+    for form, granularity, basis in itertools.product(["absorbed", "simulated"], GRANULARITIES, BASES):
+        config = LaRoSAConfig(sparsity=0.0, form=form, granularity=granularity, basis=basis, group_size=2)
+        with sparsify(model, tokens, config):
+            error = (invariance.logits(model, tokens) - dense).norm() / dense.norm()
+        assert error < 1e-10, (form, granularity, basis)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(invariance.logits(model, tokens), dense)
+
+
+@pytest.mark.parametrize("keep", ["device", "cpu"])
+def test_remove_restores_bits_ties_and_configuration(keep: str, tokens: torch.Tensor) -> None:
+    model = build_model("llama", dtype=torch.float32, tied=True)
+    before, parameters = state(model), dict(model.named_parameters())
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    handle = sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, granularity="block", keep_weights=keep))
+    assert model.lm_head.weight is not model.model.embed_tokens.weight
+    assert not model.config.tie_word_embeddings
+    projections = 5 * (48 * 48 + 2 * 48 * 16 + 48 * 48 + 3 * 48 * 80)
+    assert handle.kept_bytes == 4 * (projections + 384 * 48 + 11 * 48)
+    handle.remove()
+    handle.remove()
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.config.tie_word_embeddings
+    assert {name: id(p) for name, p in model.named_parameters()} == {n: id(p) for n, p in parameters.items()}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert hooks == sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def test_an_error_while_applying_leaves_the_model_whole(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model("qwen2", tied=True)
+    before = state(model)
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("larosa.rotation.absorb._rotate_output", fail)
+    with pytest.raises(KeyboardInterrupt):
+        sparsify(model, tokens, LaRoSAConfig(sparsity=0.5))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_wrong_rotation_is_caught(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model("llama", dtype=torch.float32)
+    dense = invariance.reference(model, tokens)
+    with sparsify(model, tokens, LaRoSAConfig(sparsity=0.5)) as handle:
+        found = invariance.check(model, handle, dense)
+        assert found["relative_logits_error"] <= found["bound"] < 0.01
+        handle.adapters[0].matrix.mul_(1.01)
+        with pytest.raises(invariance.InvarianceError, match="level 0"):
+            invariance.check(model, handle, dense)
+
+
+def test_generate_works_and_is_sparse(tokens: torch.Tensor) -> None:
+    model = build_model("mistral", dtype=torch.float32)
+    prompt = tokens[:2, :6]
+    dense = model.generate(prompt, max_new_tokens=8, do_sample=False)
+    with sparsify(model, tokens, LaRoSAConfig(sparsity=0.0)):
+        assert torch.equal(model.generate(prompt, max_new_tokens=8, do_sample=False), dense)
+    with sparsify(model, tokens, LaRoSAConfig(sparsity=0.6)):
+        cached = model.generate(prompt, max_new_tokens=8, do_sample=False)
+        uncached = model.generate(prompt, max_new_tokens=8, do_sample=False, use_cache=False)
+        assert torch.equal(cached, uncached)
+        assert not torch.equal(invariance.logits(model, prompt), invariance.logits(build_model("mistral"), prompt))
+
+
+def test_unknown_architecture_lists_the_known() -> None:
+    from transformers import GPT2Config
+
+    with pytest.raises(ArchitectureError, match="llama, mistral, qwen2"):
+        architecture_of(GPT2Config())
