@@ -1,0 +1,1 @@
+"""From a level to a mask: Top-K, schedules, token policies, sparse sites."""

@@ -1,0 +1,138 @@
+"""A plan, and a model that follows it.
+
+A :class:`Plan` is pure data: which channels stay at which site, in which basis, for which tokens.
+:func:`apply` makes a model follow it and returns a handle; `remove()` restores the model bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from larosa.architecture import ModelView
+from larosa.config import MethodConfig, TokenPolicyConfig
+from larosa.errors import LarosaError
+from larosa.rotation.absorb import WeightSwaps, absorb
+from larosa.rotation.rotation import LayerwiseRotationMatrix, ResidualAdapter, Rotation
+from larosa.sites import ModelShape
+from larosa.sparsity.schedule import Levels
+from larosa.sparsity.site import Observer, SparseSite
+from larosa.sparsity.tokens import TokenPolicy
+from larosa.sparsity.top_k import TopKSparsification
+
+
+class PlanError(LarosaError):
+    """A plan does not fit the model."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method decided for a model, before the model is touched."""
+
+    method: MethodConfig
+    shape: ModelShape
+    levels: Levels
+    tokens: TokenPolicyConfig
+    rotation: Rotation | None
+
+
+class SparsityHandle:
+    """A model made sparse. Use as a context manager, or call `remove()`."""
+
+    def __init__(self, model: PreTrainedModel, plan: Plan, keep_weights: str) -> None:
+        self.plan = plan
+        self.sites: list[SparseSite] = []
+        self.adapters: list[ResidualAdapter] = []
+        self._model = model
+        self._tied = bool(model.config.tie_word_embeddings)
+        self._swaps = WeightSwaps(keep_weights)
+        self._hooks: list[RemovableHandle] = []
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory in bytes that the kept dense weights cost while the model is sparse."""
+        return self._swaps.kept_bytes
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of all residual adapters, read for every token."""
+        return sum(adapter.nbytes for adapter in self.adapters)
+
+    @contextmanager
+    def level_zero(self) -> Iterator[None]:
+        """Within: the transformed model with nothing dropped, which must equal the dense one."""
+        with ExitStack() as stack:
+            for site in self.sites:
+                stack.enter_context(site.level_zero())
+            yield
+
+    @contextmanager
+    def observed_by(self, observer: Observer) -> Iterator[None]:
+        """Within: `observer` sees every activation that a site makes sparse."""
+        for site in self.sites:
+            site.observer = observer
+        try:
+            yield
+        finally:
+            for site in self.sites:
+                site.observer = None
+
+    def remove(self) -> None:
+        """Restore the model: weights bit for bit, ties, configuration, no hook left. Safe to call twice."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._swaps.restore()
+        self._model.config.tie_word_embeddings = self._tied
+
+    def __enter__(self) -> SparsityHandle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+@torch.no_grad()
+def apply(model: PreTrainedModel, plan: Plan, keep_weights: str = "device") -> SparsityHandle:
+    """Make `model` follow `plan`; level 0 sites get no hook. Raises PlanError if the plan is for another model.
+
+    `keep_weights`: where the replaced dense weights wait for `remove()`, `device` or `cpu`.
+    """
+    if ModelShape.of(model.config) != plan.shape:
+        raise PlanError("the plan was made for a model of another shape")
+    handle = SparsityHandle(model, plan, keep_weights)
+    try:
+        view = ModelView(model)
+        rotation, form = plan.rotation, plan.method.form
+        if form == "absorbed" and rotation is not None:
+            handle.adapters, hooks = absorb(view, rotation, handle._swaps)
+            handle._hooks += hooks
+            model.config.tie_word_embeddings = False
+        policy = TokenPolicy(plan.tokens)
+        if plan.tokens.kind != "all":
+            handle._hooks.append(view.decoder.register_forward_pre_hook(policy.hook, with_kwargs=True))
+        for layer, site in view.sites():
+            level = plan.levels.planned(site, layer.index, plan.shape)
+            simulated = form == "simulated" and rotation is not None and site in ("h1", "h3")
+            top_k = TopKSparsification(plan.shape.sites[site].width, level, plan.method.top_k.ties)
+            turned = None
+            if simulated and rotation is not None:
+                weight = layer.readers(site)[0].weight
+                dtype = torch.float64 if plan.method.rotation_dtype == "float64" else weight.dtype
+                matrix = rotation.at(layer.index, site).to(device=weight.device, dtype=dtype)
+                turned = LayerwiseRotationMatrix(plan.shape.hidden_size, matrix)
+            sparse = SparseSite(layer, site, top_k, policy, turned)
+            handle._hooks.append(sparse.attach(layer))
+            handle.sites.append(sparse)
+    except BaseException:
+        handle.remove()
+        raise
+    return handle

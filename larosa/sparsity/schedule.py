@@ -1,0 +1,119 @@
+"""From the level asked for to a level per layer and site.
+
+A schedule gives every site a coefficient alpha (section 2 of the paper); site level = alpha * level. With
+`count=bytes` all levels are then multiplied by one factor so that the byte-weighted level, weights not read /
+weights of the seven projections, equals the level asked for; with `count=nominal` they stay as the paper
+means them.
+
+A schedule file is JSON: `{"schema": 1, "layers": L, "widths": {"h1": D, ...}, "levels": {"h1": [L numbers],
+...}}`, where the numbers are coefficients per layer; it is refused for a model of another shape.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from larosa.architecture import SITES
+from larosa.config import CoefficientsConfig, ScheduleConfig
+from larosa.errors import LarosaError
+from larosa.sites import ModelShape
+from larosa.sparsity.top_k import kept_channels
+
+
+class ScheduleError(LarosaError):
+    """The schedule cannot give the level asked for, or belongs to another model."""
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The levels of a plan. `kept` counts channels; site -> one entry a layer."""
+
+    asked: float
+    level: dict[str, tuple[float, ...]]
+    kept: dict[str, tuple[int, ...]]
+    source: str
+    """Where the coefficients come from, in words."""
+
+    def planned(self, site: str, layer: int, shape: ModelShape) -> float:
+        """The level that the kept channels of a site really are."""
+        return 1.0 - self.kept[site][layer] / shape.sites[site].width
+
+
+def byte_weighted(levels: dict[str, tuple[float, ...]], shape: ModelShape) -> float:
+    """Weights not read / weights of the seven projections, for levels per site and layer."""
+    skipped = sum(level * shape.sites[site].weights for site in SITES for level in levels[site])
+    return skipped / (shape.layers * shape.layer_weights)
+
+
+def make_levels(shape: ModelShape, schedule: ScheduleConfig, sparsity: float, model_name: str) -> Levels:
+    """The levels of a run. Raises ScheduleError where a site would reach 1, or on a foreign file."""
+    coefficients, source = _coefficients(shape, schedule, model_name)
+    raw = {site: tuple(alpha * sparsity for alpha in coefficients[site]) for site in SITES}
+    total = byte_weighted(raw, shape)
+    if schedule.count == "bytes" and sparsity > 0:
+        if total <= 0:
+            raise ScheduleError("all coefficients are zero, so no level can be reached")
+        raw = {site: tuple(level * sparsity / total for level in raw[site]) for site in SITES}
+    for site in SITES:
+        highest = max(raw[site])
+        if highest >= 1.0:
+            reach = sparsity / highest
+            raise ScheduleError(
+                f"site {site}, layer {raw[site].index(highest)} would need level {highest:.3f}: with these "
+                f"coefficients ({source}) sparsity must stay below {reach:.3f}; lower it or choose another "
+                "schedule, e.g. schedule=uniform"
+            )
+    kept = {s: tuple(kept_channels(level, shape.sites[s].width) for level in raw[s]) for s in SITES}
+    return Levels(asked=sparsity, level=raw, kept=kept, source=source)
+
+
+def table11_constraints(alpha1: float, alpha3: float, ratio: float) -> tuple[float, float]:
+    """alpha2 and alpha4 from `3 a1 + a2 = 4` and `2 a3 + M a4 = 2 + M`, M = `ratio` = I / D."""
+    return 4 - 3 * alpha1, (2 + ratio - 2 * alpha3) / ratio
+
+
+def _coefficients(
+    shape: ModelShape, schedule: ScheduleConfig, model_name: str
+) -> tuple[dict[str, tuple[float, ...]], str]:
+    if schedule.kind == "file":
+        return _from_file(shape, Path(str(schedule.path)))
+    if schedule.kind == "uniform":
+        alphas, source = CoefficientsConfig(h1=1, h2=1, h3=1, h4=1), "uniform"
+    elif schedule.kind == "coefficients":
+        assert schedule.coefficients is not None  # the schema has checked it
+        alphas, source = schedule.coefficients, schedule.name
+    elif model_name in schedule.table:
+        alphas, source = schedule.table[model_name], f"Table 11 of the paper, row {model_name}"
+    else:
+        ratio = shape.sites["h4"].width / shape.hidden_size
+        a2, a4 = table11_constraints(0.8, 0.8, ratio)
+        alphas = CoefficientsConfig(h1=0.8, h2=a2, h3=0.8, h4=a4)
+        source = f"no row for {model_name} in Table 11: a1 = a3 = 0.8, a2 and a4 from its constraints"
+    return {site: (getattr(alphas, site),) * shape.layers for site in SITES}, source
+
+
+def _from_file(shape: ModelShape, path: Path) -> tuple[dict[str, tuple[float, ...]], str]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        widths = {site: int(content["widths"][site]) for site in SITES}
+        levels = {site: tuple(float(value) for value in content["levels"][site]) for site in SITES}
+        layers = int(content["layers"])
+    except OSError as error:
+        raise ScheduleError(f"schedule file {path} cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ScheduleError(
+            f"schedule file {path} is not a schedule ({type(error).__name__}: {error}); expected JSON with "
+            "schema, layers, widths and levels per site (larosa/sparsity/schedule.py shows it)"
+        ) from error
+    expected = {site: shape.sites[site].width for site in SITES}
+    if layers != shape.layers or widths != expected or any(len(v) != layers for v in levels.values()):
+        raise ScheduleError(
+            f"schedule file {path} is for another model: it has {layers} layers of widths {widths}, this "
+            f"model has {shape.layers} of {expected}"
+        )
+    if min(min(v) for v in levels.values()) < 0:
+        raise ScheduleError(f"schedule file {path} holds a negative coefficient")
+    return levels, f"file {path.name}"

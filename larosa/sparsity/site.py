@@ -1,0 +1,80 @@
+"""A sparse site: where an activation is made sparse on its way to the projections that read it.
+
+h1 and h3 are tapped behind their norm, h2 and h4 before their linear, with removable hooks; transformers'
+forward code stays as it is. An observer may watch what passes (see evaluation.sparsity, evaluation.error).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from larosa.architecture import LayerView
+from larosa.rotation.rotation import LayerwiseRotationMatrix
+from larosa.sparsity.tokens import TokenPolicy
+from larosa.sparsity.top_k import TopKSparsification
+
+
+class Observer(Protocol):
+    """Sees each activation that a site makes sparse; rows are the sparse tokens only."""
+
+    def observe(self, site: SparseSite, x: Tensor, y: Tensor, z: Tensor, z_sparse: Tensor) -> None:
+        """x: before, y: after, z and z_sparse: the same in the site's own basis; all [tokens, width]."""
+
+
+class SparseSite(nn.Module):
+    """Top-K at one site of one layer, optionally in a simulated rotation (rotate, Top-K, rotate back)."""
+
+    def __init__(
+        self,
+        layer: LayerView,
+        site: str,
+        top_k: TopKSparsification,
+        policy: TokenPolicy,
+        rotation: LayerwiseRotationMatrix | None = None,
+    ) -> None:
+        super().__init__()
+        self.layer, self.site = layer.index, site
+        self.top_k, self.policy, self.rotation = top_k, policy, rotation
+        self.readers = layer.readers(site)
+        self.enabled = True
+        self.observer: Observer | None = None
+        self._dense = TopKSparsification(top_k.width, 0.0, top_k.ties)
+        self._level_zero = False
+
+    def attach(self, layer: LayerView) -> RemovableHandle:
+        """Put the site into its layer."""
+        if self.site in ("h1", "h3"):
+            return layer.norm(self.site).register_forward_hook(lambda _m, _args, output: self(output))
+        return self.readers[0].register_forward_pre_hook(self._before)
+
+    def _before(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+        return (self(args[0]),)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, T, width]; returns it with the dropped channels of the sparse tokens removed."""
+        if not self.enabled:
+            return x
+        top_k = self._dense if self._level_zero else self.top_k
+        z = x if self.rotation is None else self.rotation.rotate(x)
+        z_sparse: Tensor = top_k(z)
+        y = z_sparse if self.rotation is None else self.rotation.unrotate(z_sparse).to(x.dtype)
+        mask = self.policy.mask
+        if self.observer is not None:
+            keep = slice(None) if mask is None else mask.to(x.device).reshape(-1)
+            self.observer.observe(self, *(t.reshape(-1, t.shape[-1])[keep] for t in (x, y, z, z_sparse)))
+        return y if mask is None else torch.where(mask.to(x.device)[..., None], y, x)
+
+    @contextmanager
+    def level_zero(self) -> Iterator[None]:
+        """Within: nothing is dropped, but everything else (rotations) is computed."""
+        self._level_zero = True
+        try:
+            yield
+        finally:
+            self._level_zero = False

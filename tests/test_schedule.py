@@ -1,0 +1,128 @@
+"""Levels: byte-weighted to within a channel a site, the paper's count, Table 11, refusals; accounting beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import CONF
+from transformers import AutoConfig
+
+from larosa.accounting import account
+from larosa.architecture import SITES
+from larosa.config import MethodConfig, ScheduleConfig, TokenPolicyConfig
+from larosa.rotation.rotation import build_rotation
+from larosa.sites import ModelShape
+from larosa.sparsity.handle import Plan
+from larosa.sparsity.schedule import ScheduleError, make_levels, table11_constraints
+
+
+def shape_of(model: str) -> ModelShape:
+    return ModelShape.of(AutoConfig.for_model(**yaml.safe_load((CONF / f"model/{model}.yaml").read_text())["shape"]))
+
+
+def schedule(name: str, **more: object) -> ScheduleConfig:
+    return ScheduleConfig(**{**yaml.safe_load((CONF / f"schedule/{name}.yaml").read_text()), **more})
+
+
+def method(name: str, **more: object) -> MethodConfig:
+    return MethodConfig(**{**yaml.safe_load((CONF / f"method/{name}.yaml").read_text()), **more})
+
+
+ALL = TokenPolicyConfig(kind="all", n=0, fraction=1.0)
+
+
+@pytest.mark.parametrize("model", ["llama2-7b", "llama3-8b", "mistral-7b", "qwen2.5-7b", "smollm2-135m"])
+@pytest.mark.parametrize("name", ["uniform", "official", "paper"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.25, 0.4, 0.5])
+def test_byte_weighted_level_is_met_to_within_one_channel_a_site(model: str, name: str, sparsity: float) -> None:
+    shape = shape_of(model)
+    levels = make_levels(shape, schedule(name), sparsity, model)
+    skipped = sum((shape.sites[s].width - k) * shape.sites[s].fan_out for s in SITES for k in levels.kept[s])
+    total = shape.layers * shape.layer_weights
+    one_channel = sum(shape.sites[s].fan_out for s in SITES) * shape.layers
+    assert abs(skipped - sparsity * total) <= one_channel
+    for s in SITES:
+        for level, kept in zip(levels.level[s], levels.kept[s], strict=True):
+            assert abs(level * shape.sites[s].width - (shape.sites[s].width - kept)) <= 0.5 + 1e-9
+
+
+def test_shapes_agree_with_the_bytes_of_the_known_models() -> None:
+    assert shape_of("llama2-7b").layer_weights * 32 * 2 == pytest.approx(12.952e9, rel=1e-3)
+    assert shape_of("qwen2.5-7b").layer_weights * 28 * 2 == pytest.approx(13.051e9, rel=1e-3)
+
+
+def test_paper_count_reproduces_table_5() -> None:
+    """Table 5: LLaMA2-7B, 45 / 65 / 40 / 57.5 % is the paper's 50 %, and fewer bytes than that."""
+    shape = shape_of("llama2-7b")
+    plan = Plan(
+        method("larosa/paper"), shape, make_levels(shape, schedule("paper", count="nominal"), 0.5, "llama2-7b"),
+        ALL, build_rotation(method("larosa/paper", basis="identity"), None, 32, 1, 0),
+    )  # fmt: skip
+    counted = account(plan, 2)
+    assert [round(counted["level_planned"][s][0], 3) for s in SITES] == [0.45, 0.65, 0.4, 0.575]
+    assert counted["level_paper_count"] == pytest.approx(0.5, abs=2e-3)
+    assert 0.46 < counted["level_byte_weighted"] < 0.475
+
+
+def test_adapters_are_counted_apart() -> None:
+    shape = shape_of("llama2-7b")
+    levels = make_levels(shape, schedule("official"), 0.5, "llama2-7b")
+
+    def shares(**more: object) -> float:
+        chosen = method("larosa", **more)
+        rotation = build_rotation(chosen.model_copy(update={"basis": "identity"}), None, 32, 1, 0)
+        return float(account(Plan(chosen, shape, levels, ALL, rotation), 2)["extras_share"])
+
+    one_a_layer = 32 * 4096**2 * 2 / 12.952e9
+    assert shares() == pytest.approx(one_a_layer * 31 / 32, rel=1e-3)
+    assert shares(granularity="block") == pytest.approx(one_a_layer * 63 / 32, rel=1e-3)
+    assert shares(granularity="group", group_size=4) == pytest.approx(one_a_layer * 7 / 32, rel=1e-3)
+    assert shares(granularity="model") == 0.0
+    assert shares(form="simulated") == pytest.approx(2 * one_a_layer, rel=1e-3)
+    assert shares(basis="identity") == 0.0
+
+
+def test_table_11_rows_and_the_rule_for_models_without_one() -> None:
+    rows = schedule("paper").table
+    for model in rows:
+        shape = shape_of(model)
+        ratio = shape.sites["h4"].width / shape.hidden_size
+        a2, a4 = table11_constraints(rows[model].h1, rows[model].h3, ratio)
+        assert rows[model].h2 == pytest.approx(a2, abs=0.01)
+        assert rows[model].h4 == pytest.approx(a4, abs=0.011)
+    levels = make_levels(shape_of("smollm2-135m"), schedule("paper", count="nominal"), 0.5, "smollm2-135m")
+    assert "no row for smollm2-135m" in levels.source
+    assert levels.level["h2"][0] == pytest.approx(0.8)
+    assert levels.level["h4"][0] == pytest.approx(0.5 * (2 + 1536 / 576 - 1.6) / (1536 / 576))
+
+
+def test_a_level_of_one_or_more_is_refused_with_the_reach() -> None:
+    with pytest.raises(ScheduleError, match=r"site h2, layer 0 would need level 1\.\d+.*must stay below 0\.6"):
+        make_levels(shape_of("llama3-8b"), schedule("paper", count="nominal"), 0.7, "llama3-8b")
+    with pytest.raises(ScheduleError, match="must stay below"):
+        make_levels(shape_of("smollm2-135m"), schedule("official"), 0.95, "smollm2-135m")
+
+
+def test_schedule_file(tmp_path: Path) -> None:
+    shape = shape_of("smollm2-135m")
+    content = {
+        "schema": 1,
+        "layers": 30,
+        "widths": {s: shape.sites[s].width for s in SITES},
+        "levels": {s: [1.0 + 0.01 * i for i in range(30)] for s in SITES},
+    }
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(content))
+    chosen = schedule("file", path=str(path))
+    levels = make_levels(shape, chosen, 0.4, "smollm2-135m")
+    assert levels.level["h4"][29] / levels.level["h4"][0] == pytest.approx(1.29)
+    with pytest.raises(ScheduleError, match="another model"):
+        make_levels(shape_of("tiny-llama"), chosen, 0.4, "tiny-llama")
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(ScheduleError, match="is not a schedule"):
+        make_levels(shape, chosen, 0.4, "smollm2-135m")
+    with pytest.raises(ScheduleError, match="cannot be read"):
+        make_levels(shape, schedule("file", path=str(tmp_path / "none.json")), 0.4, "smollm2-135m")
