@@ -1,0 +1,94 @@
+"""Calibration tensors on disk: safetensors beside a JSON sidecar that holds their identity and hash.
+
+A file whose hash does not match its sidecar (truncated, corrupted, half written) is named, ignored and built
+again. Writing goes through a temporary file and one rename; a lock keeps parallel runs from building twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from larosa.assets import cache_folder, file_sha256
+
+log = logging.getLogger(__name__)
+
+Tensors = dict[str, Tensor]
+
+
+def digest(identity: dict[str, Any]) -> str:
+    """A short hash of a JSON-able identity, independent of the order of its keys."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def cached(kind: str, identity: dict[str, Any], build: Callable[[], Tensors]) -> tuple[Tensors, bool]:
+    """The tensors of `identity`, loaded if an intact file holds them, else built and kept.
+
+    Returns the tensors and whether they came from the cache.
+    """
+    folder = cache_folder() / "calibration"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{kind}-{digest(identity)}.safetensors"
+    with FileLock(f"{path}.lock"):
+        tensors = _load(path)
+        if tensors is not None:
+            return tensors, True
+        tensors = build()
+        try:
+            _save(path, tensors, identity)
+        except (OSError, SafetensorError) as error:
+            log.warning("%s could not be kept (%s); this run goes on, the next one computes it again", path, error)
+        return tensors, False
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing: temporary file, flush to disk, rename."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with scratch.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _load(path: Path) -> Tensors | None:
+    if not path.exists() or not _sidecar(path).exists():
+        return None
+    try:
+        expected = json.loads(_sidecar(path).read_text(encoding="utf-8"))["sha256"]
+        if file_sha256(path) != expected:
+            raise ValueError("its SHA-256 is not the one in the sidecar")
+        return dict(load_file(path))
+    except (ValueError, KeyError, OSError, SafetensorError) as error:
+        log.warning("cache file %s is damaged (%s): it is built again", path, error)
+        return None
+
+
+def _save(path: Path, tensors: Tensors, identity: dict[str, Any]) -> None:
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch)
+        sidecar = {"identity": identity, "sha256": file_sha256(scratch), "bytes": scratch.stat().st_size}
+        _sidecar(path).unlink(missing_ok=True)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    write_atomically(_sidecar(path), json.dumps(sidecar, indent=1).encode())

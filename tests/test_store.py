@@ -1,0 +1,127 @@
+"""The calibration cache and the records: whole or absent, damage is noticed, nothing computed is lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from larosa import results, store
+
+IDENTITY = {"model": "x", "tokens": "y"}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LAROSA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "calibration"
+
+
+def build() -> dict[str, torch.Tensor]:
+    return {"Q": torch.arange(2000.0)}
+
+
+def test_built_once_then_loaded() -> None:
+    first, from_cache = store.cached("moments", IDENTITY, build)
+    assert not from_cache
+    again, from_cache = store.cached("moments", dict(reversed(IDENTITY.items())), lambda: pytest.fail("rebuilt"))
+    assert from_cache
+    assert torch.equal(first["Q"], again["Q"])
+    _, from_cache = store.cached("moments", {**IDENTITY, "tokens": "z"}, build)
+    assert not from_cache
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "sidecar", "no sidecar"])
+def test_damage_is_noticed_named_and_mended(damage: str, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store.cached("moments", IDENTITY, build)
+    path = next(cache.glob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    if damage == "truncate":
+        path.write_bytes(content[:-100])
+    elif damage == "flip":
+        content[-7] ^= 1
+        path.write_bytes(content)
+    elif damage == "sidecar":
+        path.with_suffix(".json").write_text("{")
+    else:
+        path.with_suffix(".json").unlink()
+    with caplog.at_level(logging.WARNING):
+        tensors, from_cache = store.cached("moments", IDENTITY, build)
+    assert not from_cache
+    assert torch.equal(tensors["Q"], build()["Q"])
+    if damage != "no sidecar":
+        assert path.name in caplog.text
+        assert "built again" in caplog.text
+    assert store.cached("moments", IDENTITY, build)[1]
+
+
+def test_a_full_disk_costs_the_cache_not_the_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store, "save_file", full)
+    with caplog.at_level(logging.WARNING):
+        tensors, _ = store.cached("moments", IDENTITY, build)
+    assert torch.equal(tensors["Q"], build()["Q"])
+    assert "No space left" in caplog.text
+
+
+def test_a_record_that_cannot_be_written_is_rescued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    true_write = store.write_atomically
+
+    def full(path: Path, content: bytes) -> None:
+        if path.parent == folder:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        true_write(path, content)
+
+    monkeypatch.setattr(results, "write_atomically", full)
+    with pytest.raises(results.RecordError, match=r"No space left.*was saved as .*larosa-abc\.json"):
+        results.save_record(folder, {"identity": "abc"})
+    assert json.loads((tmp_path / "larosa-abc.json").read_text()) == {"identity": "abc"}
+
+
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(results.RecordError, match="output=FOLDER"):
+        results.prepare_folder(tmp_path / "file" / "run")
+
+
+def test_a_damaged_or_foreign_record_is_not_believed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shaping = {"a": 1}
+    results.save_record(tmp_path, {"identity": store.digest(shaping), "value": 1})
+    found = results.load_record(tmp_path, shaping)
+    assert found is not None
+    assert found["value"] == 1
+    assert results.load_record(tmp_path, {"a": 2}) is None
+    (tmp_path / "result.json").write_text('{"identity": "')
+    assert results.load_record(tmp_path, shaping) is None
+    assert "damaged" in caplog.text
+
+
+def test_kill_9_while_writing_leaves_the_old_record_or_the_new(tmp_path: Path) -> None:
+    code = (
+        "import sys, itertools; from pathlib import Path; from larosa.store import write_atomically\n"
+        "print('go', flush=True)\n"
+        "for i in itertools.count(): write_atomically(Path(sys.argv[1]), (str(i) * 200000)[:200000].encode())"
+    )
+    path = tmp_path / "result.json"
+    for _ in range(3):
+        with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(0.15)
+            process.kill()
+        assert len(path.read_bytes()) == 200000
