@@ -1,0 +1,65 @@
+"""What a plan saves and what it costs, counted one way for every method.
+
+byte-weighted level = weight bytes not read / weight bytes of the seven projections
+extras              = bytes that the method reads besides (residual adapters, explicit transforms)
+net bytes           = projection bytes - bytes not read + extras, as a share of the projection bytes
+paper count         = levels weighted by width * projections that read the site (section 4 of paper.md)
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from larosa.architecture import SITES
+from larosa.sites import ModelShape
+from larosa.sparsity.handle import Plan
+from larosa.sparsity.schedule import byte_weighted
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a method adds at run time, a token."""
+
+    kind: str
+    products: int
+    bytes: int
+
+
+def extras(plan: Plan, element_bytes: int) -> Extras:
+    """Run-time extras of a plan, at `element_bytes` a weight."""
+    D, rotation = plan.shape.hidden_size, plan.rotation
+    if rotation is None or plan.method.basis == "identity":
+        return Extras("none", 0, 0)
+    if plan.method.form == "absorbed":
+        products = rotation.adapters
+        kind = "residual adapters, D x D" if products else "none"
+    else:
+        # Run for real, the rotation in front of each norm's readers is one product: the way back is absorbed.
+        products, kind = 2 * plan.shape.layers, "explicit rotations, D x D (if really run)"
+    return Extras(kind, products, products * D * D * element_bytes)
+
+
+def account(plan: Plan, element_bytes: int) -> dict[str, Any]:
+    """The planned accounting of a plan. Levels and shares are fractions, bytes are per token."""
+    shape = plan.shape
+    planned = {s: tuple(plan.levels.planned(s, i, shape) for i in range(shape.layers)) for s in SITES}
+    projections = shape.layers * shape.layer_weights * element_bytes
+    level, added = byte_weighted(planned, shape), extras(plan, element_bytes)
+    return {
+        "level_asked": plan.levels.asked,
+        "level_byte_weighted": level,
+        "level_paper_count": _paper_count(planned, shape),
+        "level_planned": planned,
+        "coefficients": plan.levels.source,
+        "projection_bytes": projections,
+        "extras": asdict(added),
+        "extras_share": added.bytes / projections,
+        "net_bytes_share": 1.0 - level + added.bytes / projections,
+    }
+
+
+def _paper_count(levels: dict[str, tuple[float, ...]], shape: ModelShape) -> float:
+    weight = {site: shape.sites[site].width * shape.sites[site].readers for site in SITES}
+    skipped = sum(level * weight[site] for site in SITES for level in levels[site])
+    return skipped / (shape.layers * sum(weight.values()))

@@ -1,0 +1,1 @@
+"""The methods: one file each, from settings to a Plan."""

@@ -1,0 +1,20 @@
+"""LaRoSA: Top-K in a rotated basis (arXiv 2507.01299), in two forms that are named apart.
+
+`absorbed`: the basis is absorbed into the weights, residual adapters change it between layers (the paper).
+`simulated`: the norm's output, gamma in it, is rotated, Top-K'd and rotated back (the official code).
+"""
+
+from __future__ import annotations
+
+from larosa.calibration.calibrator import Calibrator
+from larosa.config import MethodConfig, TokenPolicyConfig
+from larosa.sites import ModelShape
+from larosa.sparsity.handle import Plan
+from larosa.sparsity.schedule import Levels
+
+
+def plan(
+    method: MethodConfig, shape: ModelShape, levels: Levels, tokens: TokenPolicyConfig, calibrator: Calibrator
+) -> Plan:
+    """The levels in the calibrated rotation."""
+    return Plan(method, shape, levels, tokens, rotation=calibrator.rotation(method))

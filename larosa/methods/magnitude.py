@@ -1,0 +1,20 @@
+"""Magnitude Top-K: per token the largest magnitudes stay, in the model's own basis, without calibration."""
+
+from __future__ import annotations
+
+from larosa.calibration.calibrator import Calibrator
+from larosa.config import MethodConfig, TokenPolicyConfig
+from larosa.sites import ModelShape
+from larosa.sparsity.handle import Plan
+from larosa.sparsity.schedule import Levels
+
+
+def plan(
+    method: MethodConfig,
+    shape: ModelShape,
+    levels: Levels,
+    tokens: TokenPolicyConfig,
+    _calibrator: Calibrator,
+) -> Plan:
+    """The levels as they are, no rotation."""
+    return Plan(method, shape, levels, tokens, rotation=None)

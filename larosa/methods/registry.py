@@ -1,0 +1,16 @@
+"""From a method's name to the function that makes its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from larosa.calibration.calibrator import Calibrator
+from larosa.config import MethodConfig, TokenPolicyConfig
+from larosa.methods import dense, larosa, magnitude
+from larosa.sites import ModelShape
+from larosa.sparsity.handle import Plan
+from larosa.sparsity.schedule import Levels
+
+PlanFunction = Callable[[MethodConfig, ModelShape, Levels, TokenPolicyConfig, Calibrator], Plan]
+
+METHODS: dict[str, PlanFunction] = {"dense": dense.plan, "magnitude": magnitude.plan, "larosa": larosa.plan}
