@@ -1,0 +1,1 @@
+"""What is measured on a model: perplexity, zero-shot accuracy, output error, sparsity, invariance."""

@@ -1,0 +1,115 @@
+"""Thresholds and output errors of a sparse model on the calibration tokens.
+
+* threshold: the k-th magnitude of every token (quantiles over tokens), what a threshold kernel would need;
+* site error: `||W x - W x_sparse|| / ||W x||` over all readers W of a site, on the activations of the sparse
+  model, beside Theorem A.1 of the paper at the site's level;
+* layer error: the layer's update of the residual stream against its dense update on the same input. Bases are
+  orthogonal, so the ratio does not depend on the form.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from larosa.architecture import SITES, ModelView
+from larosa.sparsity.handle import SparsityHandle
+from larosa.sparsity.site import SparseSite
+from larosa.sparsity.top_k import kth_magnitude, theoretical_error
+
+QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+
+
+class ErrorProbe:
+    """An observer of sparse sites that keeps thresholds and sums of squared errors."""
+
+    def __init__(self) -> None:
+        self.thresholds: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
+        self.squared_error: dict[tuple[str, int], float] = defaultdict(float)
+        self.squared_output: dict[tuple[str, int], float] = defaultdict(float)
+        self.layer_error: dict[int, float] = defaultdict(float)
+        self.layer_output: dict[int, float] = defaultdict(float)
+
+    def observe(self, site: SparseSite, x: Tensor, y: Tensor, z: Tensor, _z_sparse: Tensor) -> None:
+        """Keep one threshold a token, and the error of the site's readers."""
+        key = (site.site, site.layer)
+        if 0 < site.top_k.k < site.top_k.width and len(z):
+            self.thresholds[key].append(kth_magnitude(z, site.top_k.k).reshape(-1).float().cpu())
+        for linear in site.readers:
+            weight = linear.weight
+            self.squared_error[key] += _squared((x - y) @ weight.T)
+            self.squared_output[key] += _squared(x @ weight.T)
+
+    @contextmanager
+    def watch_layers(self, view: ModelView, sites: list[SparseSite]) -> Iterator[None]:
+        """Within: run every layer a second time with its sites dense, on the same input."""
+        hooks = []
+        for layer in view.layers:
+            own = [site for site in sites if site.layer == layer.index]
+            hooks.append(layer.module.register_forward_hook(self._compare(layer.index, own), with_kwargs=True))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _compare(self, index: int, sites: list[SparseSite]) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            stream = args[0] if args else kwargs["hidden_states"]
+            sparse = output[0] if isinstance(output, tuple) else output
+            for site in sites:
+                site.enabled = False
+            try:
+                dense = module.forward(*args, **kwargs)
+            finally:
+                for site in sites:
+                    site.enabled = True
+            dense = dense[0] if isinstance(dense, tuple) else dense
+            self.layer_error[index] += _squared(sparse - dense)
+            self.layer_output[index] += _squared(dense - stream)
+
+        return hook
+
+
+@torch.no_grad()
+def probe(model: PreTrainedModel, handle: SparsityHandle, ids: Tensor) -> dict[str, Any]:
+    """Thresholds and errors of the sparse model on ids [N, T]. Levels and errors are fractions."""
+    view, watcher, shape = ModelView(model), ErrorProbe(), handle.plan.shape
+    device = view.embedding.weight.device
+    with handle.observed_by(watcher), watcher.watch_layers(view, handle.sites):
+        for row in tqdm(torch.split(ids, 1), desc="thresholds and errors", unit="sequence", leave=False):
+            view.decoder(input_ids=row.to(device), use_cache=False)
+    layers = range(shape.layers)
+    levels = {s: [handle.plan.levels.planned(s, i, shape) for i in layers] for s in SITES}
+    return {
+        "tokens": ids.numel(),
+        "threshold_quantiles": QUANTILES,
+        "thresholds": {s: [_quantiles(watcher.thresholds[s, i]) for i in layers] for s in SITES},
+        "site_error": {
+            s: [_ratio(watcher.squared_error[s, i], watcher.squared_output[s, i]) for i in layers] for s in SITES
+        },
+        "site_error_theory": {s: [theoretical_error(level) for level in levels[s]] for s in SITES},
+        "layer_error": [_ratio(watcher.layer_error[i], watcher.layer_output[i]) for i in layers],
+    }
+
+
+def _squared(x: Tensor) -> float:
+    return float(x.float().pow(2).sum(dtype=torch.float64))
+
+
+def _ratio(error: float, output: float) -> float | None:
+    return (error / output) ** 0.5 if output > 0 else None
+
+
+def _quantiles(values: list[Tensor]) -> list[float] | None:
+    if not values:
+        return None
+    found = torch.cat(values).double().quantile(torch.tensor(QUANTILES, dtype=torch.float64))
+    return [float(value) for value in found]

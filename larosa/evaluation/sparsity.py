@@ -1,0 +1,51 @@
+"""Measured sparsity: the zeros that really stand in the activations, a token, a site and a layer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from larosa.architecture import SITES
+from larosa.sites import ModelShape
+from larosa.sparsity.site import SparseSite
+
+
+class SparsityMeter:
+    """An observer of sparse sites that counts zeros of every sparse token."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        self._shape = shape
+        self._zeros: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
+
+    def observe(self, site: SparseSite, _x: Tensor, _y: Tensor, _z: Tensor, z_sparse: Tensor) -> None:
+        """Count the zeros of each row."""
+        self._zeros[site.site, site.layer].append((z_sparse == 0).sum(-1, dtype=torch.int32))
+
+    def summary(self) -> dict[str, Any]:
+        """Fractions: per site and layer mean and standard deviation over tokens; byte-weighted over all."""
+        layers, sites = self._shape.layers, self._shape.sites
+        mean: dict[str, list[float]] = {site: [] for site in SITES}
+        std: dict[str, list[float]] = {site: [] for site in SITES}
+        skipped: Tensor | None = None
+        for site in SITES:
+            for layer in range(layers):
+                zeros = torch.cat(self._zeros[site, layer]).double().cpu()
+                level = zeros / sites[site].width
+                mean[site].append(float(level.mean()))
+                std[site].append(float(level.std(correction=0)))
+                weights = zeros * sites[site].fan_out
+                skipped = weights if skipped is None else skipped + weights
+        assert skipped is not None
+        share = skipped / (layers * self._shape.layer_weights)
+        return {
+            "level_mean": mean,
+            "level_std_over_tokens": std,
+            "byte_weighted_mean": float(share.mean()),
+            "byte_weighted_std_over_tokens": float(share.std(correction=0)),
+            "byte_weighted_min": float(share.min()),
+            "byte_weighted_max": float(share.max()),
+            "sparse_tokens": len(share),
+        }
