@@ -1,0 +1,1 @@
+"""From records to tables and figures. Reads result.json only; imports neither torch nor larosa."""

@@ -1,0 +1,34 @@
+"""How figures look: one colour and marker a method throughout, from Okabe and Ito's palette.
+
+The palette survives colour blindness; line styles and markers differ too, so grey print keeps them apart.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+LineStyle = Literal["-", "--", "-.", ":"]
+
+METHOD_STYLE: dict[str, tuple[str, str]] = {
+    "dense": ("#000000", "s"),
+    "magnitude": ("#E69F00", "o"),
+    "larosa": ("#0072B2", "D"),
+    "teal": ("#009E73", "^"),
+    "cats": ("#CC79A7", "v"),
+    "wina": ("#56B4E9", "P"),
+    "r_sparse": ("#D55E00", "X"),
+}
+"""Method family (before the slash of a preset) -> colour, marker."""
+
+SITE_STYLE: dict[str, tuple[str, LineStyle, str]] = {
+    "h1": ("#0072B2", "-", "attention input (q, k, v)"),
+    "h2": ("#E69F00", "--", "attention output (o)"),
+    "h3": ("#009E73", "-.", "MLP input (gate, up)"),
+    "h4": ("#CC79A7", ":", "MLP hidden (down)"),
+}
+
+
+def method_style(name: str) -> tuple[str, str]:
+    """Colour and marker of a method or preset."""
+    return METHOD_STYLE.get(re.split(r"[^a-z_]", name)[0], ("#999999", "*"))

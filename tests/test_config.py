@@ -1,0 +1,141 @@
+"""Every conf file composes; what users type works; what is wrong is said in one line before anything loads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CONF, ROOT
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from larosa.config import ConfigError, RunConfig
+from larosa.pipeline import plan_cells
+
+OWN_FILES = {"calibration=text": "calibration.text.files=[a.txt]", "texts=text": "texts.text.files=[a.txt]"}
+NEEDS = {
+    **OWN_FILES,
+    "schedule=file": "schedule.path=a.json",
+    "tokens=decode_only": "texts=none evaluation.zero_shot.tasks=[]",
+    "tokens=last_fraction": "evaluation.zero_shot.batch_size=1",
+}
+
+
+def parse(*overrides: str) -> RunConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        tree: Any = OmegaConf.to_container(compose("config", list(overrides)), resolve=True, throw_on_missing=True)
+    return RunConfig.parse(tree)
+
+
+def choices() -> list[str]:
+    found = []
+    for path in sorted(CONF.glob("*/**/*.yaml")):
+        group, *rest = path.relative_to(CONF).with_suffix("").parts
+        found.append(f"{group}={'/'.join(rest)}")
+    return found
+
+
+@pytest.mark.parametrize("choice", choices())
+def test_every_conf_file_composes(choice: str) -> None:
+    parse(choice, *NEEDS.get(choice, "").split())
+
+
+MODELS = [path.stem for path in sorted((CONF / "model").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("method", ["dense", "magnitude", "larosa", "larosa/paper", "larosa/official"])
+@pytest.mark.parametrize("schedule", ["uniform", "official", "paper"])
+def test_every_model_plans_with_every_method(model: str, method: str, schedule: str) -> None:
+    config = parse(f"model={model}", "sparsity=0.4", f"method={method}", f"schedule={schedule}")
+    config = config.model_copy(update={"model": config.model.model_copy(update={"device_map": None})})
+    cells = plan_cells(config)
+    assert len({str(cell.folder) for cell in cells.values()}) == len(cells)
+    assert list(cells)[-1] == config.method.label
+
+
+def test_no_group_is_named_sparsity() -> None:
+    assert not (CONF / "sparsity").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sparsity=1.0"], "sparsity: Input should be less than 1"),
+        (["sparsity=-0.1"], "sparsity: Input should be greater than or equal to 0"),
+        (["+sparcity=0.4"], "sparcity: unknown key"),
+        (["+method.bases=pca"], "method.bases: unknown key"),
+        (["method.basis=fourier"], "method.basis"),
+        (["method=magnitude", "method.basis=pca"], "has no rotation"),
+        (["method.form=plain"], "absorbed or simulated"),
+        (["tokens=decode_only"], "would measure the dense model"),
+        (["tokens=last_fraction"], "batch_size=1"),
+        (["calibration.probe_sequences=99"], "must not exceed"),
+        (["schedule.kind=coefficients", "schedule.coefficients=null"], "needs schedule.coefficients"),
+    ],
+)
+def test_bad_settings_are_named(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(*overrides)
+
+
+def test_baseline_one_several_none() -> None:
+    assert list(parse("baseline=magnitude").baseline) == ["magnitude"]
+    assert list(parse("baseline=[dense,larosa/official]").baseline) == ["dense", "larosa-official"]
+    assert parse("baseline=none").baseline == {}
+
+
+def test_baselines_stand_at_the_byte_weighted_level_of_a_nominal_method() -> None:
+    config = parse("model=llama2-7b", "method=larosa/paper", "schedule=paper", "schedule.count=nominal", "sparsity=0.5")
+    cells = plan_cells(config)
+    assert cells["magnitude"].config.schedule.count == "bytes"
+    assert 0.46 < cells["magnitude"].config.sparsity < 0.475
+    assert cells[config.method.label].config.sparsity == 0.5
+
+
+def test_identity_follows_what_shapes_the_result_and_nothing_else() -> None:
+    def folder(*overrides: str) -> Path:
+        config = parse(*overrides)
+        return plan_cells(config)[config.method.label].folder
+
+    base = folder()
+    assert folder("tracking=off", "force=true", "baseline=none", "model.keep_weights=cpu") == base
+    for other in ("sparsity=0.41", "seed=1", "calibration.length=512", "method.top_k.ties=keep", "texts=lambada",
+                  "model.dtype=bfloat16", "evaluation.zero_shot.examples=21", "schedule=uniform"):  # fmt: skip
+        assert folder(other) != base, other
+    dense = {plan_cells(parse(o))["dense"].folder for o in ("sparsity=0.4", "sparsity=0.5", "schedule=uniform")}
+    assert len(dense) == 1
+
+
+def test_own_files_shape_the_identity_by_content(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+
+    def folder() -> Path:
+        config = parse("calibration=text", f"calibration.text.files=[{file}]")
+        return plan_cells(config)[config.method.label].folder
+
+    file.write_text("one")
+    one = folder()
+    file.write_text("two")
+    assert folder() != one
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=llama2-7b"], "model.path="),
+        (["sparsity=2"], "sparsity: Input should be less than 1"),
+        (["calibration=text"], "calibration.text.files"),
+        (["model.path=/nowhere/at/all"], "/nowhere/at/all"),
+        (["sparsity=0.95"], "must stay below"),
+    ],
+)
+def test_run_py_ends_with_one_message_within_seconds(overrides: list[str], message: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "run.py"), f"output={tmp_path}", "tracking=off", *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

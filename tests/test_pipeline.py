@@ -1,0 +1,137 @@
+"""Whole runs on a tiny model with texts of one's own: records, resuming, determinism, damage, interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+from test_config import parse
+
+from larosa.architecture import ModelView
+from larosa.evaluation.perplexity import EvaluationError, perplexity
+from larosa.pipeline import run
+
+SENTENCE = "the cat sat on a mat while seven dogs ran over green hills and nobody asked why it rained"
+WORDS = SENTENCE.split()
+
+
+def write_text(path: Path, seed: int, words: int = 1500) -> Path:
+    generator = torch.Generator().manual_seed(seed)
+    picks = torch.randint(len(WORDS), (words,), generator=generator).tolist()
+    path.write_text(" ".join(WORDS[i] for i in picks))
+    return path
+
+
+@pytest.fixture
+def overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setenv("LAROSA_CACHE", str(tmp_path / "cache"))
+    calibration, held_out = write_text(tmp_path / "a.txt", 0), write_text(tmp_path / "b.txt", 1)
+    return [
+        "model=tiny-llama", "calibration=text", f"calibration.text.files=[{calibration}]", "calibration.length=64",
+        "calibration.sequences=8", "texts=text", f"texts.text.files=[{held_out}]", "evaluation.perplexity.length=64",
+        "evaluation.perplexity.max_tokens=256", "evaluation.zero_shot.tasks=[]", "tracking=off",
+        f"output={tmp_path / 'runs'}",
+    ]  # fmt: skip
+
+
+def metrics(record: dict[str, Any]) -> dict[str, Any]:
+    return dict(record["metrics"])
+
+
+def test_a_run_leaves_complete_records_and_the_second_returns_them(overrides: list[str], tmp_path: Path) -> None:
+    records = run(parse(*overrides))
+    assert list(records) == ["dense", "magnitude", "larosa (absorbed, pca, per layer)"]
+    folders = sorted(path.parent for path in (tmp_path / "runs").glob("*/result.json"))
+    assert len(folders) == 3
+    larosa = json.loads(next(p for p in folders if "larosa" in p.name).joinpath("result.json").read_text())
+    found = larosa["metrics"]
+    assert found["invariance"]["relative_logits_error"] <= found["invariance"]["bound"] < 1e-2
+    asked, planned = found["accounting"]["level_asked"], found["accounting"]["level_byte_weighted"]
+    assert asked == 0.4
+    assert planned == pytest.approx(0.4, abs=0.01)
+    measured = found["measured_sparsity"]["text"]
+    assert measured["byte_weighted_mean"] == pytest.approx(planned, abs=1e-9)
+    assert measured["byte_weighted_std_over_tokens"] == pytest.approx(0, abs=1e-12)
+    assert found["accounting"]["extras"]["products"] == 2
+    assert len(found["errors"]["layer_error"]) == 3
+    assert all(0 < e < 1 for e in found["errors"]["layer_error"])
+    assert all(q == sorted(q) for site in found["errors"]["thresholds"].values() for q in site)
+    for key in ("identity", "config", "git", "versions", "hardware", "data", "stages", "units"):
+        assert larosa[key]
+    main = next(p for p in folders if "larosa" in p.name)
+    for name in ("comparison.md", "comparison.json", "quality.png", "output_error.png", "thresholds.png"):
+        assert (main / name).stat().st_size > 0
+    stamps = {p: (p / "result.json").stat().st_mtime_ns for p in folders}
+    assert run(parse(*overrides)) == records
+    assert stamps == {p: (p / "result.json").stat().st_mtime_ns for p in folders}
+
+
+def test_two_runs_of_one_identity_are_equal(overrides: list[str]) -> None:
+    first = run(parse(*overrides))
+    second = run(parse(*overrides, "force=true"))
+    assert {n: metrics(r) for n, r in first.items()} == {n: metrics(r) for n, r in second.items()}
+    assert all(first[name]["created"] <= second[name]["created"] for name in first)
+
+
+@pytest.mark.parametrize("model", ["tiny-llama", "tiny-mistral", "tiny-qwen2"])
+@pytest.mark.parametrize("form", ["absorbed", "simulated"])
+def test_level_zero_has_the_dense_perplexity(overrides: list[str], model: str, form: str) -> None:
+    records = run(parse(*overrides, f"model={model}", "sparsity=0", f"method.form={form}", "model.dtype=float64"))
+    values = [record["metrics"]["perplexity"]["text"]["perplexity"] for record in records.values()]
+    assert values[1] == values[0]
+    assert values[2] == pytest.approx(values[0], rel=1e-10)
+
+
+def test_perplexity_is_that_of_transformers(overrides: list[str]) -> None:
+    from larosa.models import load_model
+
+    model = load_model(parse(*overrides).model, seed=0)
+    ids = torch.randint(3, 384, (3, 40), generator=torch.Generator().manual_seed(0))
+    losses = [float(model(input_ids=row[None], labels=row[None]).loss) for row in ids]
+    expected = torch.tensor(losses).double().mean().exp()
+    assert perplexity(model, ids, 2, "test")["perplexity"] == pytest.approx(float(expected), rel=1e-5)
+    ModelView(model).head.weight.fill_(float("nan"))
+    with pytest.raises(EvaluationError, match="not finite"):
+        perplexity(model, ids, 2, "test")
+
+
+def test_calibration_is_shared_between_levels(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run(parse(*overrides, "baseline=none"))
+    monkeypatch.setattr("larosa.calibration.calibrator.second_moments", lambda *_: pytest.fail("calibrated again"))
+    run(parse(*overrides, "baseline=none", "sparsity=0.5"))
+    run(parse(*overrides, "baseline=none", "seed=0", "schedule=uniform"))
+
+
+def test_weights_and_bench_texts_are_disjoint_by_evidence(overrides: list[str], tmp_path: Path) -> None:
+    record = next(iter(run(parse(*overrides, "baseline=none")).values()))
+    seen = record["data"]["texts"]["text"]["overlap_with_calibration"]
+    assert seen["shared_documents"] == 0
+    assert seen["evaluation_ngrams"] > 1000
+
+
+def test_kill_9_leaves_no_half_record_and_the_next_run_succeeds(overrides: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "run.py"), *overrides]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "recorded" in line:
+                break
+        time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+    for path in (tmp_path / "runs").glob("*/result.json"):
+        json.loads(path.read_text())
+    assert len(run(parse(*overrides))) == 3
+
+
+def test_wandb_offline_run_is_closed(overrides: list[str], tmp_path: Path) -> None:
+    run(parse(*overrides, "tracking=offline"))
+    assert list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))
