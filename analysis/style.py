@@ -11,7 +11,7 @@ from typing import Literal
 LineStyle = Literal["-", "--", "-.", ":"]
 
 METHOD_STYLE: dict[str, tuple[str, str]] = {
-    "dense": ("#000000", "s"),
+    "dense": ("#666666", "s"),
     "magnitude": ("#E69F00", "o"),
     "larosa": ("#0072B2", "D"),
     "teal": ("#009E73", "^"),

@@ -5,6 +5,9 @@
   model, beside Theorem A.1 of the paper at the site's level;
 * layer error: the layer's update of the residual stream against its dense update on the same input. Bases are
   orthogonal, so the ratio does not depend on the form.
+
+Errors are taken a token and then averaged: in sums over tokens the few with massive activations would drown the
+others.
 """
 
 from __future__ import annotations
@@ -32,20 +35,16 @@ class ErrorProbe:
 
     def __init__(self) -> None:
         self.thresholds: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
-        self.squared_error: dict[tuple[str, int], float] = defaultdict(float)
-        self.squared_output: dict[tuple[str, int], float] = defaultdict(float)
-        self.layer_error: dict[int, float] = defaultdict(float)
-        self.layer_output: dict[int, float] = defaultdict(float)
+        self.site_error: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
+        self.layer_error: dict[int, list[Tensor]] = defaultdict(list)
 
     def observe(self, site: SparseSite, x: Tensor, y: Tensor, z: Tensor, _z_sparse: Tensor) -> None:
         """Keep one threshold a token, and the error of the site's readers."""
         key = (site.site, site.layer)
         if 0 < site.top_k.k < site.top_k.width and len(z):
             self.thresholds[key].append(kth_magnitude(z, site.top_k.k).reshape(-1).float().cpu())
-        for linear in site.readers:
-            weight = linear.weight
-            self.squared_error[key] += _squared((x - y) @ weight.T)
-            self.squared_output[key] += _squared(x @ weight.T)
+        weight = torch.cat([linear.weight for linear in site.readers])
+        self.site_error[key].append(_relative((x - y) @ weight.T, x @ weight.T))
 
     @contextmanager
     def watch_layers(self, view: ModelView, sites: list[SparseSite]) -> Iterator[None]:
@@ -72,8 +71,7 @@ class ErrorProbe:
                 for site in sites:
                     site.enabled = True
             dense = dense[0] if isinstance(dense, tuple) else dense
-            self.layer_error[index] += _squared(sparse - dense)
-            self.layer_output[index] += _squared(dense - stream)
+            self.layer_error[index].append(_relative(sparse - dense, dense - stream))
 
         return hook
 
@@ -92,20 +90,21 @@ def probe(model: PreTrainedModel, handle: SparsityHandle, ids: Tensor) -> dict[s
         "tokens": ids.numel(),
         "threshold_quantiles": QUANTILES,
         "thresholds": {s: [_quantiles(watcher.thresholds[s, i]) for i in layers] for s in SITES},
-        "site_error": {
-            s: [_ratio(watcher.squared_error[s, i], watcher.squared_output[s, i]) for i in layers] for s in SITES
-        },
+        "site_error": {s: [_mean(watcher.site_error[s, i]) for i in layers] for s in SITES},
         "site_error_theory": {s: [theoretical_error(level) for level in levels[s]] for s in SITES},
-        "layer_error": [_ratio(watcher.layer_error[i], watcher.layer_output[i]) for i in layers],
+        "layer_error": [_mean(watcher.layer_error[i]) for i in layers],
     }
 
 
-def _squared(x: Tensor) -> float:
-    return float(x.float().pow(2).sum(dtype=torch.float64))
+def _relative(error: Tensor, output: Tensor) -> Tensor:
+    """[tokens] of ||error|| / ||output||, tokens without output left out."""
+    size = output.float().norm(dim=-1).reshape(-1)
+    return (error.float().norm(dim=-1).reshape(-1) / size)[size > 0].cpu()
 
 
-def _ratio(error: float, output: float) -> float | None:
-    return (error / output) ** 0.5 if output > 0 else None
+def _mean(values: list[Tensor]) -> float | None:
+    tokens = torch.cat(values).double() if values else torch.empty(0)
+    return float(tokens.mean()) if len(tokens) else None
 
 
 def _quantiles(values: list[Tensor]) -> list[float] | None:
