@@ -6,6 +6,8 @@ import logging
 import sys
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -26,9 +28,10 @@ def main(settings: DictConfig) -> None:
         from larosa.pipeline import run  # heavy imports wait until the settings are known to be good
 
         run(config)
-    except LarosaError as error:
+    except (LarosaError, OSError) as error:
         logging.getLogger("larosa").error("%s", error)
-        sys.exit(2)
+        if HydraConfig.get().mode is not RunMode.MULTIRUN:  # the other cells of a sweep go on
+            sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.style import SITE_STYLE, method_style
+from analysis.style import SITE_STYLE, method_styles
 
 Record = dict[str, Any]
 
@@ -55,29 +55,30 @@ def quality(records: dict[str, Record]) -> Figure:
 
 
 def _bars(axes: Axes, records: dict[str, Record], group: str, names: list[str], key: str, scale: float) -> None:
-    width = 0.8 / max(len(records), 1)
+    width, styles = 0.8 / max(len(records), 1), method_styles(records)
     for i, (method, record) in enumerate(records.items()):
         found = [record["metrics"][group].get(name) for name in names]
         place = [j + (i - (len(records) - 1) / 2) * width for j in range(len(names))]
         height = [scale * f[key] if f else 0.0 for f in found]
         error = [scale * (f["standard_error"] or 0.0) if f else 0.0 for f in found]
-        axes.bar(place, height, width * 0.92, yerr=error, label=method, color=method_style(method)[0], capsize=2)
+        axes.bar(place, height, width * 0.92, yerr=error, label=method, color=styles[method][0], capsize=2)
     axes.set_xticks(range(len(names)), names)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def output_error(records: dict[str, Record]) -> Figure:
     """Relative output error by layer, one panel a site, beside Theorem A.1 at the site's level."""
+    styles = method_styles(["dense", *records])
     figure, panels = plt.subplots(1, 5, figsize=(15, 3.6), sharey=True, layout="constrained")
     for axes, (site, (_colour, _style, meaning)) in zip(panels, SITE_STYLE.items(), strict=False):
         for method, record in records.items():
             errors = record["metrics"]["errors"]
-            colour, marker = method_style(method)
+            colour, marker = styles[method]
             axes.plot(errors["site_error"][site], color=colour, marker=marker, markersize=3, label=method)
         axes.plot(errors["site_error_theory"][site], color="0.35", linestyle="--", label="theory (A.1)")
         axes.set_title(f"{site}: {meaning}", fontsize=9)
     for method, record in records.items():
-        colour, marker = method_style(method)
+        colour, marker = styles[method]
         panels[4].plot(record["metrics"]["errors"]["layer_error"], color=colour, marker=marker, markersize=3)
     panels[4].set_title("whole layer's update", fontsize=9)
     for axes in panels:

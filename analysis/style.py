@@ -6,6 +6,7 @@ The palette survives colour blindness; line styles and markers differ too, so gr
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Literal
 
 LineStyle = Literal["-", "--", "-.", ":"]
@@ -29,6 +30,15 @@ SITE_STYLE: dict[str, tuple[str, LineStyle, str]] = {
 }
 
 
-def method_style(name: str) -> tuple[str, str]:
-    """Colour and marker of a method or preset."""
-    return METHOD_STYLE.get(re.split(r"[^a-z_]", name)[0], ("#999999", "*"))
+SPARE = [("#D55E00", "X"), ("#F0E442", "P"), ("#882255", "h"), ("#117733", "<")]
+"""For a second and third variant of one method in one figure."""
+
+
+def method_styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each method of a figure; the first of a family wears the family's own."""
+    styles: dict[str, tuple[str, str]] = {}
+    spare = iter(SPARE)
+    for name in names:
+        own = METHOD_STYLE.get(re.split(r"[^a-z_]", name)[0], ("#999999", "*"))
+        styles[name] = next(spare, ("#999999", "*")) if own in styles.values() else own
+    return styles

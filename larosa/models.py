@@ -8,10 +8,12 @@ used, because it would also cast the rotary frequencies, which transformers keep
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     ByT5Tokenizer,
@@ -43,7 +45,10 @@ __all__ = [
     "load_tokenizer",
     "model_config",
     "resolve_device",
+    "resolve_placement",
 ]
+
+log = logging.getLogger(__name__)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -61,21 +66,25 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def resolve_placement(config: ModelConfig) -> torch.device:
+    """The (first) device of the model. Raises ModelError for a device that is not there or an impossible map."""
+    device = resolve_device(config.device)
+    if config.device_map is not None and config.path is None and config.source == "random":
+        raise ModelError("random weights are built on one device: set model.device_map=null")
+    return device
+
+
 def load_model(config: ModelConfig, seed: int) -> PreTrainedModel:
     """The model in eval mode, frozen, in `dtype`, on `device` or spread over the GPUs by `device_map`.
 
     `seed` matters for random weights only: equal seeds give equal weights on the same kind of device, and
     the global random state stays as it was. Raises ModelError, wherever possible before weights are read.
     """
-    device = resolve_device(config.device)
+    device = resolve_placement(config)
     random = config.path is None and config.source == "random"
-    if config.device_map is not None and random:
-        raise ModelError("random weights are built on one device: set model.device_map=null")
-    if config.device_map is not None and device.type != "cuda":
-        raise ModelError(
-            f"model.device_map={config.device_map} spreads a model over GPUs, but model.device="
-            f"{config.device} is no GPU here: set model.device_map=null"
-        )
+    if device.type == "cpu" and config.device_map is not None:
+        log.info("model.device_map=%s: no GPU, all of the model stands on the CPU", config.device_map)
+        config = config.model_copy(update={"device_map": None})
     source = ensure_available(config)
     shape = model_config(config) if random else read_config(source, config)
     _refuse_too_big(config, shape, device)
@@ -115,17 +124,25 @@ def _read(source: Path | str, config: ModelConfig, shape: PretrainedConfig, devi
     elif device.type == "cuda" and is_accelerate_available():
         placement["device_map"] = {"": device}  # straight to the GPU, without a copy on the CPU
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        auto: Any = AutoModelForCausalLM
+        model, loading = auto.from_pretrained(
             source,
             config=shape,
             revision=revision(source, config),
             dtype=getattr(torch, config.dtype),
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
             **placement,
         )
-    except OSError as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"the weights of {config.name} cannot be read from {source}: {error}") from error
+    absent = sorted(loading["missing_keys"]) + [str(key) for key in loading["mismatched_keys"]]
+    if absent:
+        raise ModelError(
+            f"{source} lacks {len(absent)} tensors of {config.name} or has them in another shape, the first is "
+            f"{absent[0]}: transformers would fill them with random numbers. Fetch the weights again"
+        )
     places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
     if config.device_map is not None and places & {"cpu", "disk"}:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""The story of one run: check -> read texts -> load -> calibrate -> plan -> apply -> prove -> measure -> record.
+"""The story of one run: check, read texts, load, calibrate, plan, apply, prove, measure, record.
 
 run(config)
   cells = what to measure: the baselines, then the method          (no weights needed)
@@ -22,22 +22,21 @@ from analysis.run_figures import draw
 from larosa import models, report, results
 from larosa.accounting import account
 from larosa.calibration.calibrator import Calibrator
-from larosa.calibration.overlap import Overlap, overlap
+from larosa.calibration.overlap import Overlap, overlap, require_disjoint
 from larosa.calibration.texts import load_documents
 from larosa.calibration.tokens import TokenBlock, calibration_block, evaluation_block
+from larosa.cells import Cell, plan_cells
 from larosa.config import RunConfig
 from larosa.evaluation import invariance
 from larosa.evaluation.error import probe
 from larosa.evaluation.perplexity import perplexity
 from larosa.evaluation.sparsity import SparsityMeter
-from larosa.evaluation.zero_shot import check_tasks, zero_shot
+from larosa.evaluation.zero_shot import zero_shot
 from larosa.methods.registry import METHODS
 from larosa.provenance import Stages, git_state, hardware, versions
 from larosa.results import Record
-from larosa.rotation import bases
 from larosa.sites import ModelShape
-from larosa.sparsity.handle import apply
-from larosa.sparsity.schedule import Levels, byte_weighted, make_levels
+from larosa.sparsity.handle import SparsityHandle, apply
 from larosa.store import digest
 from larosa.tracking import Tracker
 
@@ -47,16 +46,16 @@ CHECK_TOKENS = 128
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One method at one level: what a record is made of."""
+class Documents:
+    """The texts of a run, whole."""
 
-    config: RunConfig
-    levels: Levels
-    identity: dict[str, Any]
-    folder: Path
+    calibration: list[str]
+    held_out: dict[str, list[str]]
+    overlaps: dict[str, Overlap]
+    stages: dict[str, dict[str, float]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Bench:
     """What all cells are measured on."""
 
@@ -71,7 +70,7 @@ class Bench:
 
 
 def run(config: RunConfig) -> dict[str, Record]:
-    """Measure the method of `config` and its baselines; returns their records by method name.
+    """Measure the method of `config` and its baselines; returns their records by label, the method's last.
 
     Raises LarosaError before weights load wherever the reason can be known by then.
     """
@@ -79,52 +78,35 @@ def run(config: RunConfig) -> dict[str, Record]:
     main = list(cells.values())[-1]
     records = {} if config.force else _stored(cells)
     missing = [name for name in cells if name not in records]
-    for name in missing:
-        results.prepare_folder(cells[name].folder)
+    if missing:
+        models.ensure_available(config.model)
+        results.check_output(config)
+        documents = read_documents(config)
     with Tracker(config, name=main.folder.name) as tracker:
         if missing:
-            bench = open_bench(config, cells)
+            bench = open_bench(config, documents)
             for name in missing:
                 path = results.save_record(cells[name].folder, measure(cells[name], bench))
                 records[name] = results.read(path)
                 log.info("recorded %s", path)
-        ordered = {name: records[name] for name in cells}
-        rows = report.comparison(ordered)
-        report.write(main.folder, rows)
-        figures = draw(ordered, main.folder)
-        tracker.log(ordered, rows, figures)
-    report.show(ordered, rows, main.folder, figures)
-    return ordered
+        records = {name: records[name] for name in cells}
+        rows = report.comparison(records)
+        report.show(records, rows)
+        figures = _illustrate(records, rows, main.folder)
+        tracker.log(records, rows, figures)
+    return records
 
 
-def plan_cells(config: RunConfig) -> dict[str, Cell]:
-    """The baselines, then the method, each with its levels: all that can fail without weights."""
-    models.resolve_device(config.model.device)
-    check_tasks(config.evaluation.zero_shot)
-    shape = ModelShape.of(models.model_config(config.model))
-    if config.method.basis == "hadamard":
-        bases.hadamard_factors(shape.hidden_size)
-    levels = make_levels(shape, config.schedule, config.sparsity, config.model.name)
-    planned = {s: tuple(levels.planned(s, i, shape) for i in range(shape.layers)) for s in levels.level}
-    cells: dict[str, Cell] = {}
-    for method in [*config.baseline.values(), config.method]:
-        own = config.model_copy(update={"method": method, "baseline": {}})
-        if method is not config.method and config.schedule.count == "nominal":
-            # A baseline stands at the byte-weighted level that the method really reaches.
-            schedule = config.schedule.model_copy(update={"count": "bytes"})
-            level = round(byte_weighted(planned, shape), 6)
-            own = own.model_copy(update={"schedule": schedule, "sparsity": level})
-        cell = _cell(own, shape)
-        cells.pop(method.label, None) if method is config.method else None
-        cells[method.label] = cell
-    return cells
-
-
-def _cell(config: RunConfig, shape: ModelShape) -> Cell:
-    levels = make_levels(shape, config.schedule, config.sparsity, config.model.name)
-    device = models.resolve_device(config.model.device).type
-    identity = results.identity(config, models.fingerprint(config.model), device)
-    return Cell(config, levels, identity, results.record_folder(config, identity))
+def _illustrate(records: dict[str, Record], rows: list[dict[str, Any]], folder: Path) -> list[Path]:
+    """The table and the figures as files; the records are safe already, so a full disk costs only these."""
+    try:
+        report.write(folder, rows)
+        figures = draw(records, folder)
+    except OSError as error:
+        log.warning("table and figures could not be written (%s); the records are complete", error)
+        return []
+    log.info("record, table and figures are in %s", folder)
+    return figures
 
 
 def _stored(cells: dict[str, Cell]) -> dict[str, Record]:
@@ -142,47 +124,37 @@ def _stored(cells: dict[str, Cell]) -> dict[str, Record]:
     return records
 
 
-def open_bench(config: RunConfig, cells: dict[str, Cell]) -> Bench:
-    """Read the texts, then load the model: a text that is missing costs seconds, not minutes."""
+def read_documents(config: RunConfig) -> Documents:
+    """All texts of the run, and the evidence that calibration and evaluation are disjoint."""
     stages = Stages()
-    models.ensure_available(config.model)
     with stages("texts"):
-        documents = load_documents(config.calibration.text)
+        calibration = load_documents(config.calibration.text)
         held_out = {name: load_documents(text) for name, text in config.texts.items()}
-        overlaps = {name: overlap(documents, other) for name, other in held_out.items()}
-        _require_disjoint(overlaps)
+        overlaps = {name: overlap(calibration, documents) for name, documents in held_out.items()}
+    for name, found in overlaps.items():
+        require_disjoint(found, name)
+        log.info("%s against the calibration text: %s", name, found)
+    return Documents(calibration, held_out, overlaps, stages.record)
+
+
+def open_bench(config: RunConfig, documents: Documents) -> Bench:
+    """Tokens, then the model: what is wrong with a text is known before weights load."""
+    stages, size = Stages(), config.evaluation.perplexity
+    with stages("tokenise"):
         tokenizer = models.load_tokenizer(config.model)
-        calibration = calibration_block(documents, tokenizer, config.calibration, config.seed)
-        size = config.evaluation.perplexity
+        calibration = calibration_block(documents.calibration, tokenizer, config.calibration, config.seed)
         texts = {
-            name: evaluation_block(held_out[name], tokenizer, text, size.length, size.max_tokens)
+            name: evaluation_block(documents.held_out[name], tokenizer, text, size.length, size.max_tokens)
             for name, text in config.texts.items()
         }
     with stages("load"):
         model = models.load_model(config.model, config.seed)
-        fingerprint = models.fingerprint(config.model)
-        calibrator = Calibrator(model, calibration, fingerprint, config.calibration.batch_size, config.seed)
-        dense = invariance.reference(model, calibration.ids[:1, :CHECK_TOKENS])
-    return Bench(model, tokenizer, calibration, texts, overlaps, calibrator, dense, stages.record)
-
-
-def _require_disjoint(overlaps: dict[str, Overlap]) -> None:
-    for name, found in overlaps.items():
-        log.info(
-            "%s against the calibration text: %d documents and %d of %d word %d-grams in common, largest cosine %s",
-            name,
-            found.shared_documents,
-            found.shared_ngrams,
-            found.evaluation_ngrams,
-            found.n,
-            "not computed" if found.max_cosine is None else f"{found.max_cosine:.3f}",
+        calibrator = Calibrator(
+            model, calibration, models.fingerprint(config.model), config.calibration.batch_size, config.seed
         )
-        if found.shared_documents:
-            log.warning(
-                "%s shares %d documents with the calibration text: its perplexity is not held out",
-                name,
-                found.shared_documents,
-            )
+        dense = invariance.reference(model, calibration.ids[:1, :CHECK_TOKENS])
+    record = documents.stages | stages.record
+    return Bench(model, tokenizer, calibration, texts, documents.overlaps, calibrator, dense, record)
 
 
 def measure(cell: Cell, bench: Bench) -> Record:
@@ -212,25 +184,29 @@ def measure(cell: Cell, bench: Bench) -> Record:
         with stages("zero_shot"):
             scores = zero_shot(bench.model, bench.tokenizer, config.evaluation.zero_shot, config.seed)
             metrics["zero_shot"] = {name: asdict(score) for name, score in scores.items()}
+    return _record(cell, bench, metrics, bench.stages | stages.record)
+
+
+def _record(cell: Cell, bench: Bench, metrics: dict[str, Any], stages: dict[str, dict[str, float]]) -> Record:
     return {
         "schema": results.SCHEMA,
         "identity": digest(cell.identity),
         "shaped_by": cell.identity,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "config": config.model_dump(mode="json"),
+        "config": cell.config.model_dump(mode="json"),
         "git": git_state(),
         "versions": versions(),
         "hardware": hardware(),
         "device": str(bench.model.device),
-        "backend": "reference",
-        "data": _data(bench),
+        "data": _data(bench, cell.config.method.name != "dense"),
         "metrics": metrics,
-        "stages": bench.stages | stages.record,
-        "units": UNITS,
+        "stages": stages,
+        "wall_s": sum(stage["wall_s"] for stage in stages.values()),
+        "units": results.UNITS,
     }
 
 
-def _perplexities(cell: Cell, bench: Bench, handle: Any) -> dict[str, Any]:
+def _perplexities(cell: Cell, bench: Bench, handle: SparsityHandle) -> dict[str, Any]:
     meters = {name: SparsityMeter(handle.plan.shape) for name in bench.texts}
     found = {}
     size = cell.config.evaluation.perplexity.batch_size
@@ -242,18 +218,9 @@ def _perplexities(cell: Cell, bench: Bench, handle: Any) -> dict[str, Any]:
     return {"perplexity": found, "measured_sparsity": measured}
 
 
-UNITS = {
-    "level_*, *_share, byte_weighted_*": "fraction",
-    "*_bytes, bytes": "bytes; per token where they are read",
-    "wall_s": "seconds",
-    "block_nll_nats": "nats, summed over a block",
-    "thresholds": "magnitude of the activation in the site's basis",
-    "site_error, layer_error, relative_logits_error": "relative, Euclidean norm",
-    "zero_shot value": "fraction right",
-}
+def _data(bench: Bench, calibrated: bool) -> dict[str, Any]:
+    """Hashes and counts of the tokens; the dense model's record does not depend on a calibration."""
 
-
-def _data(bench: Bench) -> dict[str, Any]:
     def described(block: TokenBlock) -> dict[str, Any]:
         return {
             "text": block.text,
@@ -264,11 +231,10 @@ def _data(bench: Bench) -> dict[str, Any]:
             "sha256": block.sha256,
         }
 
-    return {
-        "calibration": described(bench.calibration),
-        "texts": {
-            name: described(block)
-            | {"overlap_with_calibration": asdict(bench.overlaps[name]) | {"share": bench.overlaps[name].share}}
-            for name, block in bench.texts.items()
-        },
-    }
+    texts = {name: described(block) for name, block in bench.texts.items()}
+    if not calibrated:
+        return {"texts": texts}
+    for name, text in texts.items():
+        found = bench.overlaps[name]
+        text["overlap_with_calibration"] = asdict(found) | {"share": found.share}
+    return {"calibration": described(bench.calibration), "texts": texts}

@@ -16,7 +16,10 @@ from typing import Any
 import psutil
 import torch
 
-PACKAGES = ("larosa", "torch", "triton", "transformers", "datasets", "lm-eval", "numpy", "scikit-learn")
+PACKAGES = (
+    "larosa", "torch", "triton", "transformers", "tokenizers", "safetensors", "accelerate", "datasets", "lm-eval",
+    "numpy", "scipy", "pandas", "scikit-learn", "hydra-core", "pydantic", "wandb",
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:
@@ -47,7 +50,8 @@ def git_state() -> dict[str, Any]:
 
 def hardware() -> dict[str, Any]:
     """Processor, cores in use, memory in bytes, GPUs."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    gpus = [{"name": gpu.name, "memory_bytes": gpu.total_memory, "cuda": torch.version.cuda} for gpu in found]
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -76,6 +80,7 @@ class Stages:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Measure what runs within."""
+        torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu")  # statistics need a live context
         for device in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(device)
         with _PeakMemory() as memory:

@@ -77,7 +77,7 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> None:
     write_atomically(folder / "comparison.json", json.dumps(rows, indent=1).encode())
 
 
-def show(records: dict[str, Record], rows: list[dict[str, Any]], folder: Path, figures: list[Path]) -> None:
+def show(records: dict[str, Record], rows: list[dict[str, Any]]) -> None:
     """Print the comparison as one column a method, then what a reader asks next."""
     console = Console()
     columns = _columns(rows)
@@ -88,19 +88,17 @@ def show(records: dict[str, Record], rows: list[dict[str, Any]], folder: Path, f
     console.print(table)
     for name, record in records.items():
         _show_details(console, name, record)
-    console.print(f"record   {folder / 'result.json'}")
-    for figure in figures:
-        console.print(f"figure   {figure}")
 
 
 def _conditions(record: Record) -> str:
     config, data = record["config"], record["data"]
     texts = ", ".join(f"{text['tokens']} tokens of {name}" for name, text in data["texts"].items())
-    calibration = data["calibration"]
+    calibration, zero_shot = data.get("calibration"), config["evaluation"]["zero_shot"]
+    calibrated = f"calibrated on {calibration['tokens']} tokens of {calibration['text']}; " if calibration else ""
+    examples = f"; {zero_shot['examples'] or 'all'} examples a zero-shot task" if zero_shot["tasks"] else ""
     return (
-        f"{config['model']['name']}, {config['model']['dtype']}; calibrated on {calibration['tokens']} tokens of "
-        f"{calibration['text']}; evaluated on {texts or 'no text'}; zero-shot on "
-        f"{config['evaluation']['zero_shot']['examples'] or 'all'} examples a task"
+        f"{config['model']['name']}, {config['model']['dtype']}; {calibrated}evaluated on {texts or 'no text'}"
+        f"{examples}; device {record['device']}"
     )
 
 

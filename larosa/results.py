@@ -11,18 +11,31 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from larosa.config import RunConfig, TextConfig
+from larosa.config import MethodConfig, RunConfig, TextConfig
 from larosa.errors import LarosaError
-from larosa.provenance import versions
 from larosa.store import digest, write_atomically
 
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
+MEANING = 1
+"""Part of every identity: raise it when a change of the code changes what a result means."""
+
+UNITS = {
+    "level_*, *_share, byte_weighted_*": "fraction",
+    "*_bytes, bytes": "bytes; per token where they are read",
+    "wall_s": "seconds",
+    "perplexity": "exp of nats a predicted token; its standard error in the same unit",
+    "block_nll_nats": "nats, summed over a block",
+    "thresholds": "magnitude of the activation in the site's basis",
+    "site_error, layer_error, relative_logits_error, bound": "relative, Euclidean norm",
+    "zero_shot value, standard_error": "fraction right",
+}
 
 Record = dict[str, Any]
 
@@ -35,9 +48,9 @@ def identity(config: RunConfig, fingerprint: dict[str, str], device: str) -> dic
     """What shapes the result of `config.method`; the dense model's does not depend on level or calibration."""
     shaping: dict[str, Any] = {
         "schema": SCHEMA,
-        "larosa": versions().get("larosa"),
+        "meaning": MEANING,
         "model": {"name": config.model.name, "dtype": config.model.dtype, "device": device, **fingerprint},
-        "method": config.method.model_dump(mode="json", exclude={"preset"}),
+        "method": _method_identity(config.method),
         "texts": {name: _text_identity(text) for name, text in config.texts.items()},
         "evaluation": config.evaluation.model_dump(mode="json"),
         "seed": config.seed,
@@ -52,6 +65,16 @@ def identity(config: RunConfig, fingerprint: dict[str, str], device: str) -> dic
             | {"text": _text_identity(config.calibration.text)},
         }
     return shaping
+
+
+def _method_identity(method: MethodConfig) -> dict[str, Any]:
+    """The method's settings without its name in tables and without what it does not use."""
+    own = method.model_dump(mode="json", exclude={"preset"})
+    if method.granularity != "group":
+        del own["group_size"]
+    if method.form != "simulated":
+        del own["rotation_dtype"]
+    return own
 
 
 def _text_identity(text: TextConfig) -> dict[str, Any]:
@@ -71,12 +94,13 @@ def _file_hash(name: str | None) -> str | None:
 def record_folder(config: RunConfig, shaping: dict[str, Any]) -> Path:
     """`<output>/<model>-<method>-<level>-<identity>`."""
     level = "" if config.method.name == "dense" else f"-{config.sparsity:g}"
-    name = f"{config.model.name}-{config.method.preset.replace('/', '-')}{level}-{digest(shaping)[:10]}"
+    name = f"{config.model.name}-{config.method.name}{level}-{digest(shaping)[:10]}"
     return Path(config.output).expanduser() / name
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make a record's folder and prove that it can be written. Raises RecordError."""
+def check_output(config: RunConfig) -> None:
+    """Prove that the folder of the records can be written. Raises RecordError."""
+    folder = Path(config.output).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
@@ -95,12 +119,30 @@ def load_record(folder: Path, shaping: dict[str, Any]) -> Record | None:
         return None
     try:
         record = read(path)
-        if record["identity"] != digest(shaping):
-            raise ValueError("it belongs to another identity")
+        if (record["schema"], record["identity"]) != (SCHEMA, digest(shaping)):
+            raise ValueError("it belongs to another identity or schema")
+        missing = {"metrics", "config", "data", "git", "stages"} - set(record)
+        if missing:
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     except (ValueError, KeyError, TypeError, OSError) as error:
         log.warning("%s is damaged (%s): measured again", path, error)
         return None
     return record
+
+
+def finite(tree: Any, path: str) -> None:
+    """Raise RecordError that names the first number in a nested record that is NaN or infinite."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            finite(value, f"{path}.{key}")
+    elif isinstance(tree, list | tuple):
+        for i, value in enumerate(tree):
+            finite(value, f"{path}[{i}]")
+    elif isinstance(tree, float) and not math.isfinite(tree):
+        raise RecordError(
+            f"{path} is {tree}: the model overflowed. Check the weights and model.dtype (float16 overflows in some "
+            "models: use bfloat16 or float32)"
+        )
 
 
 def read(path: Path) -> Record:
@@ -114,9 +156,11 @@ def save_record(folder: Path, record: Record) -> Path:
 
     Raises RecordError that says where.
     """
+    finite(record, "record")
     content = json.dumps(record, indent=1, allow_nan=False).encode()
     path = folder / "result.json"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
     except OSError as error:
         rescue = Path(tempfile.gettempdir()) / f"larosa-{record['identity']}.json"

@@ -41,6 +41,8 @@ def cached(kind: str, identity: dict[str, Any], build: Callable[[], Tensors]) ->
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{kind}-{digest(identity)}.safetensors"
     with FileLock(f"{path}.lock"):
+        for leftover in folder.glob(f".{path.name}.*"):
+            leftover.unlink(missing_ok=True)  # of a run that was killed while it wrote
         tensors = _load(path)
         if tensors is not None:
             return tensors, True

@@ -91,7 +91,7 @@ def revision(source: Path | str, config: ModelConfig) -> str:
 def _from_shape(shape: Mapping[str, Any]) -> PretrainedConfig:
     try:
         return AutoConfig.for_model(**copy.deepcopy(dict(shape)))
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # transformers checks values with errors of its own
         raise ModelError(f"model.shape is no transformers configuration: {error}") from error
 
 
@@ -138,7 +138,10 @@ def _missing(folder: Path) -> str | None:
     """What a folder lacks to be loaded, in words; None if it is complete."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError) as error:
+            return f"{index.name} is damaged ({error})"
         absent = sorted(shard for shard in shards if not (folder / shard).is_file())
         if absent:
             return f"{len(absent)} of {len(shards)} weight files are missing, the first is {absent[0]}"

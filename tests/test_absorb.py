@@ -11,7 +11,9 @@ from transformers import PreTrainedModel
 
 from larosa.api import LaRoSAConfig, sparsify
 from larosa.architecture import ARCHITECTURES, ArchitectureError, architecture_of
+from larosa.config import TokenPolicyConfig
 from larosa.evaluation import invariance
+from larosa.sparsity.handle import PlanError
 
 CASES = [
     ("llama", {}),
@@ -97,14 +99,44 @@ def test_a_wrong_rotation_is_caught(tokens: torch.Tensor, monkeypatch: pytest.Mo
 def test_generate_works_and_is_sparse(tokens: torch.Tensor) -> None:
     model = build_model("mistral", dtype=torch.float32)
     prompt = tokens[:2, :6]
-    dense = model.generate(prompt, max_new_tokens=8, do_sample=False)
+    dense, logits = model.generate(prompt, max_new_tokens=8, do_sample=False), invariance.logits(model, prompt)
     with sparsify(model, tokens, LaRoSAConfig(sparsity=0.0)):
         assert torch.equal(model.generate(prompt, max_new_tokens=8, do_sample=False), dense)
     with sparsify(model, tokens, LaRoSAConfig(sparsity=0.6)):
         cached = model.generate(prompt, max_new_tokens=8, do_sample=False)
         uncached = model.generate(prompt, max_new_tokens=8, do_sample=False, use_cache=False)
+        static = model.generate(prompt, max_new_tokens=8, do_sample=False, cache_implementation="static")
         assert torch.equal(cached, uncached)
-        assert not torch.equal(invariance.logits(model, prompt), invariance.logits(build_model("mistral"), prompt))
+        assert torch.equal(cached, static)
+        assert not torch.allclose(invariance.logits(model, prompt), logits)
+
+
+@pytest.mark.parametrize("kind", ["skip_first_n", "last_fraction", "decode_only"])
+def test_left_padding_and_static_cache_do_not_change_which_tokens_are_sparse(kind: str, tokens: torch.Tensor) -> None:
+    model = build_model("llama", dtype=torch.float32)
+    policy = TokenPolicyConfig(kind=kind, n=4, fraction=0.5)
+    prompt = tokens[:1, :8]
+    padded = torch.cat([torch.zeros(1, 3, dtype=torch.int64), prompt], dim=1)
+    mask = torch.tensor([[0] * 3 + [1] * 8])
+    with sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, tokens=policy)):
+        plain = model.generate(prompt, max_new_tokens=6, do_sample=False)[:, 8:]
+        for more in ({}, {"cache_implementation": "static"}):
+            shifted = model.generate(padded, attention_mask=mask, max_new_tokens=6, do_sample=False, **more)[:, 11:]
+            assert torch.equal(shifted, plain), more
+
+
+def test_a_model_is_sparse_once_at_a_time(tokens: torch.Tensor) -> None:
+    model = build_model("llama", dtype=torch.float32)
+    with sparsify(model, tokens, LaRoSAConfig(sparsity=0.5)), pytest.raises(PlanError, match="remove"):
+        sparsify(model, tokens, LaRoSAConfig(sparsity=0.5))
+    sparsify(model, tokens, LaRoSAConfig(sparsity=0.5)).remove()
+
+
+@pytest.mark.parametrize("form", ["absorbed", "simulated"])
+def test_weights_that_require_grad_are_no_obstacle(form: str, tokens: torch.Tensor) -> None:
+    model = build_model("qwen2", dtype=torch.float32).requires_grad_(True)
+    with sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, form=form)):
+        assert model(tokens).logits.isfinite().all()
 
 
 def test_unknown_architecture_lists_the_known() -> None:

@@ -32,6 +32,14 @@ def test_sparsifier_rotates_drops_and_rotates_back() -> None:
     assert y.dtype == x.dtype
     with pytest.raises(ValueError, match="'attention' or 'mlp'"):
         sparsifier(x, block_type="mpl")
+    with pytest.raises(ValueError, match="compute_rotation_matrix"):
+        LaRoSAActivationSparsifier(32, LaRoSAConfig(sparsity=0.5))(x)
+
+
+def test_sparsifier_honours_the_basis() -> None:
+    sparsifier = LaRoSAActivationSparsifier(32, LaRoSAConfig(sparsity=0.5, basis="hadamard"))
+    Q = sparsifier.compute_rotation_matrix(torch.randn(3, 32))
+    torch.testing.assert_close(Q.abs(), torch.full((32, 32), 32**-0.5, dtype=torch.float64))
 
 
 def test_public_names_are_the_pieces_of_run_py() -> None:
@@ -48,6 +56,11 @@ def test_settings_are_checked() -> None:
         LaRoSAConfig(sparsity=1.0)
     with pytest.raises(ValueError, match="sparcity"):
         LaRoSAConfig(sparcity=0.4)
+
+
+def test_tokens_are_checked(tokens: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"\[N, T\] int64"):
+        sparsify(build_model("llama"), tokens[0], LaRoSAConfig(sparsity=0.4))
 
 
 def test_sparsify_a_whole_model(tokens: torch.Tensor) -> None:

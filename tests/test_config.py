@@ -12,8 +12,9 @@ from conftest import CONF, ROOT
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from larosa.cells import plan_cells
 from larosa.config import ConfigError, RunConfig
-from larosa.pipeline import plan_cells
+from larosa.errors import LarosaError
 
 OWN_FILES = {"calibration=text": "calibration.text.files=[a.txt]", "texts=text": "texts.text.files=[a.txt]"}
 NEEDS = {
@@ -51,7 +52,6 @@ MODELS = [path.stem for path in sorted((CONF / "model").glob("*.yaml"))]
 @pytest.mark.parametrize("schedule", ["uniform", "official", "paper"])
 def test_every_model_plans_with_every_method(model: str, method: str, schedule: str) -> None:
     config = parse(f"model={model}", "sparsity=0.4", f"method={method}", f"schedule={schedule}")
-    config = config.model_copy(update={"model": config.model.model_copy(update={"device_map": None})})
     cells = plan_cells(config)
     assert len({str(cell.folder) for cell in cells.values()}) == len(cells)
     assert list(cells)[-1] == config.method.label
@@ -74,6 +74,8 @@ def test_no_group_is_named_sparsity() -> None:
         (["tokens=decode_only"], "would measure the dense model"),
         (["tokens=last_fraction"], "batch_size=1"),
         (["calibration.probe_sequences=99"], "must not exceed"),
+        (["tokens=skip_first_n", "tokens.n=1024"], "leaves no sparse token"),
+        (["tokens=last_fraction", "tokens.fraction=0"], "tokens.fraction"),
         (["schedule.kind=coefficients", "schedule.coefficients=null"], "needs schedule.coefficients"),
     ],
 )
@@ -86,6 +88,42 @@ def test_baseline_one_several_none() -> None:
     assert list(parse("baseline=magnitude").baseline) == ["magnitude"]
     assert list(parse("baseline=[dense,larosa/official]").baseline) == ["dense", "larosa-official"]
     assert parse("baseline=none").baseline == {}
+    assert parse("baseline=[]", "texts=[]").texts == {}
+    assert parse("evaluation.zero_shot.tasks=piqa").evaluation.zero_shot.tasks == ("piqa",)
+
+
+def test_cells_that_differ_are_all_measured_and_equal_ones_once() -> None:
+    def labels(*overrides: str) -> list[str]:
+        return list(plan_cells(parse(*overrides)))
+
+    assert labels("method.top_k.ties=keep", "baseline=[dense,larosa]") == [
+        "dense",
+        "larosa (absorbed, pca, per layer)",
+        "larosa (absorbed, pca, per layer) #2",
+    ]
+    assert labels("method=magnitude", "baseline=[magnitude,dense]") == ["dense", "magnitude"]
+    assert labels("baseline=larosa/paper") == ["larosa (absorbed, pca, per layer)"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["calibration.sequences=1", "calibration.length=512"], "512 calibration tokens cannot span 576"),
+        (["evaluation.perplexity.length=9000"], "at most 8192 positions"),
+        (["model=qwen2.5-72b", "baseline=larosa", "method=magnitude"], None),
+        (["evaluation.zero_shot.tasks=[boolq]"], "boolq asks about the passages"),
+        (["model=tiny-llama", "sparsity=0.995", "schedule=uniform"], "leaves no channel"),
+        (["model=tiny-llama", "model.device_map=auto"], "one device"),
+        (["evaluation.zero_shot.tasks=[piqb]"], "no piqb"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_loads(overrides: list[str], message: str | None) -> None:
+    config = parse(*overrides)
+    if message is None:
+        plan_cells(config)
+        return
+    with pytest.raises(LarosaError, match=message):
+        plan_cells(config)
 
 
 def test_baselines_stand_at_the_byte_weighted_level_of_a_nominal_method() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -166,10 +167,26 @@ def test_devices() -> None:
         models.load_model(tiny(device_map="auto"), seed=0)
 
 
-def test_device_map_on_a_machine_without_gpu_is_refused(tmp_path: Path) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_device_map_without_gpu_leaves_the_model_on_the_cpu(tmp_path: Path) -> None:
     saved(tmp_path)
-    with pytest.raises(ModelError, match="is no GPU here"):
-        models.load_model(tiny(path=str(tmp_path), device_map="auto"), seed=0)
+    assert models.load_model(tiny(path=str(tmp_path), device_map="auto"), seed=0).device.type == "cpu"
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_weights_that_are_incomplete_are_refused(tmp_path: Path, damage: str) -> None:
+    saved(tmp_path)
+    path = tmp_path / "model.safetensors"
+    if damage == "missing":
+        tensors = load_file(path)
+        del tensors["model.layers.1.mlp.down_proj.weight"]
+        save_file(tensors, path, metadata={"format": "pt"})
+    else:
+        path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(
+        ModelError, match=r"layers\.1\.mlp\.down_proj\.weight" if damage == "missing" else "cannot be read"
+    ):
+        models.load_model(tiny(path=str(tmp_path)), seed=0)
 
 
 def test_too_big_for_the_gpu_is_refused_before_reading(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,8 +203,9 @@ def test_too_big_for_the_gpu_is_refused_before_reading(monkeypatch: pytest.Monke
 def test_offloaded_layers_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model = saved(tmp_path)
     config = tiny(path=str(tmp_path), device_map="auto")
+    complete = {"missing_keys": set(), "mismatched_keys": set()}
     model.hf_device_map = {"model.embed_tokens": 0, "model.layers.0": 0, "lm_head": "cpu"}
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: model)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: (model, complete))
     with pytest.raises(ModelError, match=r"\['0', 'cpu'\].*offloaded layers are not supported"):
         models._read(tmp_path, config, models.model_config(config), torch.device("cuda:0"))
 

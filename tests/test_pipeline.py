@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,10 @@ from conftest import ROOT
 from test_config import parse
 
 from larosa.architecture import ModelView
+from larosa.calibration.overlap import OverlapError
 from larosa.evaluation.perplexity import EvaluationError, perplexity
 from larosa.pipeline import run
+from larosa.results import RecordError, save_record
 
 SENTENCE = "the cat sat on a mat while seven dogs ran over green hills and nobody asked why it rained"
 WORDS = SENTENCE.split()
@@ -75,8 +78,9 @@ def test_a_run_leaves_complete_records_and_the_second_returns_them(overrides: li
     assert stamps == {p: (p / "result.json").stat().st_mtime_ns for p in folders}
 
 
-def test_two_runs_of_one_identity_are_equal(overrides: list[str]) -> None:
+def test_two_runs_of_one_identity_are_equal(overrides: list[str], tmp_path: Path) -> None:
     first = run(parse(*overrides))
+    shutil.rmtree(tmp_path / "cache")
     second = run(parse(*overrides, "force=true"))
     assert {n: metrics(r) for n, r in first.items()} == {n: metrics(r) for n, r in second.items()}
     assert all(first[name]["created"] <= second[name]["created"] for name in first)
@@ -111,11 +115,23 @@ def test_calibration_is_shared_between_levels(overrides: list[str], monkeypatch:
     run(parse(*overrides, "baseline=none", "seed=0", "schedule=uniform"))
 
 
-def test_weights_and_bench_texts_are_disjoint_by_evidence(overrides: list[str], tmp_path: Path) -> None:
+def test_the_calibration_text_is_refused_as_evaluation_text(overrides: list[str], tmp_path: Path) -> None:
     record = next(iter(run(parse(*overrides, "baseline=none")).values()))
-    seen = record["data"]["texts"]["text"]["overlap_with_calibration"]
-    assert seen["shared_documents"] == 0
-    assert seen["evaluation_ngrams"] > 1000
+    assert record["data"]["texts"]["text"]["overlap_with_calibration"]["shared_documents"] == 0
+    with pytest.raises(OverlapError, match="not held out"):
+        run(parse(*overrides, "seed=1", f"texts.text.files=[{tmp_path / 'a.txt'}]"))
+
+
+def test_random_models_of_two_seeds_do_not_share_a_calibration(overrides: list[str], tmp_path: Path) -> None:
+    for seed in (0, 1):
+        run(parse(*overrides, "baseline=none", "calibration.sampling=first", f"seed={seed}"))
+    assert len(list((tmp_path / "cache" / "calibration").glob("rotation-*.safetensors"))) == 2
+
+
+def test_an_overflow_is_named_not_recorded(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"record\.metrics\[1\] is nan"):
+        save_record(tmp_path, {"identity": "x", "metrics": [1.0, float("nan")]})
+    assert not (tmp_path / "result.json").exists()
 
 
 def test_kill_9_leaves_no_half_record_and_the_next_run_succeeds(overrides: list[str], tmp_path: Path) -> None:
@@ -127,8 +143,8 @@ def test_kill_9_leaves_no_half_record_and_the_next_run_succeeds(overrides: list[
                 break
         time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
-    for path in (tmp_path / "runs").glob("*/result.json"):
-        json.loads(path.read_text())
+    done = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/result.json")]
+    assert 1 <= len(done) < 3
     assert len(run(parse(*overrides))) == 3
 
 

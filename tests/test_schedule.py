@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import CONF
 from transformers import AutoConfig
@@ -13,7 +14,7 @@ from transformers import AutoConfig
 from larosa.accounting import account
 from larosa.architecture import SITES
 from larosa.config import MethodConfig, ScheduleConfig, TokenPolicyConfig
-from larosa.rotation.rotation import build_rotation
+from larosa.rotation.rotation import Rotation, build_rotation, rotation_index
 from larosa.sites import ModelShape
 from larosa.sparsity.handle import Plan
 from larosa.sparsity.schedule import ScheduleError, make_levels, table11_constraints
@@ -73,7 +74,11 @@ def test_adapters_are_counted_apart() -> None:
 
     def shares(**more: object) -> float:
         chosen = method("larosa", **more)
-        rotation = build_rotation(chosen.model_copy(update={"basis": "identity"}), None, 32, 1, 0)
+        if chosen.basis == "identity":
+            rotation = build_rotation(chosen, None, 32, 1, 0)
+        else:  # one matrix is enough to count products
+            index = rotation_index(32, chosen.granularity, chosen.group_size)
+            rotation = Rotation(torch.eye(1, dtype=torch.float64)[None], index)
         return float(account(Plan(chosen, shape, levels, ALL, rotation), 2)["extras_share"])
 
     one_a_layer = 32 * 4096**2 * 2 / 12.952e9

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_config import parse
 
 from larosa import results, store
 
@@ -96,16 +97,22 @@ def test_a_record_that_cannot_be_written_is_rescued(tmp_path: Path, monkeypatch:
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(results.RecordError, match="output=FOLDER"):
-        results.prepare_folder(tmp_path / "file" / "run")
+        results.check_output(parse(f"output={tmp_path / 'file' / 'run'}"))
 
 
 def test_a_damaged_or_foreign_record_is_not_believed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shaping = {"a": 1}
-    results.save_record(tmp_path, {"identity": store.digest(shaping), "value": 1})
+    full = {"schema": 1, "identity": store.digest(shaping)} | dict.fromkeys(
+        ("metrics", "config", "data", "git", "stages")
+    )
+    results.save_record(tmp_path, {**full, "value": 1})
     found = results.load_record(tmp_path, shaping)
     assert found is not None
     assert found["value"] == 1
     assert results.load_record(tmp_path, {"a": 2}) is None
+    results.save_record(tmp_path, {k: v for k, v in full.items() if k != "git"})
+    assert results.load_record(tmp_path, shaping) is None
+    assert "lacks git" in caplog.text
     (tmp_path / "result.json").write_text('{"identity": "')
     assert results.load_record(tmp_path, shaping) is None
     assert "damaged" in caplog.text

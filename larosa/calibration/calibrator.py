@@ -51,8 +51,7 @@ class Calibrator:
                 moments = self.second_moments()
                 if method.form == "simulated":
                     moments = with_gamma(moments, self.model)
-                moments = moments.to(self.model.device)
-            return {"matrices": build_rotation(method, moments, layers, D, self.seed).matrices}
+            return {"matrices": build_rotation(method, moments, layers, D, self.seed, self.model.device).matrices}
 
         if method.basis == "identity":
             return build_rotation(method, None, layers, D, self.seed)
@@ -75,6 +74,8 @@ class Calibrator:
             "model": self.fingerprint,
             "dtype": str(self.model.dtype),
             "device": self.model.device.type,
+            "seed": self.seed,  # random weights follow it
             "tokens": self.tokens.sha256,
+            "batch_size": self.batch_size,
             "version": _VERSION,
         }

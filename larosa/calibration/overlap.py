@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from larosa.errors import LarosaError
+
 NGRAM = 8
 """Words in an n-gram: long enough that two texts rarely share one by chance."""
 MAX_PAIRS = 25_000_000
@@ -24,12 +26,16 @@ _ROWS = 512
 _WORD = re.compile(r"[^\W_]+")
 
 
+class OverlapError(LarosaError):
+    """An evaluation text is part of the calibration text."""
+
+
 @dataclass(frozen=True)
 class Overlap:
     """What a calibration text and an evaluation text have in common."""
 
     shared_documents: int
-    """Distinct documents in both, compared in lower case with white space folded; blank ones not counted."""
+    """Distinct documents of at least `n` words in both, compared in lower case with white space folded."""
     shared_ngrams: int
     """Distinct n-grams of the evaluation text that the calibration text has too."""
     evaluation_ngrams: int
@@ -40,10 +46,26 @@ class Overlap:
     n: int = NGRAM
     """Words in an n-gram."""
 
+    def __str__(self) -> str:
+        cosine = "not computed" if self.max_cosine is None else f"{self.max_cosine:.3f}"
+        return (
+            f"{self.shared_documents} documents and {self.shared_ngrams} of {self.evaluation_ngrams} word "
+            f"{self.n}-grams in common, largest cosine {cosine}"
+        )
+
     @property
     def share(self) -> float:
         """The fraction of the evaluation text's n-grams that the calibration text has too."""
         return self.shared_ngrams / self.evaluation_ngrams if self.evaluation_ngrams else 0.0
+
+
+def require_disjoint(found: Overlap, name: str) -> None:
+    """Raise OverlapError if the evaluation text `name` has a document of the calibration text."""
+    if found.shared_documents:
+        raise OverlapError(
+            f"{found.shared_documents} documents of the evaluation text {name} stand in the calibration text too: "
+            "perplexity on them is not held out. Choose another text or another calibration"
+        )
 
 
 def overlap(calibration: Sequence[str], evaluation: Sequence[str]) -> Overlap:
@@ -102,7 +124,8 @@ def tfidf(documents: Sequence[str]) -> csr_matrix:
 
 
 def _folded(documents: Sequence[str]) -> set[str]:
-    return {" ".join(document.lower().split()) for document in documents} - {""}
+    folded = (document.lower().split() for document in documents)
+    return {" ".join(words) for words in folded if len(words) >= NGRAM}
 
 
 def _max_cosine(calibration: Sequence[str], evaluation: Sequence[str]) -> float | None:

@@ -71,7 +71,7 @@ class ErrorProbe:
                 for site in sites:
                     site.enabled = True
             dense = dense[0] if isinstance(dense, tuple) else dense
-            self.layer_error[index].append(_relative(sparse - dense, dense - stream))
+            self.layer_error[index].append(_relative(sparse - dense, dense - stream.to(dense.device)))
 
         return hook
 
@@ -81,7 +81,7 @@ def probe(model: PreTrainedModel, handle: SparsityHandle, ids: Tensor) -> dict[s
     """Thresholds and errors of the sparse model on ids [N, T]. Levels and errors are fractions."""
     view, watcher, shape = ModelView(model), ErrorProbe(), handle.plan.shape
     device = view.embedding.weight.device
-    with handle.observed_by(watcher), watcher.watch_layers(view, handle.sites):
+    with handle.policy.everywhere(), handle.observed_by(watcher), watcher.watch_layers(view, handle.sites):
         for row in tqdm(torch.split(ids, 1), desc="thresholds and errors", unit="sequence", leave=False):
             view.decoder(input_ids=row.to(device), use_cache=False)
     layers = range(shape.layers)
@@ -99,7 +99,8 @@ def probe(model: PreTrainedModel, handle: SparsityHandle, ids: Tensor) -> dict[s
 def _relative(error: Tensor, output: Tensor) -> Tensor:
     """[tokens] of ||error|| / ||output||, tokens without output left out."""
     size = output.float().norm(dim=-1).reshape(-1)
-    return (error.float().norm(dim=-1).reshape(-1) / size)[size > 0].cpu()
+    ratio: Tensor = (error.float().norm(dim=-1).reshape(-1) / size)[size > 0]
+    return ratio.cpu()
 
 
 def _mean(values: list[Tensor]) -> float | None:

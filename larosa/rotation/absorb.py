@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from tqdm import tqdm
 
 from larosa.architecture import ModelView
 from larosa.rotation.rotation import ResidualAdapter, Rotation
@@ -86,7 +87,7 @@ def absorb(
         adapters.append(ResidualAdapter(Q_from, Q_to, weight.dtype, weight.device))
         hooks.append(module.register_forward_pre_hook(_adapter_hook(adapters[-1]), with_kwargs=True))
 
-    for layer in view.layers:
+    for layer in tqdm(view.layers, desc="absorb", unit="layer", leave=False):
         stream = rotation.at(layer.index, "h1")
         before, (attention, mlp) = rotation.index[max(layer.index - 1, 0)][0], rotation.index[layer.index]
         if before != attention:

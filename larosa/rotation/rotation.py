@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from larosa.config import MethodConfig
 from larosa.rotation import bases
@@ -48,28 +49,43 @@ class Rotation:
         return borders + sum(attention != mlp for attention, mlp in self.index)
 
 
-def build_rotation(method: MethodConfig, second_moments: Tensor | None, layers: int, D: int, seed: int) -> Rotation:
-    """The rotation that a method asks for.
+def build_rotation(
+    method: MethodConfig,
+    second_moments: Tensor | None,
+    layers: int,
+    D: int,
+    seed: int,
+    device: torch.device | None = None,
+) -> Rotation:
+    """The rotation that a method asks for, its matrices on the CPU.
 
-    second_moments: [layers, 2, D, D] of what h1 and h3 show (see calibration.statistics), needed by `pca`.
-    A group's or a model's moment is the sum over its layers' h1, as a layer's own is its h1.
+    second_moments: [layers, 2, D, D] of what h1 and h3 show (see calibration.statistics), needed by `pca`; they
+    are decomposed one by one on `device`. A group's or a model's moment is the sum over its layers' h1, as a
+    layer's own is its h1. The identity needs one matrix and no change of basis, whatever the granularity.
     """
+    if method.basis == "identity":
+        return Rotation(torch.eye(D, dtype=torch.float64)[None], [(0, 0)] * layers)
     index = rotation_index(layers, method.granularity, method.group_size)
     count = max(max(pair) for pair in index) + 1
-    if method.basis == "pca":
-        if second_moments is None:
-            raise ValueError("basis=pca needs the second moments of the calibration tokens")
-        sums: list[Tensor | None] = [None] * count
-        for layer, pair in enumerate(index):
-            for which in sorted(set(pair)):
-                moment = second_moments[layer, 1 if which != pair[0] else 0].double()
-                held = sums[which]
-                sums[which] = moment if held is None else held + moment
-        return Rotation(torch.stack([bases.pca(m).cpu() for m in sums if m is not None]), index)
-    if method.basis == "identity":
-        return Rotation(torch.eye(D, dtype=torch.float64).expand(count, D, D), index)
-    make = bases.random if method.basis == "random" else bases.hadamard
-    return Rotation(torch.stack([make(D, seed * 1_000_003 + i) for i in range(count)]), index)
+    if method.basis == "pca" and second_moments is None:
+        raise ValueError("basis=pca needs the second moments of the calibration tokens")
+    matrices = torch.empty(count, D, D, dtype=torch.float64)
+    for which in tqdm(range(count), desc=f"{method.basis} bases", unit="matrix", leave=False):
+        if method.basis == "pca" and second_moments is not None:
+            matrices[which] = bases.pca(_moment(second_moments, index, which).to(device))
+        else:
+            make = bases.random if method.basis == "random" else bases.hadamard
+            matrices[which] = make(D, seed * 1_000_003 + which)
+    return Rotation(matrices, index)
+
+
+def _moment(second_moments: Tensor, index: list[tuple[int, int]], which: int) -> Tensor:
+    """The moment [D, D] float64 that matrix `which` diagonalises."""
+    total = torch.zeros(second_moments.shape[-2:], dtype=torch.float64)
+    for layer, (attention, mlp) in enumerate(index):
+        if which in (attention, mlp):
+            total += second_moments[layer, 0 if which == attention else 1]
+    return total
 
 
 class LayerwiseRotationMatrix(nn.Module):

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
+from weakref import WeakSet
 
 import torch
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from larosa.architecture import ModelView
+from larosa.architecture import LayerView, ModelView
 from larosa.config import MethodConfig, TokenPolicyConfig
 from larosa.errors import LarosaError
 from larosa.rotation.absorb import WeightSwaps, absorb
@@ -25,6 +26,9 @@ from larosa.sparsity.schedule import Levels
 from larosa.sparsity.site import Observer, SparseSite
 from larosa.sparsity.tokens import TokenPolicy
 from larosa.sparsity.top_k import TopKSparsification
+
+_SPARSE: WeakSet[PreTrainedModel] = WeakSet()
+"""Models that a handle holds; handles do not nest, because the inner one's weights would outlive the outer's."""
 
 
 class PlanError(LarosaError):
@@ -42,6 +46,23 @@ class Plan:
     rotation: Rotation | None
 
 
+class _Turns:
+    """The simulated rotations on their devices; layers that share a matrix share its copy."""
+
+    def __init__(self, plan: Plan, rotation: Rotation) -> None:
+        self._rotation, self._plan = rotation, plan
+        self._made: dict[tuple[int, torch.device], LayerwiseRotationMatrix] = {}
+
+    def at(self, layer: LayerView, site: str) -> LayerwiseRotationMatrix:
+        weight = layer.readers(site)[0].weight
+        key = (self._rotation.index[layer.index][0 if site == "h1" else 1], weight.device)
+        if key not in self._made:
+            dtype = torch.float64 if self._plan.method.rotation_dtype == "float64" else weight.dtype
+            matrix = self._rotation.at(layer.index, site).to(device=weight.device, dtype=dtype)
+            self._made[key] = LayerwiseRotationMatrix(self._plan.shape.hidden_size, matrix)
+        return self._made[key]
+
+
 class SparsityHandle:
     """A model made sparse. Use as a context manager, or call `remove()`."""
 
@@ -49,6 +70,7 @@ class SparsityHandle:
         self.plan = plan
         self.sites: list[SparseSite] = []
         self.adapters: list[ResidualAdapter] = []
+        self.policy = TokenPolicy(plan.tokens)
         self._model = model
         self._tied = bool(model.config.tie_word_embeddings)
         self._swaps = WeightSwaps(keep_weights)
@@ -66,8 +88,9 @@ class SparsityHandle:
 
     @contextmanager
     def level_zero(self) -> Iterator[None]:
-        """Within: the transformed model with nothing dropped, which must equal the dense one."""
+        """Within: the transformed model with nothing dropped, at every token; it must equal the dense one."""
         with ExitStack() as stack:
+            stack.enter_context(self.policy.everywhere())
             for site in self.sites:
                 stack.enter_context(site.level_zero())
             yield
@@ -89,7 +112,9 @@ class SparsityHandle:
             hook.remove()
         self._hooks.clear()
         self._swaps.restore()
-        self._model.config.tie_word_embeddings = self._tied
+        if self._model in _SPARSE:
+            self._model.config.tie_word_embeddings = self._tied
+            _SPARSE.discard(self._model)
 
     def __enter__(self) -> SparsityHandle:
         return self
@@ -102,13 +127,17 @@ class SparsityHandle:
 
 @torch.no_grad()
 def apply(model: PreTrainedModel, plan: Plan, keep_weights: str = "device") -> SparsityHandle:
-    """Make `model` follow `plan`; level 0 sites get no hook. Raises PlanError if the plan is for another model.
+    """Make `model` follow `plan`, in place.
 
-    `keep_weights`: where the replaced dense weights wait for `remove()`, `device` or `cpu`.
+    `keep_weights`: where the replaced dense weights wait for `remove()`, `device` or `cpu`. Raises PlanError if the
+    plan is for another model or the model follows one already.
     """
     if ModelShape.of(model.config) != plan.shape:
         raise PlanError("the plan was made for a model of another shape")
+    if model in _SPARSE:
+        raise PlanError("the model is sparse already: call remove() on its handle first")
     handle = SparsityHandle(model, plan, keep_weights)
+    _SPARSE.add(model)
     try:
         view = ModelView(model)
         rotation, form = plan.rotation, plan.method.form
@@ -116,20 +145,14 @@ def apply(model: PreTrainedModel, plan: Plan, keep_weights: str = "device") -> S
             handle.adapters, hooks = absorb(view, rotation, handle._swaps)
             handle._hooks += hooks
             model.config.tie_word_embeddings = False
-        policy = TokenPolicy(plan.tokens)
         if plan.tokens.kind != "all":
-            handle._hooks.append(view.decoder.register_forward_pre_hook(policy.hook, with_kwargs=True))
+            handle._hooks.append(view.decoder.register_forward_pre_hook(handle.policy.hook, with_kwargs=True))
+        turns = _Turns(plan, rotation) if form == "simulated" and rotation is not None else None
         for layer, site in view.sites():
             level = plan.levels.planned(site, layer.index, plan.shape)
-            simulated = form == "simulated" and rotation is not None and site in ("h1", "h3")
             top_k = TopKSparsification(plan.shape.sites[site].width, level, plan.method.top_k.ties)
-            turned = None
-            if simulated and rotation is not None:
-                weight = layer.readers(site)[0].weight
-                dtype = torch.float64 if plan.method.rotation_dtype == "float64" else weight.dtype
-                matrix = rotation.at(layer.index, site).to(device=weight.device, dtype=dtype)
-                turned = LayerwiseRotationMatrix(plan.shape.hidden_size, matrix)
-            sparse = SparseSite(layer, site, top_k, policy, turned)
+            turn = turns.at(layer, site) if turns and site in ("h1", "h3") else None
+            sparse = SparseSite(layer, site, top_k, handle.policy, turn)
             handle._hooks.append(sparse.attach(layer))
             handle.sites.append(sparse)
     except BaseException:

@@ -67,6 +67,9 @@ def make_levels(shape: ModelShape, schedule: ScheduleConfig, sparsity: float, mo
                 "schedule, e.g. schedule=uniform"
             )
     kept = {s: tuple(kept_channels(level, shape.sites[s].width) for level in raw[s]) for s in SITES}
+    empty = [site for site in SITES if min(kept[site]) < 1]
+    if empty:
+        raise ScheduleError(f"sparsity={sparsity} leaves no channel at {', '.join(empty)}; lower it")
     return Levels(asked=sparsity, level=raw, kept=kept, source=source)
 
 
@@ -79,7 +82,7 @@ def _coefficients(
     shape: ModelShape, schedule: ScheduleConfig, model_name: str
 ) -> tuple[dict[str, tuple[float, ...]], str]:
     if schedule.kind == "file":
-        return _from_file(shape, Path(str(schedule.path)))
+        return _from_file(shape, Path(str(schedule.path)).expanduser())
     if schedule.kind == "uniform":
         alphas, source = CoefficientsConfig(h1=1, h2=1, h3=1, h4=1), "uniform"
     elif schedule.kind == "coefficients":

@@ -27,7 +27,7 @@ def kth_magnitude(x: Tensor, k: int) -> Tensor:
     width = x.shape[-1]
     if not 1 <= k <= width:
         raise ValueError(f"k must be in [1, {width}], got {k}")
-    magnitude = x.abs()
+    magnitude = x.detach().abs()
     if x.device.type == "cpu":
         # NumPy's vectorised selection is three times faster than torch.topk here, and as exact: float32
         # holds every bfloat16 and float16.

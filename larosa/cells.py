@@ -1,0 +1,95 @@
+"""What a run measures: cells, one method at one level each, planned before any weight is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from larosa import models, results
+from larosa.config import ConfigError, MethodConfig, RunConfig
+from larosa.evaluation.zero_shot import check_tasks
+from larosa.rotation import bases
+from larosa.sites import ModelShape
+from larosa.sparsity.schedule import Levels, byte_weighted, make_levels
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one level: what a record is made of."""
+
+    config: RunConfig
+    levels: Levels
+    identity: dict[str, Any]
+    folder: Path
+
+
+def plan_cells(config: RunConfig) -> dict[str, Cell]:
+    """The baselines, then the method, by label: all that can fail without weights fails here (LarosaError)."""
+    shape_config = models.model_config(config.model)
+    shape = ModelShape.of(shape_config)
+    _check(config, shape_config, shape)
+    levels = make_levels(shape, config.schedule, config.sparsity, config.model.name)
+    planned = {s: tuple(levels.planned(s, i, shape) for i in range(shape.layers)) for s in levels.level}
+    cells: dict[str, Cell] = {}
+    for method in [*config.baseline.values(), config.method]:
+        own = _own(config, method, round(byte_weighted(planned, shape), 6))
+        cell = _cell(own, shape)
+        same = [name for name, other in cells.items() if other.identity == cell.identity]
+        for name in same:
+            del cells[name]  # measured once, and the method itself stands last
+        cells[_unused(method.label, cells)] = cell
+    return cells
+
+
+def _own(config: RunConfig, method: MethodConfig, byte_level: float) -> RunConfig:
+    """The run of one method. A baseline stands at the byte-weighted level that the method really reaches."""
+    changes: dict[str, Any] = {"method": method, "baseline": {}}
+    if method.name == "dense":
+        changes["sparsity"] = 0.0
+    elif method is not config.method and config.schedule.count == "nominal":
+        changes["schedule"] = config.schedule.model_copy(update={"count": "bytes"})
+        changes["sparsity"] = byte_level
+    return config.model_copy(update=changes)
+
+
+def _cell(config: RunConfig, shape: ModelShape) -> Cell:
+    levels = make_levels(shape, config.schedule, config.sparsity, config.model.name)
+    device = models.resolve_device(config.model.device).type
+    identity = results.identity(config, models.fingerprint(config.model), device)
+    return Cell(config, levels, identity, results.record_folder(config, identity))
+
+
+def _unused(label: str, cells: dict[str, Cell]) -> str:
+    count = 1
+    while (name := label if count == 1 else f"{label} #{count}") in cells:
+        count += 1
+    return name
+
+
+def _check(config: RunConfig, shape_config: PretrainedConfig, shape: ModelShape) -> None:
+    models.resolve_placement(config.model)
+    check_tasks(config.evaluation.zero_shot)
+    methods = [config.method, *config.baseline.values()]
+    if any(method.basis == "hadamard" for method in methods):
+        bases.hadamard_factors(shape.hidden_size)
+    tokens = config.calibration.sequences * config.calibration.length
+    if any(method.basis == "pca" for method in methods) and tokens < shape.hidden_size:
+        raise ConfigError(
+            f"{tokens} calibration tokens cannot span {shape.hidden_size} dimensions: raise calibration.sequences "
+            "or calibration.length (the paper: 16 x 2048)"
+        )
+    longest = shape_config.max_position_embeddings
+    for key, length in (
+        ("calibration.length", config.calibration.length),
+        ("evaluation.perplexity.length", config.evaluation.perplexity.length),
+    ):
+        if length > longest:
+            raise ConfigError(f"{key}={length}, but {config.model.name} reads at most {longest} positions")
+    if "boolq" in config.evaluation.zero_shot.tasks and config.calibration.text.dataset == "boolq-passages":
+        raise ConfigError(
+            "the task boolq asks about the passages that calibration=boolq-passages calibrates on: choose another "
+            "calibration (wikitext2, c4, text), or leave boolq out of evaluation.zero_shot.tasks"
+        )
