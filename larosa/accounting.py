@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from larosa.architecture import SITES
+from larosa.rotation.explicit import stored_bytes
 from larosa.sites import ModelShape
 from larosa.sparsity.handle import Plan
 from larosa.sparsity.schedule import byte_weighted
@@ -29,6 +30,11 @@ class Extras:
 def extras(plan: Plan, element_bytes: int) -> Extras:
     """Run-time extras of a plan, at `element_bytes` a weight."""
     D, rotation = plan.shape.hidden_size, plan.rotation
+    if plan.method.form == "explicit":
+        products, storage = 2 * plan.shape.layers, plan.method.transform_storage
+        return Extras(
+            f"explicit transforms, D x D, {storage}", products, products * stored_bytes(D, storage, element_bytes)
+        )
     if rotation is None or plan.method.basis == "identity":  # nothing to turn
         return Extras("none", 0, 0)
     if plan.method.form == "absorbed":

@@ -53,6 +53,7 @@ class LaRoSAConfig(Strict):
     granularity: Literal["layer", "block", "group", "model"] = "layer"
     group_size: int = Field(default=4, ge=1)
     ties: Literal["strict", "keep"] = "strict"
+    score: Literal["magnitude", "column_norm"] = "magnitude"
     tokens: TokenPolicyConfig = TokenPolicyConfig(kind="all", n=0, fraction=1.0)
     keep_weights: Literal["device", "cpu"] = "device"
     batch_size: int = Field(default=1, ge=1)
@@ -117,7 +118,8 @@ def sparsify(model: PreTrainedModel, tokens: Tensor, config: LaRoSAConfig) -> Sp
     shape = ModelShape.of(model.config)
     method = MethodConfig(
         name="larosa", preset="larosa", form=config.form, basis=config.basis, granularity=config.granularity,
-        group_size=config.group_size, rotation_dtype="float64", top_k=TopKConfig(ties=config.ties),
+        group_size=config.group_size, rotation_dtype="float64", transform_storage="model",
+        top_k=TopKConfig(ties=config.ties), score=config.score,
     )  # fmt: skip
     schedule = ScheduleConfig(
         name="given", kind="coefficients", coefficients=config.coefficients, table={}, path=None, count=config.count

@@ -133,15 +133,21 @@ class TokenPolicyConfig(Strict):
 class MethodConfig(Strict):
     """A method and its settings."""
 
-    name: Literal["dense", "magnitude", "larosa"]
+    name: Literal["dense", "magnitude", "wina", "teal", "larosa"]
     preset: str
-    form: Literal["plain", "absorbed", "simulated"]
-    basis: Literal["pca", "random", "hadamard", "identity"]
+    form: Literal["plain", "absorbed", "simulated", "explicit"]
+    basis: Literal["pca", "random", "hadamard", "identity", "weight_svd", "output_aware"]
+    """`weight_svd`: right singular vectors of k and gate (WINA's transform). `output_aware`: not orthogonal, one
+    explicit transform a block (rotation.explicit)."""
     granularity: Literal["layer", "block", "group", "model"]
     group_size: int = Field(ge=1)
     rotation_dtype: Literal["float64", "model"]
     """`simulated` only: the precision in which activations are rotated (the official code: float64)."""
+    transform_storage: Literal["model", "int8", "int4"]
+    """`explicit` only: how the transform is stored; in int8 and int4 it is what runs and what is counted."""
     top_k: TopKConfig
+    score: Literal["magnitude", "column_norm"]
+    """What Top-K ranks by: `|x_i|`, or `|x_i|` times the norm of the weight column behind channel i (WINA)."""
 
     @property
     def label(self) -> str:
@@ -149,12 +155,30 @@ class MethodConfig(Strict):
         if self.form == "plain":
             return self.preset
         share = f"group of {self.group_size}" if self.granularity == "group" else self.granularity
-        return f"{self.preset} ({self.form}, {self.basis}, per {share})"
+        if self.form == "explicit":
+            share = f"{share}, {self.transform_storage}"
+        ranked = ", column norms" if self.score == "column_norm" else ""
+        return f"{self.preset} ({self.form}, {self.basis}, per {share}{ranked})"
 
     @model_validator(mode="after")
     def _possible(self) -> MethodConfig:
         if self.name == "larosa" and self.form == "plain":
-            raise ValueError("method.form must be absorbed or simulated for larosa")
+            raise ValueError("method.form must be absorbed, simulated or explicit for larosa")
+        if self.name in ("dense", "teal") and self.score != "magnitude":
+            raise ValueError(f"method={self.name} ranks nothing: method.score must be magnitude")
+        if self.name == "wina" and (self.form, self.basis) in {("absorbed", "weight_svd"), ("plain", "identity")}:
+            return self
+        if self.name == "wina":
+            raise ValueError("method=wina is plain with basis identity, or absorbed with basis weight_svd")
+        if (self.basis == "output_aware") != (self.form == "explicit") or (
+            self.form == "explicit" and self.granularity != "block"
+        ):
+            raise ValueError(
+                "method.basis=output_aware and method.form=explicit go together, with method.granularity=block "
+                "(the preset method=larosa/output_aware sets all three)"
+            )
+        if self.basis == "weight_svd" and (self.form, self.granularity) != ("absorbed", "block"):
+            raise ValueError("method.basis=weight_svd is absorbed, per block: k and gate have a basis each")
         if self.name != "larosa" and (self.form != "plain" or self.basis != "identity"):
             raise ValueError(f"method={self.name} has no rotation: method.form must be plain, method.basis identity")
         return self

@@ -9,13 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from larosa import store
-from larosa.calibration.statistics import second_moments, with_gamma
+from larosa.calibration.histograms import Histograms, histograms
+from larosa.calibration.statistics import ALL_READERS, WINA_READERS, second_moments, weight_moments, with_gamma
 from larosa.calibration.tokens import TokenBlock
 from larosa.config import MethodConfig
+from larosa.rotation.explicit import output_aware
 from larosa.rotation.rotation import Rotation, build_rotation, rotation_index
 
 _VERSION = 1  # raise when the meaning of a cached tensor changes
@@ -40,6 +44,16 @@ class Calibrator:
         )
         return tensors["second_moments"]
 
+    def histograms(self) -> Histograms:
+        """Histograms of all four sites; see calibration.histograms."""
+
+        def build() -> dict[str, Tensor]:
+            found = histograms(self.model, self.tokens, self.batch_size)
+            return {"low": found.low, "high": found.high, "counts": found.counts}
+
+        tensors, _ = store.cached("histograms", {**self._identity(), "what": "histograms of the four sites"}, build)
+        return Histograms(tensors["low"], tensors["high"], tensors["counts"])
+
     def rotation(self, method: MethodConfig) -> Rotation:
         """The rotation of a method: in the absorbed form of the normed input without gamma, in the
         simulated form with gamma in it."""
@@ -47,7 +61,9 @@ class Calibrator:
 
         def build() -> dict[str, Tensor]:
             moments = None
-            if method.basis == "pca":
+            if method.basis == "weight_svd":
+                moments = weight_moments(self.model, WINA_READERS)
+            elif method.basis == "pca":
                 moments = self.second_moments()
                 if method.form == "simulated":
                     moments = with_gamma(moments, self.model)
@@ -56,18 +72,35 @@ class Calibrator:
         if method.basis == "identity":
             return build_rotation(method, None, layers, D, self.seed)
         size = method.group_size if method.granularity == "group" else 0
-        identity = {
+        identity: dict[str, Any] = {
             "what": "rotation",
             "basis": method.basis,
             "granularity": method.granularity,
             "group_size": size,
         }
-        if method.basis == "pca":
+        if method.basis == "weight_svd":
+            identity |= {"model": self.fingerprint, "seed": self.seed, "version": _VERSION}
+        elif method.basis == "pca":
             identity |= self._identity() | {"gamma": method.form == "simulated"}
         else:
             identity |= {"layers": layers, "D": D, "seed": self.seed, "version": _VERSION}
         tensors, _ = store.cached("rotation", identity, build)
         return Rotation(tensors["matrices"], rotation_index(layers, method.granularity, method.group_size))
+
+    def transforms(self) -> Tensor:
+        """[layers, 2, D, D] float64: the output-aware transforms of h1 and h3, see rotation.explicit."""
+
+        def build() -> dict[str, Tensor]:
+            moments, grams = self.second_moments(), weight_moments(self.model, ALL_READERS)
+            matrices = torch.empty_like(grams)
+            device = self.model.device
+            for layer in tqdm(range(len(grams)), desc="transforms", unit="layer", leave=False):
+                for i in range(2):
+                    matrices[layer, i] = output_aware(moments[layer, i].to(device), grams[layer, i].to(device))
+            return {"matrices": matrices}
+
+        tensors, _ = store.cached("transforms", {**self._identity(), "what": "output-aware transforms"}, build)
+        return tensors["matrices"]
 
     def _identity(self) -> dict[str, Any]:
         return {

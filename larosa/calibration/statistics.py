@@ -75,6 +75,23 @@ def with_gamma(moments: Tensor, model: PreTrainedModel) -> Tensor:
     return scaled
 
 
+WINA_READERS = {"h1": slice(1, 2), "h3": slice(0, 1)}
+"""k and gate: their right singular vectors are WINA's transform (arXiv 2505.19427)."""
+ALL_READERS = {"h1": slice(None), "h3": slice(None)}
+
+
+def weight_moments(model: PreTrainedModel, chosen: dict[str, slice]) -> Tensor:
+    """[layers, 2, D, D] float64 on the CPU: `W^T W` over the chosen readers, the norm's gamma folded in."""
+    layers = ModelView(model).layers
+    moments = torch.empty(len(layers), 2, model.config.hidden_size, model.config.hidden_size, dtype=torch.float64)
+    for layer in layers:
+        for i, site in enumerate(NORM_SITES):
+            gamma = layer.norm(site).get_parameter("weight").double()
+            weights = [linear.weight.double() * gamma for linear in layer.readers(site)[chosen[site]]]
+            moments[layer.index, i] = torch.stack([W.T @ W for W in weights]).sum(0).cpu()
+    return moments
+
+
 def _collector(total: Tensor) -> Any:
     def hook(norm: nn.Module, args: tuple[Any, ...]) -> None:
         x = args[0].float().reshape(-1, args[0].shape[-1])

@@ -1,6 +1,7 @@
 """Thresholds and output errors of a sparse model on the calibration tokens.
 
-* threshold: the k-th magnitude of every token (quantiles over tokens), what a threshold kernel would need;
+* threshold: the k-th magnitude of every token (quantiles over tokens), what a threshold kernel would need; ranked
+  entries with their score, calibrated thresholds as they are;
 * site error: `||W x - W x_sparse|| / ||W x||` over all readers W of a site, on the activations of the sparse
   model, beside Theorem A.1 of the paper at the site's level;
 * layer error: the layer's update of the residual stream against its dense update on the same input. Bases are
@@ -25,7 +26,7 @@ from transformers import PreTrainedModel
 from larosa.architecture import SITES, ModelView
 from larosa.sparsity.handle import SparsityHandle
 from larosa.sparsity.site import SparseSite
-from larosa.sparsity.top_k import kth_magnitude, theoretical_error
+from larosa.sparsity.top_k import theoretical_error
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
@@ -41,8 +42,9 @@ class ErrorProbe:
     def observe(self, site: SparseSite, x: Tensor, y: Tensor, z: Tensor, _z_sparse: Tensor) -> None:
         """Keep one threshold a token, and the error of the site's readers."""
         key = (site.site, site.layer)
-        if 0 < site.top_k.k < site.top_k.width and len(z):
-            self.thresholds[key].append(kth_magnitude(z, site.top_k.k).reshape(-1).float().cpu())
+        threshold = site.rule.threshold(z) if len(z) else None
+        if threshold is not None:
+            self.thresholds[key].append(threshold.reshape(-1).float().cpu())
         weight = torch.cat([linear.weight for linear in site.readers])
         self.site_error[key].append(_relative((x - y) @ weight.T, x @ weight.T))
 

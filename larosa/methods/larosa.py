@@ -1,7 +1,8 @@
-"""LaRoSA: Top-K in a rotated basis (arXiv 2507.01299), in two forms that are named apart.
+"""LaRoSA: Top-K in a rotated basis (arXiv 2507.01299), in forms that are named apart.
 
 `absorbed`: the basis is absorbed into the weights, residual adapters change it between layers (the paper).
 `simulated`: the norm's output, gamma in it, is rotated, Top-K'd and rotated back (the official code).
+`explicit`: beyond the paper, an output-aware transform in front of each norm's readers (rotation.explicit).
 """
 
 from __future__ import annotations
@@ -16,5 +17,7 @@ from larosa.sparsity.schedule import Levels
 def plan(
     method: MethodConfig, shape: ModelShape, levels: Levels, tokens: TokenPolicyConfig, calibrator: Calibrator
 ) -> Plan:
-    """The levels in the calibrated rotation."""
+    """The levels in the calibrated rotation, or behind the calibrated transforms."""
+    if method.form == "explicit":
+        return Plan(method, shape, levels, tokens, rotation=None, transforms=calibrator.transforms())
     return Plan(method, shape, levels, tokens, rotation=calibrator.rotation(method))

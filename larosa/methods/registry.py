@@ -6,11 +6,17 @@ from collections.abc import Callable
 
 from larosa.calibration.calibrator import Calibrator
 from larosa.config import MethodConfig, TokenPolicyConfig
-from larosa.methods import dense, larosa, magnitude
+from larosa.methods import dense, larosa, magnitude, teal, wina
 from larosa.sites import ModelShape
 from larosa.sparsity.handle import Plan
 from larosa.sparsity.schedule import Levels
 
 PlanFunction = Callable[[MethodConfig, ModelShape, Levels, TokenPolicyConfig, Calibrator], Plan]
 
-METHODS: dict[str, PlanFunction] = {"dense": dense.plan, "magnitude": magnitude.plan, "larosa": larosa.plan}
+METHODS: dict[str, PlanFunction] = {
+    "dense": dense.plan,
+    "magnitude": magnitude.plan,
+    "wina": wina.plan,
+    "teal": teal.plan,
+    "larosa": larosa.plan,
+}

@@ -95,18 +95,19 @@ def absorb(
         if attention != mlp:
             adapt(layer.norm("h3"), stream, rotation.at(layer.index, "h3"))
         for site in ("h1", "h3"):
-            _fold(layer.norm(site), layer.readers(site), rotation.at(layer.index, site), swaps)
+            fold(layer.norm(site), layer.readers(site), rotation.at(layer.index, site), swaps)
         for linear in layer.writers():
             _rotate_output(linear, stream, swaps)
     first, last = rotation.at(0, "h1"), rotation.at(len(view.layers) - 1, "h1")
     embedding, head = view.embedding, view.head
     rotated = right_product(embedding.weight, None, first)
-    _fold(view.final_norm, [head], last, swaps)
+    fold(view.final_norm, [head], last, swaps)
     swaps.swap(embedding, "weight", rotated)
     return adapters, hooks
 
 
-def _fold(norm: nn.Module, readers: list[nn.Linear], Q: Tensor, swaps: WeightSwaps) -> None:
+def fold(norm: nn.Module, readers: list[nn.Linear], Q: Tensor, swaps: WeightSwaps) -> None:
+    """Fold gamma and a matrix Q [D, D] into what reads a norm: `W <- W diag(gamma) Q`, gamma <- 1."""
     gamma = norm.get_parameter("weight")
     for linear in readers:
         swaps.swap(linear, "weight", right_product(linear.weight, gamma, Q))

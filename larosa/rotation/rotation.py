@@ -59,19 +59,21 @@ def build_rotation(
 ) -> Rotation:
     """The rotation that a method asks for, its matrices on the CPU.
 
-    second_moments: [layers, 2, D, D] of what h1 and h3 show (see calibration.statistics), needed by `pca`; they
-    are decomposed one by one on `device`. A group's or a model's moment is the sum over its layers' h1, as a
-    layer's own is its h1. The identity needs one matrix and no change of basis, whatever the granularity.
+    second_moments: [layers, 2, D, D] of what h1 and h3 show (see calibration.statistics), needed by `pca`, or of
+    the weights, for `weight_svd`; they are decomposed one by one on `device`. A group's or a model's moment is
+    the sum over its layers' h1, as a layer's own is its h1. The identity needs one matrix and no change of basis,
+    whatever the granularity.
     """
     if method.basis == "identity":
         return Rotation(torch.eye(D, dtype=torch.float64)[None], [(0, 0)] * layers)
     index = rotation_index(layers, method.granularity, method.group_size)
     count = max(max(pair) for pair in index) + 1
-    if method.basis == "pca" and second_moments is None:
-        raise ValueError("basis=pca needs the second moments of the calibration tokens")
+    spectral = method.basis in ("pca", "weight_svd")
+    if spectral and second_moments is None:
+        raise ValueError(f"basis={method.basis} needs the moments that it diagonalises")
     matrices = torch.empty(count, D, D, dtype=torch.float64)
     for which in tqdm(range(count), desc=f"{method.basis} bases", unit="matrix", leave=False):
-        if method.basis == "pca" and second_moments is not None:
+        if spectral and second_moments is not None:
             matrices[which] = bases.pca(_moment(second_moments, index, which).to(device))
         else:
             make = bases.random if method.basis == "random" else bases.hadamard

@@ -13,17 +13,21 @@ from types import TracebackType
 from weakref import WeakSet
 
 import torch
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from larosa.architecture import LayerView, ModelView
 from larosa.config import MethodConfig, TokenPolicyConfig
 from larosa.errors import LarosaError
-from larosa.rotation.absorb import WeightSwaps, absorb
+from larosa.rotation.absorb import WeightSwaps, absorb, fold
+from larosa.rotation.explicit import ExplicitTransform
 from larosa.rotation.rotation import LayerwiseRotationMatrix, ResidualAdapter, Rotation
 from larosa.sites import ModelShape
 from larosa.sparsity.schedule import Levels
-from larosa.sparsity.site import Observer, SparseSite
+from larosa.sparsity.site import Observer, Rule, SparseSite
+from larosa.sparsity.threshold import ThresholdSparsification
 from larosa.sparsity.tokens import TokenPolicy
 from larosa.sparsity.top_k import TopKSparsification
 
@@ -44,6 +48,10 @@ class Plan:
     levels: Levels
     tokens: TokenPolicyConfig
     rotation: Rotation | None
+    thresholds: dict[str, tuple[float, ...]] | None = None
+    """Site -> a calibrated threshold a layer, instead of Top-K."""
+    transforms: Tensor | None = None
+    """[layers, 2, D, D] float64: explicit transforms of h1 and h3, exact; `method.transform_storage` rounds them."""
 
 
 class _Turns:
@@ -96,6 +104,21 @@ class SparsityHandle:
             yield
 
     @contextmanager
+    def exact_transforms(self) -> Iterator[None]:
+        """Within: explicit transforms run unquantised. Without any, nothing changes."""
+        held = [(site, site.transform) for site in self.sites if site.transform is not None]
+        for site, transform in held:
+            matrices = self.plan.transforms
+            if transform is not None and matrices is not None:
+                exact = matrices[site.layer, 0 if site.site == "h1" else 1].to(transform.codes.device)
+                site.transform = ExplicitTransform(exact, "model", site.readers[0].weight.dtype)
+        try:
+            yield
+        finally:
+            for site, transform in held:
+                site.transform = transform
+
+    @contextmanager
     def observed_by(self, observer: Observer) -> Iterator[None]:
         """Within: `observer` sees every activation that a site makes sparse."""
         for site in self.sites:
@@ -125,6 +148,33 @@ class SparsityHandle:
         self.remove()
 
 
+def _install_transforms(view: ModelView, plan: Plan, swaps: WeightSwaps) -> dict[tuple[int, str], ExplicitTransform]:
+    """Give the readers of h1 and h3 the weights `W diag(gamma) T^-1` and return the T in front of them."""
+    installed: dict[tuple[int, str], ExplicitTransform] = {}
+    if plan.transforms is None:
+        return installed
+    for layer in tqdm(view.layers, desc="transforms", unit="layer", leave=False):
+        for i, site in enumerate(("h1", "h3")):
+            weight = layer.readers(site)[0].weight
+            exact = plan.transforms[layer.index, i].to(weight.device)
+            fold(layer.norm(site), layer.readers(site), torch.linalg.inv(exact), swaps)
+            installed[layer.index, site] = ExplicitTransform(exact, plan.method.transform_storage, weight.dtype)
+    return installed
+
+
+def _rule(plan: Plan, layer: LayerView, site: str) -> Rule:
+    """What drops entries at a site of the model as it is now, rotations absorbed."""
+    width, weight = plan.shape.sites[site].width, layer.readers(site)[0].weight
+    if plan.thresholds is not None:
+        return ThresholdSparsification(width, plan.thresholds[site][layer.index])
+    score = None
+    if plan.method.score == "column_norm":
+        squares = sum(linear.weight.double().pow(2).sum(0).to(weight.device) for linear in layer.readers(site))
+        score = torch.as_tensor(squares).sqrt().to(weight.dtype)
+    level = plan.levels.planned(site, layer.index, plan.shape)
+    return TopKSparsification(width, level, plan.method.top_k.ties, score)
+
+
 @torch.no_grad()
 def apply(model: PreTrainedModel, plan: Plan, keep_weights: str = "device") -> SparsityHandle:
     """Make `model` follow `plan`, in place.
@@ -147,12 +197,12 @@ def apply(model: PreTrainedModel, plan: Plan, keep_weights: str = "device") -> S
             model.config.tie_word_embeddings = False
         if plan.tokens.kind != "all":
             handle._hooks.append(view.decoder.register_forward_pre_hook(handle.policy.hook, with_kwargs=True))
+        transforms = _install_transforms(view, plan, handle._swaps)
         turns = _Turns(plan, rotation) if form == "simulated" and rotation is not None else None
         for layer, site in view.sites():
-            level = plan.levels.planned(site, layer.index, plan.shape)
-            top_k = TopKSparsification(plan.shape.sites[site].width, level, plan.method.top_k.ties)
+            rule = _rule(plan, layer, site)
             turn = turns.at(layer, site) if turns and site in ("h1", "h3") else None
-            sparse = SparseSite(layer, site, top_k, handle.policy, turn)
+            sparse = SparseSite(layer, site, rule, handle.policy, turn, transforms.get((layer.index, site)))
             handle._hooks.append(sparse.attach(layer))
             handle.sites.append(sparse)
     except BaseException:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from larosa.architecture import LayerView
+from larosa.rotation.explicit import ExplicitTransform
 from larosa.rotation.rotation import LayerwiseRotationMatrix
 from larosa.sparsity.tokens import TokenPolicy
-from larosa.sparsity.top_k import TopKSparsification
 
 
 class Observer(Protocol):
@@ -27,24 +27,38 @@ class Observer(Protocol):
         """x: before, y: after, z and z_sparse: the same in the site's own basis; all [tokens, width]."""
 
 
+class Rule(Protocol):
+    """Which entries of a token's vector stay: TopKSparsification or ThresholdSparsification."""
+
+    width: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [..., width]; the same with the dropped entries zero."""
+
+    def threshold(self, x: Tensor) -> Tensor | None:
+        """[..., 1], the magnitude from which entries stay; None where there is none."""
+
+
 class SparseSite(nn.Module):
-    """Top-K at one site of one layer, optionally in a simulated rotation (rotate, Top-K, rotate back)."""
+    """A rule at one site of one layer, optionally in a simulated rotation (rotate, drop, rotate back) or
+    behind an explicit transform that the readers' weights undo."""
 
     def __init__(
         self,
         layer: LayerView,
         site: str,
-        top_k: TopKSparsification,
+        rule: Rule,
         policy: TokenPolicy,
         rotation: LayerwiseRotationMatrix | None = None,
+        transform: ExplicitTransform | None = None,
     ) -> None:
         super().__init__()
         self.layer, self.site = layer.index, site
-        self.top_k, self.policy, self.rotation = top_k, policy, rotation
+        self.rule, self.policy, self.rotation = rule, policy, rotation
+        self.transform = transform
         self.readers = layer.readers(site)
         self.enabled = True
         self.observer: Observer | None = None
-        self._dense = TopKSparsification(top_k.width, 0.0, top_k.ties)
         self._level_zero = False
 
     def attach(self, layer: LayerView) -> RemovableHandle:
@@ -57,12 +71,13 @@ class SparseSite(nn.Module):
         return (self(args[0]),)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, T, width]; returns it with the dropped channels of the sparse tokens removed."""
+        """x: [B, T, width]; returns it, transformed if there is a transform, with dropped channels removed."""
+        if self.transform is not None:
+            x = self.transform(x)
         if not self.enabled:
             return x
-        top_k = self._dense if self._level_zero else self.top_k
         z = x if self.rotation is None else self.rotation.rotate(x)
-        z_sparse: Tensor = top_k(z)
+        z_sparse: Tensor = z if self._level_zero else self.rule(z)
         y = z_sparse if self.rotation is None else self.rotation.unrotate(z_sparse).to(x.dtype)
         mask = self.policy.mask
         if self.observer is not None:

@@ -76,18 +76,32 @@ def theoretical_error(level: float) -> float:
 class TopKSparsification(nn.Module):
     """Keeps the k largest magnitudes of every token's vector.
 
-    Args: `width` channels, `level` in [0, 1], `ties` strict or keep.
+    Args: `width` channels, `level` in [0, 1], `ties` strict or keep, `score` [width] > 0 or None: entries are ranked
+    by `|x_i| * score_i` (WINA, arXiv 2505.19427: the norm of the weight column behind channel i).
     """
 
-    def __init__(self, width: int, level: float, ties: str = "strict") -> None:
+    score: Tensor | None
+
+    def __init__(self, width: int, level: float, ties: str = "strict", score: Tensor | None = None) -> None:
         super().__init__()
         if ties not in ("strict", "keep"):
             raise ValueError(f"ties must be 'strict' or 'keep', got {ties!r}")
+        if score is not None and (score.shape != (width,) or not bool((score >= 0).all())):
+            raise ValueError(f"score must be [{width}] and not negative, got {list(score.shape)}")
         self.width, self.ties = width, ties
         self.k = kept_channels(level, width)
+        self.register_buffer("score", score, persistent=True)
+
+    def ranked(self, x: Tensor) -> Tensor:
+        """What entries are ranked by the magnitude of. x: [..., width]."""
+        return x if self.score is None else x * self.score
+
+    def threshold(self, x: Tensor) -> Tensor | None:
+        """The k-th magnitude of what is ranked, [..., 1]; None where nothing or everything is dropped."""
+        return kth_magnitude(self.ranked(x), self.k) if 0 < self.k < self.width else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., width]; returns the same shape and dtype, dropped entries zero."""
         if x.shape[-1] != self.width:
             raise ValueError(f"expected {self.width} channels, got {x.shape[-1]}")
-        return x if self.k == self.width else x * keep_mask(x, self.k, self.ties)
+        return x if self.k == self.width else x * keep_mask(self.ranked(x), self.k, self.ties)

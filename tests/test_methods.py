@@ -1,0 +1,179 @@
+"""Each rival method against an independent few-line reference on a tiny model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import build_model
+from test_schedule import ALL, method, schedule
+from torch import Tensor
+
+from larosa.accounting import account
+from larosa.calibration.calibrator import Calibrator
+from larosa.calibration.statistics import CalibrationError
+from larosa.calibration.tokens import TokenBlock
+from larosa.config import MethodConfig
+from larosa.evaluation import invariance
+from larosa.methods.registry import METHODS
+from larosa.sites import ModelShape
+from larosa.sparsity.handle import SparsityHandle, apply
+from larosa.sparsity.schedule import make_levels
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAROSA_CACHE", str(tmp_path))
+
+
+def applied(model: torch.nn.Module, tokens: Tensor, chosen: MethodConfig, sparsity: float = 0.5) -> SparsityHandle:
+    shape = ModelShape.of(model.config)
+    levels = make_levels(shape, schedule("uniform"), sparsity, "tiny")
+    calibrator = Calibrator(model, TokenBlock(tokens, "t", 1, tokens.numel(), "x"), {"source": "test"}, 2, 0)
+    return apply(model, METHODS[chosen.name](chosen, shape, levels, ALL, calibrator))
+
+
+def inputs(model: torch.nn.Module, tokens: Tensor, path: str) -> Tensor:
+    """What the linear at `path` reads, masked where the model is sparse."""
+    seen: list[Tensor] = []
+    hook = model.get_submodule(path).register_forward_hook(lambda _m, args, _y: seen.append(args[0]))
+    model(tokens)
+    hook.remove()
+    return seen[0]
+
+
+def test_wina_keeps_the_largest_products_with_column_norms(tokens: Tensor) -> None:
+    model = build_model("llama")
+    mlp = model.model.layers[0].mlp
+    dense = inputs(model, tokens, "model.layers.0.self_attn.q_proj")
+    attention = model.model.layers[0].self_attn
+    stacked = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
+    with applied(model, tokens, method("wina")):
+        sparse = inputs(model, tokens, "model.layers.0.self_attn.q_proj")
+        assert sparse is not None
+        assert mlp is model.model.layers[0].mlp
+    keep = (dense.abs() * stacked.norm(dim=0)).topk(24, dim=-1).indices
+    expected = torch.zeros_like(dense).scatter(-1, keep, dense.gather(-1, keep))
+    torch.testing.assert_close(sparse, expected)
+    plain = dense.abs().topk(24, dim=-1).indices.sort(-1).values
+    assert not torch.equal(plain, keep.sort(-1).values)  # the weighting matters on this model
+
+
+def test_wina_transform_is_exact_and_makes_columns_orthogonal(tokens: Tensor) -> None:
+    model = build_model("qwen2", tied=True)
+    dense = invariance.logits(model, tokens)
+    with applied(model, tokens, method("wina/transform")) as handle:
+        for layer in model.model.layers:
+            for linear in (layer.self_attn.k_proj, layer.mlp.gate_proj):
+                gram = linear.weight.T @ linear.weight
+                off = gram - torch.diag(gram.diagonal())
+                assert float(off.abs().max()) < 1e-5 * float(gram.diagonal().max())
+        with handle.level_zero():
+            assert float((invariance.logits(model, tokens) - dense).norm() / dense.norm()) < 1e-10
+    assert torch.equal(invariance.logits(model, tokens), dense)
+
+
+def test_teal_zeroes_what_its_histogram_says(tokens: Tensor) -> None:
+    model = build_model("llama")
+    path = "model.layers.2.mlp.down_proj"
+    values = inputs(model, tokens, path).float().reshape(-1)
+    with applied(model, tokens, method("teal"), sparsity=0.4) as handle:
+        assert handle.plan.thresholds is not None
+        limit = handle.plan.thresholds["h4"][2]
+        sparse = inputs(model, tokens, path)
+    expected = float(values.double().quantile(0.5 + 0.4 / 2))
+    assert limit == pytest.approx(expected, rel=2e-3)
+    assert float(sparse[sparse != 0].abs().min()) > limit
+    level = float((sparse == 0).double().mean())
+    assert 0.25 < level < 0.55  # calibrated on the dense model, met only roughly on the sparse one
+
+
+def test_teal_refuses_the_open_tail(tokens: Tensor) -> None:
+    with pytest.raises(CalibrationError, match="open tail"):
+        applied(build_model("llama"), tokens, method("teal"), sparsity=0.985)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_output_aware_is_exact_at_level_zero_and_its_columns_are_orthonormal(kind: str, tokens: Tensor) -> None:
+    model = build_model(kind, tied=True, hidden_size=64, num_attention_heads=4)
+    dense = invariance.reference(model, tokens)
+    with applied(model, tokens, method("larosa/output_aware", transform_storage="model")) as handle:
+        layer = model.model.layers[1]
+        stacked = torch.cat([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight])
+        torch.testing.assert_close(stacked.T @ stacked, torch.eye(64, dtype=torch.float64), atol=1e-8, rtol=0)
+        assert handle.adapters == []
+        with handle.level_zero():
+            error = (invariance.logits(model, tokens) - dense.logits).norm() / dense.logits.norm()
+        assert error < 1e-10
+    assert torch.equal(invariance.logits(model, tokens), dense.logits)
+
+
+def test_output_aware_drops_what_its_definition_says(tokens: Tensor) -> None:
+    """One layer by hand: z = T x, top-k, W T^-1; and the squared output error is the dropped energy."""
+    model = build_model("llama", num_hidden_layers=1, hidden_size=64, num_attention_heads=4)
+    layer = model.model.layers[0]
+    h = model.model.embed_tokens(tokens)
+    x = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6)
+    W = torch.cat([p.weight for p in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)])
+    W = W * layer.input_layernorm.weight
+    S = torch.einsum("btd,bte->de", x, x) / tokens.numel()
+    values, vectors = torch.linalg.eigh(W.T @ W)
+    root = vectors @ torch.diag(values.sqrt()) @ vectors.T
+    U = torch.linalg.eigh(root @ S @ root).eigenvectors
+    z = x @ root @ U
+    keep = z.abs().topk(32, dim=-1).indices
+    z_sparse = torch.zeros_like(z).scatter(-1, keep, z.gather(-1, keep))
+    expected = z_sparse @ torch.linalg.inv(root @ U) @ W.T
+    torch.testing.assert_close((x @ W.T - expected).norm(), (z - z_sparse).norm())
+    with applied(model, tokens, method("larosa/output_aware", transform_storage="model")):
+        hidden: list[Tensor] = []
+        for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+            linear.register_forward_hook(lambda _m, _a, y: hidden.append(y))
+        model(tokens)
+    torch.testing.assert_close(torch.cat(hidden, -1), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("storage", "most", "share"), [("int8", 0.02, 0.5), ("int4", 0.3, 0.25)])
+def test_transforms_are_stored_small_and_their_error_is_recorded(
+    storage: str, most: float, share: float, tokens: Tensor
+) -> None:
+    model = build_model("llama", dtype=torch.float32, hidden_size=64, num_attention_heads=4)
+    dense = invariance.reference(model, tokens)
+    with applied(model, tokens, method("larosa/output_aware", transform_storage=storage)) as handle:
+        found = invariance.check(model, handle, dense)
+        transform = handle.sites[0].transform
+        assert transform is not None
+        exact = handle.plan.transforms[0, 0]
+        stored = transform.matrix(torch.float64)
+        counted = account(handle.plan, 2)["extras"]
+    assert found["relative_logits_error"] <= found["bound"]
+    assert found["relative_logits_error"] < found["relative_logits_error_as_stored"] < most
+    assert transform.codes.dtype == torch.int8
+    assert int(transform.codes.abs().max()) == (127 if storage == "int8" else 7)
+    assert float((stored - exact).norm() / exact.norm()) < most
+    assert counted["bytes"] == pytest.approx(2 * 5 * 64 * 64 * 2 * share, rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["magnitude", "wina", "wina/transform", "teal", "larosa/output_aware"])
+def test_remove_restores_the_model(name: str, tokens: Tensor) -> None:
+    model = build_model("mistral", dtype=torch.float32)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    dense = invariance.logits(model, tokens)
+    handle = applied(model, tokens, method(name))
+    assert not torch.equal(invariance.logits(model, tokens), dense)
+    handle.remove()
+    assert torch.equal(invariance.logits(model, tokens), dense)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("teal", {"score": "column_norm"}, "ranks nothing"),
+        ("wina", {"basis": "pca"}, "wina is plain"),
+        ("larosa", {"basis": "output_aware"}, "go together"),
+        ("larosa", {"basis": "weight_svd"}, "absorbed, per block"),
+    ],
+)
+def test_impossible_combinations_raise(name: str, more: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        method(name, **more)
