@@ -51,7 +51,7 @@ def account(plan: Plan, element_bytes: int) -> dict[str, Any]:
     shape = plan.shape
     planned = {s: tuple(plan.levels.planned(s, i, shape) for i in range(shape.layers)) for s in SITES}
     projections = shape.layers * shape.layer_weights * element_bytes
-    level, added = byte_weighted(planned, shape), extras(plan, element_bytes)
+    level, added = byte_weighted(planned, shape, plan.levels.skips), extras(plan, element_bytes)
     return {
         "level_asked": plan.levels.asked,
         "level_byte_weighted": level,

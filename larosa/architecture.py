@@ -37,6 +37,8 @@ class Architecture:
     """Site (h1, h3) -> the norm whose output it is."""
     readers: dict[str, tuple[str, ...]]
     """Site -> the linears that read it."""
+    gate: str
+    """The activation function behind the gate projection."""
     writers: tuple[str, ...]
     """The linears that write to the residual stream."""
 
@@ -54,6 +56,7 @@ _LLAMA = Architecture(
         "h3": ("mlp.gate_proj", "mlp.up_proj"),
         "h4": ("mlp.down_proj",),
     },
+    gate="mlp.act_fn",
     writers=("self_attn.o_proj", "mlp.down_proj"),
 )
 
@@ -90,6 +93,10 @@ class LayerView:
     def norm(self, site: str) -> nn.Module:
         """The RMSNorm whose output is `site` (h1 or h3)."""
         return self.module.get_submodule(self._architecture.norms[site])
+
+    def gate(self) -> nn.Module:
+        """The activation function whose output gates the MLP's hidden vector."""
+        return self.module.get_submodule(self._architecture.gate)
 
     def readers(self, site: str) -> list[nn.Linear]:
         """The linears that read `site`."""

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 from larosa import models, results
 from larosa.config import ConfigError, MethodConfig, RunConfig
 from larosa.evaluation.zero_shot import check_tasks
+from larosa.methods import cats
 from larosa.rotation import bases
 from larosa.sites import ModelShape
 from larosa.sparsity.schedule import Levels, byte_weighted, make_levels
@@ -35,7 +36,7 @@ def plan_cells(config: RunConfig) -> dict[str, Cell]:
     planned = {s: tuple(levels.planned(s, i, shape) for i in range(shape.layers)) for s in levels.level}
     cells: dict[str, Cell] = {}
     for method in [*config.baseline.values(), config.method]:
-        own = _own(config, method, round(byte_weighted(planned, shape), 6))
+        own = _own(config, method, round(byte_weighted(planned, shape, levels.skips), 6))
         cell = _cell(own, shape)
         same = [name for name, other in cells.items() if other.identity == cell.identity]
         for name in same:
@@ -56,7 +57,10 @@ def _own(config: RunConfig, method: MethodConfig, byte_level: float) -> RunConfi
 
 
 def _cell(config: RunConfig, shape: ModelShape) -> Cell:
-    levels = make_levels(shape, config.schedule, config.sparsity, config.model.name)
+    if config.method.name == "cats":
+        levels = cats.levels(shape, config.sparsity)
+    else:
+        levels = make_levels(shape, config.schedule, config.sparsity, config.model.name)
     device = models.resolve_device(config.model.device).type
     identity = results.identity(config, models.fingerprint(config.model), device)
     return Cell(config, levels, identity, results.record_folder(config, identity))

@@ -133,7 +133,7 @@ class TokenPolicyConfig(Strict):
 class MethodConfig(Strict):
     """A method and its settings."""
 
-    name: Literal["dense", "magnitude", "wina", "teal", "larosa"]
+    name: Literal["dense", "magnitude", "wina", "teal", "cats", "larosa"]
     preset: str
     form: Literal["plain", "absorbed", "simulated", "explicit"]
     basis: Literal["pca", "random", "hadamard", "identity", "weight_svd", "output_aware"]
@@ -164,7 +164,7 @@ class MethodConfig(Strict):
     def _possible(self) -> MethodConfig:
         if self.name == "larosa" and self.form == "plain":
             raise ValueError("method.form must be absorbed, simulated or explicit for larosa")
-        if self.name in ("dense", "teal") and self.score != "magnitude":
+        if self.name in ("dense", "teal", "cats") and self.score != "magnitude":
             raise ValueError(f"method={self.name} ranks nothing: method.score must be magnitude")
         if self.name == "wina" and (self.form, self.basis) in {("absorbed", "weight_svd"), ("plain", "identity")}:
             return self

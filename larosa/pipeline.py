@@ -207,7 +207,7 @@ def _record(cell: Cell, bench: Bench, metrics: dict[str, Any], stages: dict[str,
 
 
 def _perplexities(cell: Cell, bench: Bench, handle: SparsityHandle) -> dict[str, Any]:
-    meters = {name: SparsityMeter(handle.plan.shape) for name in bench.texts}
+    meters = {name: SparsityMeter(handle.plan.shape, handle.plan.levels.skips) for name in bench.texts}
     found = {}
     size = cell.config.evaluation.perplexity.batch_size
     for name, block in bench.texts.items():

@@ -61,6 +61,11 @@ class ModelShape:
         return cls(layers=config.num_hidden_layers, hidden_size=D, sites=sites)
 
     @property
+    def skips(self) -> dict[str, int]:
+        """Weights that one dropped channel of each site leaves unread, where only its readers skip it."""
+        return {name: site.fan_out for name, site in self.sites.items()}
+
+    @property
     def layer_weights(self) -> int:
         """Weights of the seven projections of one layer."""
         return sum(site.weights for site in self.sites.values())

@@ -14,10 +14,12 @@ from larosa.calibration.statistics import CalibrationError
 from larosa.calibration.tokens import TokenBlock
 from larosa.config import MethodConfig
 from larosa.evaluation import invariance
+from larosa.evaluation.sparsity import SparsityMeter
+from larosa.methods import cats
 from larosa.methods.registry import METHODS
 from larosa.sites import ModelShape
 from larosa.sparsity.handle import SparsityHandle, apply
-from larosa.sparsity.schedule import make_levels
+from larosa.sparsity.schedule import ScheduleError, make_levels
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +29,10 @@ def cache(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def applied(model: torch.nn.Module, tokens: Tensor, chosen: MethodConfig, sparsity: float = 0.5) -> SparsityHandle:
     shape = ModelShape.of(model.config)
-    levels = make_levels(shape, schedule("uniform"), sparsity, "tiny")
+    if chosen.name == "cats":
+        levels = cats.levels(shape, 0.3)
+    else:
+        levels = make_levels(shape, schedule("uniform"), sparsity, "tiny")
     calibrator = Calibrator(model, TokenBlock(tokens, "t", 1, tokens.numel(), "x"), {"source": "test"}, 2, 0)
     return apply(model, METHODS[chosen.name](chosen, shape, levels, ALL, calibrator))
 
@@ -92,6 +97,39 @@ def test_teal_refuses_the_open_tail(tokens: Tensor) -> None:
         applied(build_model("llama"), tokens, method("teal"), sparsity=0.985)
 
 
+def test_cats_skips_neurons_whose_gate_is_small(tokens: Tensor) -> None:
+    model = build_model("llama")
+    shape = ModelShape.of(model.config)
+    gate = inputs(model, tokens, "model.layers.0.mlp.gate_proj")
+    mlp = model.model.layers[0].mlp
+    hidden = torch.nn.functional.silu(mlp.gate_proj(gate))
+    found = cats.levels(shape, 0.3)
+    neurons = found.level["h4"][0]
+    assert neurons == pytest.approx(0.3 * shape.layer_weights / (2 * 48 * 80))
+    calibrator = Calibrator(model, TokenBlock(tokens, "t", 1, tokens.numel(), "x"), {"source": "test"}, 2, 0)
+    plan = METHODS["cats"](method("cats"), shape, found, ALL, calibrator)
+    assert plan.thresholds is not None
+    limit = plan.thresholds["gate"][0]
+    assert limit == pytest.approx(float(hidden.abs().float().reshape(-1).quantile(neurons)), rel=5e-3)
+    meter = SparsityMeter(shape, found.skips)
+    with apply(model, plan) as handle, handle.observed_by(meter):
+        sparse = inputs(model, tokens, "model.layers.0.mlp.down_proj")
+    expected = hidden * (hidden.abs() > limit) * mlp.up_proj(gate)
+    torch.testing.assert_close(sparse, expected)
+    measured = meter.summary()
+    assert measured["level_mean"]["h1"] == [0.0] * 5
+    share = float((sparse == 0).double().mean()) * 2 * 48 * 80 / shape.layer_weights
+    first = measured["level_mean"]["h4"][0] * 2 * 48 * 80 / shape.layer_weights
+    assert first == pytest.approx(share)
+    assert account(plan, 2)["level_byte_weighted"] == pytest.approx(0.3, abs=0.01)
+
+
+def test_cats_says_how_far_it_goes(tokens: Tensor) -> None:
+    shape = ModelShape.of(build_model("llama").config)
+    with pytest.raises(ScheduleError, match=r"must stay below 0\.\d+"):
+        cats.levels(shape, 0.6)
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_output_aware_is_exact_at_level_zero_and_its_columns_are_orthonormal(kind: str, tokens: Tensor) -> None:
     model = build_model(kind, tied=True, hidden_size=64, num_attention_heads=4)
@@ -153,7 +191,7 @@ def test_transforms_are_stored_small_and_their_error_is_recorded(
     assert counted["bytes"] == pytest.approx(2 * 5 * 64 * 64 * 2 * share, rel=0.15)
 
 
-@pytest.mark.parametrize("name", ["magnitude", "wina", "wina/transform", "teal", "larosa/output_aware"])
+@pytest.mark.parametrize("name", ["magnitude", "wina", "wina/transform", "teal", "cats", "larosa/output_aware"])
 def test_remove_restores_the_model(name: str, tokens: Tensor) -> None:
     model = build_model("mistral", dtype=torch.float32)
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -17,6 +17,8 @@ from larosa.architecture import SITES, ModelView
 from larosa.calibration.statistics import CalibrationError
 from larosa.calibration.tokens import TokenBlock
 
+TAPS = (*SITES, "gate")
+"""The four sites, and SiLU(gate x) for CATS."""
 BINS = 10_000
 TAIL = 0.01
 _SAMPLE = 1_000_000
@@ -24,7 +26,7 @@ _SAMPLE = 1_000_000
 
 @dataclass
 class Histograms:
-    """`low`, `high` [layers, 4]: the edges of the bins; `counts` [layers, 4, BINS + 2] with the two tails."""
+    """`low`, `high` [layers, 5]: the edges of the bins of each of TAPS; `counts` [layers, 5, BINS + 2] with tails."""
 
     low: Tensor
     high: Tensor
@@ -32,7 +34,7 @@ class Histograms:
 
     def threshold(self, layer: int, site: str, level: float) -> float:
         """TEAL's `icdf(0.5 + level / 2)`, linear within a bin. Raises CalibrationError within the open tail."""
-        index, wanted = SITES.index(site), 0.5 + level / 2
+        index, wanted = TAPS.index(site), 0.5 + level / 2
         counts = self.counts[layer, index].double()
         cumulative = counts.cumsum(0) / counts.sum()
         position = int(torch.searchsorted(cumulative, wanted))
@@ -46,17 +48,36 @@ class Histograms:
         low, high = float(self.low[layer, index]), float(self.high[layer, index])
         return max(0.0, low + (position - 1 + inside) * (high - low) / BINS)
 
+    def magnitude_quantile(self, layer: int, site: str, level: float) -> float:
+        """The magnitude below which a fraction `level` of the values lies, to a bin; the tails lie above all bins."""
+        index = TAPS.index(site)
+        low, high = float(self.low[layer, index]), float(self.high[layer, index])
+        edges = torch.linspace(low, high, BINS + 1, dtype=torch.float64)
+        magnitude = torch.maximum(edges[1:].abs(), edges[:-1].abs())
+        order = magnitude.argsort()
+        counts = self.counts[layer, index].double()
+        cumulative = counts[1:-1][order].cumsum(0) / counts.sum()
+        position = int(torch.searchsorted(cumulative, level))
+        if position >= BINS:
+            raise CalibrationError(
+                f"layer {layer}, {site}: level {level:.3f} lies in the histogram's open tails, so it has no threshold"
+            )
+        return float(magnitude[order[position]]) if level > 0 else 0.0
+
 
 @torch.no_grad()
 def histograms(model: PreTrainedModel, tokens: TokenBlock, batch_size: int) -> Histograms:
-    """Run the dense model over the calibration tokens. Raises CalibrationError on NaN or infinity."""
+    """Run the dense model over the calibration tokens and count what passes each of TAPS.
+
+    Raises CalibrationError on NaN or infinity.
+    """
     view = ModelView(model)
-    shape = (len(view.layers), len(SITES))
+    shape = (len(view.layers), len(TAPS))
     found = Histograms(torch.zeros(shape), torch.zeros(shape), torch.zeros(*shape, BINS + 2, dtype=torch.int64))
     seen: set[tuple[int, str]] = set()
 
     def collect(layer: int, site: str, x: Tensor) -> None:
-        index, values = SITES.index(site), x.detach().float().reshape(-1)
+        index, values = TAPS.index(site), x.detach().float().reshape(-1)
         if not bool(values.isfinite().all()):
             raise CalibrationError(f"layer {layer}, {site}: the calibration activations hold NaN or infinity")
         if (layer, site) not in seen:
@@ -75,6 +96,8 @@ def histograms(model: PreTrainedModel, tokens: TokenBlock, batch_size: int) -> H
         hooks.append(
             reader.register_forward_pre_hook(lambda _m, args, at=layer.index, site=site: collect(at, site, args[0]))
         )
+    for layer in view.layers:
+        hooks.append(layer.gate().register_forward_hook(lambda _m, _a, y, at=layer.index: collect(at, "gate", y)))
     device = view.embedding.weight.device
     try:
         for batch in tqdm(torch.split(tokens.ids, batch_size), desc="histograms", unit="batch", leave=False):

@@ -45,6 +45,8 @@ class ErrorProbe:
         threshold = site.rule.threshold(z) if len(z) else None
         if threshold is not None:
             self.thresholds[key].append(threshold.reshape(-1).float().cpu())
+        if site.gated:  # what down reads is gate times up: the layer's error tells
+            return
         weight = torch.cat([linear.weight for linear in site.readers])
         self.site_error[key].append(_relative((x - y) @ weight.T, x @ weight.T))
 

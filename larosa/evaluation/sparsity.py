@@ -16,8 +16,8 @@ from larosa.sparsity.site import SparseSite
 class SparsityMeter:
     """An observer of sparse sites that counts zeros of every sparse token."""
 
-    def __init__(self, shape: ModelShape) -> None:
-        self._shape = shape
+    def __init__(self, shape: ModelShape, skips: dict[str, int]) -> None:
+        self._shape, self._skips = shape, skips
         self._zeros: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
 
     def observe(self, site: SparseSite, _x: Tensor, _y: Tensor, _z: Tensor, z_sparse: Tensor) -> None:
@@ -29,16 +29,16 @@ class SparsityMeter:
         layers, sites = self._shape.layers, self._shape.sites
         mean: dict[str, list[float]] = {site: [] for site in SITES}
         std: dict[str, list[float]] = {site: [] for site in SITES}
-        skipped: Tensor | None = None
+        tokens = sum(len(counts) for counts in next(iter(self._zeros.values())))
+        skipped = torch.zeros(tokens, dtype=torch.float64)
         for site in SITES:
             for layer in range(layers):
-                zeros = torch.cat(self._zeros[site, layer]).double().cpu()
+                seen = self._zeros.get((site, layer))
+                zeros = torch.cat(seen).double().cpu() if seen else torch.zeros(tokens, dtype=torch.float64)
                 level = zeros / sites[site].width
                 mean[site].append(float(level.mean()))
                 std[site].append(float(level.std(correction=0)))
-                weights = zeros * sites[site].fan_out
-                skipped = weights if skipped is None else skipped + weights
-        assert skipped is not None
+                skipped += zeros * self._skips[site]
         share = skipped / (layers * self._shape.layer_weights)
         return {
             "level_mean": mean,

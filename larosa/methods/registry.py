@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from larosa.calibration.calibrator import Calibrator
 from larosa.config import MethodConfig, TokenPolicyConfig
-from larosa.methods import dense, larosa, magnitude, teal, wina
+from larosa.methods import cats, dense, larosa, magnitude, teal, wina
 from larosa.sites import ModelShape
 from larosa.sparsity.handle import Plan
 from larosa.sparsity.schedule import Levels
@@ -18,5 +18,6 @@ METHODS: dict[str, PlanFunction] = {
     "magnitude": magnitude.plan,
     "wina": wina.plan,
     "teal": teal.plan,
+    "cats": cats.plan,
     "larosa": larosa.plan,
 }

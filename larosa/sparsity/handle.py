@@ -49,7 +49,7 @@ class Plan:
     tokens: TokenPolicyConfig
     rotation: Rotation | None
     thresholds: dict[str, tuple[float, ...]] | None = None
-    """Site -> a calibrated threshold a layer, instead of Top-K."""
+    """Site -> a calibrated threshold a layer, instead of Top-K; or `gate` alone, for the neurons of the MLP."""
     transforms: Tensor | None = None
     """[layers, 2, D, D] float64: explicit transforms of h1 and h3, exact; `method.transform_storage` rounds them."""
 
@@ -166,7 +166,8 @@ def _rule(plan: Plan, layer: LayerView, site: str) -> Rule:
     """What drops entries at a site of the model as it is now, rotations absorbed."""
     width, weight = plan.shape.sites[site].width, layer.readers(site)[0].weight
     if plan.thresholds is not None:
-        return ThresholdSparsification(width, plan.thresholds[site][layer.index])
+        limits = plan.thresholds["gate" if "gate" in plan.thresholds else site]
+        return ThresholdSparsification(width, limits[layer.index])
     score = None
     if plan.method.score == "column_norm":
         squares = sum(linear.weight.double().pow(2).sum(0).to(weight.device) for linear in layer.readers(site))
@@ -199,11 +200,14 @@ def apply(model: PreTrainedModel, plan: Plan, keep_weights: str = "device") -> S
             handle._hooks.append(view.decoder.register_forward_pre_hook(handle.policy.hook, with_kwargs=True))
         transforms = _install_transforms(view, plan, handle._swaps)
         turns = _Turns(plan, rotation) if form == "simulated" and rotation is not None else None
+        gated = plan.thresholds is not None and "gate" in plan.thresholds
         for layer, site in view.sites():
+            if gated and site != "h4":
+                continue
             rule = _rule(plan, layer, site)
             turn = turns.at(layer, site) if turns and site in ("h1", "h3") else None
             sparse = SparseSite(layer, site, rule, handle.policy, turn, transforms.get((layer.index, site)))
-            handle._hooks.append(sparse.attach(layer))
+            handle._hooks.append(sparse.attach(layer, gated))
             handle.sites.append(sparse)
     except BaseException:
         handle.remove()

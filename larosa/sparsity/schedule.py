@@ -36,15 +36,17 @@ class Levels:
     kept: dict[str, tuple[int, ...]]
     source: str
     """Where the coefficients come from, in words."""
+    skips: dict[str, int]
+    """Site -> weights that one dropped channel leaves unread."""
 
     def planned(self, site: str, layer: int, shape: ModelShape) -> float:
         """The level that the kept channels of a site really are."""
         return 1.0 - self.kept[site][layer] / shape.sites[site].width
 
 
-def byte_weighted(levels: dict[str, tuple[float, ...]], shape: ModelShape) -> float:
+def byte_weighted(levels: dict[str, tuple[float, ...]], shape: ModelShape, skips: dict[str, int]) -> float:
     """Weights not read / weights of the seven projections, for levels per site and layer."""
-    skipped = sum(level * shape.sites[site].weights for site in SITES for level in levels[site])
+    skipped = sum(level * shape.sites[site].width * skips[site] for site in SITES for level in levels[site])
     return skipped / (shape.layers * shape.layer_weights)
 
 
@@ -52,7 +54,7 @@ def make_levels(shape: ModelShape, schedule: ScheduleConfig, sparsity: float, mo
     """The levels of a run. Raises ScheduleError where a site would reach 1, or on a foreign file."""
     coefficients, source = _coefficients(shape, schedule, model_name)
     raw = {site: tuple(alpha * sparsity for alpha in coefficients[site]) for site in SITES}
-    total = byte_weighted(raw, shape)
+    total = byte_weighted(raw, shape, shape.skips)
     if schedule.count == "bytes" and sparsity > 0:
         if total <= 0:
             raise ScheduleError("all coefficients are zero, so no level can be reached")
@@ -70,7 +72,7 @@ def make_levels(shape: ModelShape, schedule: ScheduleConfig, sparsity: float, mo
     empty = [site for site in SITES if min(kept[site]) < 1]
     if empty:
         raise ScheduleError(f"sparsity={sparsity} leaves no channel at {', '.join(empty)}; lower it")
-    return Levels(asked=sparsity, level=raw, kept=kept, source=source)
+    return Levels(asked=sparsity, level=raw, kept=kept, source=source, skips=shape.skips)
 
 
 def table11_constraints(alpha1: float, alpha3: float, ratio: float) -> tuple[float, float]:

@@ -57,12 +57,16 @@ class SparseSite(nn.Module):
         self.rule, self.policy, self.rotation = rule, policy, rotation
         self.transform = transform
         self.readers = layer.readers(site)
+        self.gated = False
         self.enabled = True
         self.observer: Observer | None = None
         self._level_zero = False
 
-    def attach(self, layer: LayerView) -> RemovableHandle:
-        """Put the site into its layer."""
+    def attach(self, layer: LayerView, gated: bool = False) -> RemovableHandle:
+        """Put the site into its layer. `gated`: h4's rule acts on the gate, before it meets up's output."""
+        self.gated = gated
+        if gated:
+            return layer.gate().register_forward_hook(lambda _m, _args, output: self(output))
         if self.site in ("h1", "h3"):
             return layer.norm(self.site).register_forward_hook(lambda _m, _args, output: self(output))
         return self.readers[0].register_forward_pre_hook(self._before)
