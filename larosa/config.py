@@ -145,6 +145,8 @@ class MethodConfig(Strict):
     """`simulated` only: the precision in which activations are rotated (the official code: float64)."""
     transform_storage: Literal["model", "int8", "int4"]
     """`explicit` only: how the transform is stored; in int8 and int4 it is what runs and what is counted."""
+    rule: Literal["top_k", "threshold"]
+    """`top_k`: exactly k channels a token; `threshold`: what exceeds a limit calibrated in the same coordinates."""
     top_k: TopKConfig
     score: Literal["magnitude", "column_norm"]
     """What Top-K ranks by: `|x_i|`, or `|x_i|` times the norm of the weight column behind channel i (WINA)."""
@@ -153,8 +155,10 @@ class MethodConfig(Strict):
     def label(self) -> str:
         """How tables and figures name it: the preset, and of a rotated method what kind of rotation."""
         if self.form == "plain":
-            return self.preset
+            return self.preset + (" (threshold)" if (self.name, self.rule) == ("magnitude", "threshold") else "")
         share = f"group of {self.group_size}" if self.granularity == "group" else self.granularity
+        if self.rule == "threshold":
+            share = f"{share}, threshold"
         if self.form == "explicit":
             share = f"{share}, {self.transform_storage}"
         ranked = ", column norms" if self.score == "column_norm" else ""
@@ -164,8 +168,12 @@ class MethodConfig(Strict):
     def _possible(self) -> MethodConfig:
         if self.name == "larosa" and self.form == "plain":
             raise ValueError("method.form must be absorbed, simulated or explicit for larosa")
-        if self.name in ("dense", "teal", "cats") and self.score != "magnitude":
-            raise ValueError(f"method={self.name} ranks nothing: method.score must be magnitude")
+        if (self.rule == "threshold") != (self.name in ("teal", "cats")) and self.name not in ("magnitude", "larosa"):
+            raise ValueError("method.rule: teal and cats are threshold, dense and wina top_k; others take both")
+        if self.rule == "threshold" and self.score != "magnitude":
+            raise ValueError("method.score=column_norm ranks for Top-K; with method.rule=threshold it has no meaning")
+        if self.name == "dense" and self.score != "magnitude":
+            raise ValueError("method=dense ranks nothing: method.score must be magnitude")
         if self.name == "wina" and (self.form, self.basis) in {("absorbed", "weight_svd"), ("plain", "identity")}:
             return self
         if self.name == "wina":

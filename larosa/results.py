@@ -72,6 +72,8 @@ def _method_identity(method: MethodConfig) -> dict[str, Any]:
     own = method.model_dump(mode="json", exclude={"preset"})
     if method.granularity != "group":
         del own["group_size"]
+    if method.rule == "threshold":
+        del own["top_k"]
     if method.form != "explicit":
         del own["transform_storage"]
     if method.form != "simulated":

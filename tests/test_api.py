@@ -44,10 +44,10 @@ def test_sparsifier_honours_the_basis() -> None:
 
 def test_public_names_are_the_pieces_of_run_py() -> None:
     from larosa.rotation import rotation
-    from larosa.sparsity import site
+    from larosa.sparsity import handle, site
 
     assert site.LayerwiseRotationMatrix is LayerwiseRotationMatrix
-    assert site.TopKSparsification is TopKSparsification
+    assert handle.TopKSparsification is TopKSparsification
     assert rotation.ResidualAdapter is ResidualAdapter
 
 

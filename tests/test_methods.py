@@ -124,6 +124,20 @@ def test_cats_skips_neurons_whose_gate_is_small(tokens: Tensor) -> None:
     assert account(plan, 2)["level_byte_weighted"] == pytest.approx(0.3, abs=0.01)
 
 
+@pytest.mark.parametrize("more", [{}, {"form": "simulated"}, {"granularity": "model"}])
+def test_thresholds_drop_the_level_on_average_in_the_rotated_basis(more: dict[str, str], tokens: Tensor) -> None:
+    model = build_model("llama")
+    shape = ModelShape.of(model.config)
+    with applied(model, tokens, method("larosa", rule="threshold", **more), sparsity=0.5) as handle:
+        meter = SparsityMeter(shape, shape.skips)
+        with handle.observed_by(meter):
+            model(tokens)
+        found = meter.summary()
+    assert found["level_mean"]["h1"][0] == pytest.approx(0.5, abs=0.01)  # layer 0 sees what calibration saw
+    assert found["level_std_over_tokens"]["h1"][0] > 0.01
+    assert 0.35 < found["byte_weighted_mean"] < 0.6
+
+
 def test_cats_says_how_far_it_goes(tokens: Tensor) -> None:
     shape = ModelShape.of(build_model("llama").config)
     with pytest.raises(ScheduleError, match=r"must stay below 0\.\d+"):
@@ -171,7 +185,7 @@ def test_output_aware_drops_what_its_definition_says(tokens: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("storage", "most", "share"), [("int8", 0.02, 0.5), ("int4", 0.3, 0.25)])
-def test_transforms_are_stored_small_and_their_error_is_recorded(
+def test_transforms_are_stored_small_and_undone_as_stored(
     storage: str, most: float, share: float, tokens: Tensor
 ) -> None:
     model = build_model("llama", dtype=torch.float32, hidden_size=64, num_attention_heads=4)
@@ -184,10 +198,9 @@ def test_transforms_are_stored_small_and_their_error_is_recorded(
         stored = transform.matrix(torch.float64)
         counted = account(handle.plan, 2)["extras"]
     assert found["relative_logits_error"] <= found["bound"]
-    assert found["relative_logits_error"] < found["relative_logits_error_as_stored"] < most
     assert transform.codes.dtype == torch.int8
     assert int(transform.codes.abs().max()) == (127 if storage == "int8" else 7)
-    assert float((stored - exact).norm() / exact.norm()) < most
+    assert 1e-4 < float((stored - exact).norm() / exact.norm()) < most
     assert counted["bytes"] == pytest.approx(2 * 5 * 64 * 64 * 2 * share, rel=0.15)
 
 
@@ -206,8 +219,10 @@ def test_remove_restores_the_model(name: str, tokens: Tensor) -> None:
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
-        ("teal", {"score": "column_norm"}, "ranks nothing"),
+        ("teal", {"score": "column_norm"}, "no meaning"),
         ("wina", {"basis": "pca"}, "wina is plain"),
+        ("wina", {"rule": "threshold"}, "dense and wina top_k"),
+        ("larosa", {"rule": "threshold", "score": "column_norm"}, "no meaning"),
         ("larosa", {"basis": "output_aware"}, "go together"),
         ("larosa", {"basis": "weight_svd"}, "absorbed, per block"),
     ],

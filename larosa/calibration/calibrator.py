@@ -6,7 +6,7 @@ one calibration serves every run that needs it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,11 +16,13 @@ from transformers import PreTrainedModel
 
 from larosa import store
 from larosa.calibration.histograms import Histograms, histograms
+from larosa.calibration.limits import calibrated_limits
 from larosa.calibration.statistics import ALL_READERS, WINA_READERS, second_moments, weight_moments, with_gamma
 from larosa.calibration.tokens import TokenBlock
 from larosa.config import MethodConfig
 from larosa.rotation.explicit import output_aware
 from larosa.rotation.rotation import Rotation, build_rotation, rotation_index
+from larosa.sparsity.handle import Plan
 
 _VERSION = 1  # raise when the meaning of a cached tensor changes
 
@@ -101,6 +103,12 @@ class Calibrator:
 
         tensors, _ = store.cached("transforms", {**self._identity(), "what": "output-aware transforms"}, build)
         return tensors["matrices"]
+
+    def limited(self, plan: Plan) -> Plan:
+        """The plan with calibrated limits in the place of Top-K, if its method asks for them."""
+        if plan.method.rule != "threshold":
+            return plan
+        return replace(plan, thresholds=calibrated_limits(self.model, plan, self.tokens, self.batch_size))
 
     def _identity(self) -> dict[str, Any]:
         return {

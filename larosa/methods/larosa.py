@@ -19,5 +19,6 @@ def plan(
 ) -> Plan:
     """The levels in the calibrated rotation, or behind the calibrated transforms."""
     if method.form == "explicit":
-        return Plan(method, shape, levels, tokens, rotation=None, transforms=calibrator.transforms())
-    return Plan(method, shape, levels, tokens, rotation=calibrator.rotation(method))
+        transforms = calibrator.transforms()
+        return calibrator.limited(Plan(method, shape, levels, tokens, rotation=None, transforms=transforms))
+    return calibrator.limited(Plan(method, shape, levels, tokens, rotation=calibrator.rotation(method)))

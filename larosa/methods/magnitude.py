@@ -1,4 +1,6 @@
-"""Magnitude Top-K: per token the largest magnitudes stay, in the model's own basis, without calibration."""
+"""Magnitude Top-K: per token the largest magnitudes stay, in the model's own basis, without calibration.
+
+With `rule=threshold` the same levels are met on average by a calibrated limit instead."""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ def plan(
     shape: ModelShape,
     levels: Levels,
     tokens: TokenPolicyConfig,
-    _calibrator: Calibrator,
+    calibrator: Calibrator,
 ) -> Plan:
     """The levels as they are, no rotation."""
-    return Plan(method, shape, levels, tokens, rotation=None)
+    return calibrator.limited(Plan(method, shape, levels, tokens, rotation=None))

@@ -6,7 +6,8 @@ use weights `W T^-1`. Their columns are orthonormal, so the squared output error
 the z that are dropped: Top-K by |z| is the best choice for that token, and z is decorrelated.
 
 T is stored in the model's dtype, in int8 (one scale an output) or in int4 (one scale for 64 inputs), scales in
-float16; it is what really runs, and what the accounting counts.
+float16; it is what really runs, and what the accounting counts. The weights undo T as it is stored: rounding it
+moves the columns a little away from orthonormal, but leaves the model at level 0 as it was.
 """
 
 from __future__ import annotations

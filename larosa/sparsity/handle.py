@@ -104,21 +104,6 @@ class SparsityHandle:
             yield
 
     @contextmanager
-    def exact_transforms(self) -> Iterator[None]:
-        """Within: explicit transforms run unquantised. Without any, nothing changes."""
-        held = [(site, site.transform) for site in self.sites if site.transform is not None]
-        for site, transform in held:
-            matrices = self.plan.transforms
-            if transform is not None and matrices is not None:
-                exact = matrices[site.layer, 0 if site.site == "h1" else 1].to(transform.codes.device)
-                site.transform = ExplicitTransform(exact, "model", site.readers[0].weight.dtype)
-        try:
-            yield
-        finally:
-            for site, transform in held:
-                site.transform = transform
-
-    @contextmanager
     def observed_by(self, observer: Observer) -> Iterator[None]:
         """Within: `observer` sees every activation that a site makes sparse."""
         for site in self.sites:
@@ -149,7 +134,10 @@ class SparsityHandle:
 
 
 def _install_transforms(view: ModelView, plan: Plan, swaps: WeightSwaps) -> dict[tuple[int, str], ExplicitTransform]:
-    """Give the readers of h1 and h3 the weights `W diag(gamma) T^-1` and return the T in front of them."""
+    """Give the readers of h1 and h3 the weights `W diag(gamma) T^-1` and return the T in front of them.
+
+    T is inverted as it is stored, so that rounding it to int8 or int4 does not change the model at level 0.
+    """
     installed: dict[tuple[int, str], ExplicitTransform] = {}
     if plan.transforms is None:
         return installed
@@ -157,8 +145,9 @@ def _install_transforms(view: ModelView, plan: Plan, swaps: WeightSwaps) -> dict
         for i, site in enumerate(("h1", "h3")):
             weight = layer.readers(site)[0].weight
             exact = plan.transforms[layer.index, i].to(weight.device)
-            fold(layer.norm(site), layer.readers(site), torch.linalg.inv(exact), swaps)
-            installed[layer.index, site] = ExplicitTransform(exact, plan.method.transform_storage, weight.dtype)
+            transform = ExplicitTransform(exact, plan.method.transform_storage, weight.dtype)
+            fold(layer.norm(site), layer.readers(site), torch.linalg.inv(transform.matrix(torch.float64)), swaps)
+            installed[layer.index, site] = transform
     return installed
 
 
