@@ -3,7 +3,10 @@
 byte-weighted level = weight bytes not read / weight bytes of the seven projections
 extras              = bytes that the method reads besides (residual adapters, explicit transforms)
 net bytes           = projection bytes - bytes not read + extras, as a share of the projection bytes
-paper count         = levels weighted by width * projections that read the site (section 4 of paper.md)
+paper count         = levels weighted by width * projections that read the site (the paper's "model-level sparsity")
+
+Weights count two bytes whatever precision a run has: decoders run in 16 bits, and a float32 run on a CPU must not make
+an int8 transform look half as large as it is.
 """
 
 from __future__ import annotations
@@ -27,13 +30,16 @@ class Extras:
     bytes: int
 
 
-def extras(plan: Plan, element_bytes: int) -> Extras:
-    """Run-time extras of a plan, at `element_bytes` a weight."""
+COUNTED_BYTES = 2
+
+
+def extras(plan: Plan) -> Extras:
+    """Run-time extras of a plan, a token."""
     D, rotation = plan.shape.hidden_size, plan.rotation
     if plan.method.form == "explicit":
         products, storage = 2 * plan.shape.layers, plan.method.transform_storage
         return Extras(
-            f"explicit transforms, D x D, {storage}", products, products * stored_bytes(D, storage, element_bytes)
+            f"explicit transforms, D x D, {storage}", products, products * stored_bytes(D, storage, COUNTED_BYTES)
         )
     if rotation is None or plan.method.basis == "identity":  # nothing to turn
         return Extras("none", 0, 0)
@@ -43,21 +49,22 @@ def extras(plan: Plan, element_bytes: int) -> Extras:
     else:
         # Run for real, the rotation in front of each norm's readers is one product: the way back is absorbed.
         products, kind = 2 * plan.shape.layers, "explicit rotations, D x D (if really run)"
-    return Extras(kind, products, products * D * D * element_bytes)
+    return Extras(kind, products, products * D * D * COUNTED_BYTES)
 
 
-def account(plan: Plan, element_bytes: int) -> dict[str, Any]:
+def account(plan: Plan) -> dict[str, Any]:
     """The planned accounting of a plan. Levels and shares are fractions, bytes are per token."""
     shape = plan.shape
     planned = {s: tuple(plan.levels.planned(s, i, shape) for i in range(shape.layers)) for s in SITES}
-    projections = shape.layers * shape.layer_weights * element_bytes
-    level, added = byte_weighted(planned, shape, plan.levels.skips), extras(plan, element_bytes)
+    projections = shape.layers * shape.layer_weights * COUNTED_BYTES
+    level, added = byte_weighted(planned, shape, plan.levels.skips), extras(plan)
     return {
         "level_asked": plan.levels.asked,
         "level_byte_weighted": level,
         "level_paper_count": _paper_count(planned, shape),
         "level_planned": planned,
         "coefficients": plan.levels.source,
+        "bytes_a_weight": COUNTED_BYTES,
         "projection_bytes": projections,
         "extras": asdict(added),
         "extras_share": added.bytes / projections,

@@ -166,7 +166,7 @@ def measure(cell: Cell, bench: Bench) -> Record:
         plan = METHODS[config.method.name](config.method, shape, cell.levels, config.tokens, bench.calibrator)
     with stages("apply"):
         handle = apply(bench.model, plan, config.model.keep_weights)
-    metrics: dict[str, Any] = {"accounting": account(plan, bench.model.dtype.itemsize)}
+    metrics: dict[str, Any] = {"accounting": account(plan)}
     with handle:
         metrics["memory"] = {
             "kept_weights_bytes": handle.kept_bytes,

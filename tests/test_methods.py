@@ -121,7 +121,7 @@ def test_cats_skips_neurons_whose_gate_is_small(tokens: Tensor) -> None:
     share = float((sparse == 0).double().mean()) * 2 * 48 * 80 / shape.layer_weights
     first = measured["level_mean"]["h4"][0] * 2 * 48 * 80 / shape.layer_weights
     assert first == pytest.approx(share)
-    assert account(plan, 2)["level_byte_weighted"] == pytest.approx(0.3, abs=0.01)
+    assert account(plan)["level_byte_weighted"] == pytest.approx(0.3, abs=0.01)
 
 
 @pytest.mark.parametrize("more", [{}, {"form": "simulated"}, {"granularity": "model"}])
@@ -196,7 +196,7 @@ def test_transforms_are_stored_small_and_undone_as_stored(
         assert transform is not None
         exact = handle.plan.transforms[0, 0]
         stored = transform.matrix(torch.float64)
-        counted = account(handle.plan, 2)["extras"]
+        counted = account(handle.plan)["extras"]
     assert found["relative_logits_error"] <= found["bound"]
     assert transform.codes.dtype == torch.int8
     assert int(transform.codes.abs().max()) == (127 if storage == "int8" else 7)

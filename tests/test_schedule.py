@@ -62,7 +62,7 @@ def test_paper_count_reproduces_table_5() -> None:
         method("larosa/paper"), shape, make_levels(shape, schedule("paper", count="nominal"), 0.5, "llama2-7b"),
         ALL, build_rotation(method("larosa/paper", basis="identity"), None, 32, 1, 0),
     )  # fmt: skip
-    counted = account(plan, 2)
+    counted = account(plan)
     assert [round(counted["level_planned"][s][0], 3) for s in SITES] == [0.45, 0.65, 0.4, 0.575]
     assert counted["level_paper_count"] == pytest.approx(0.5, abs=2e-3)
     assert 0.46 < counted["level_byte_weighted"] < 0.475
@@ -79,7 +79,7 @@ def test_adapters_are_counted_apart() -> None:
         else:  # one matrix is enough to count products
             index = rotation_index(32, chosen.granularity, chosen.group_size)
             rotation = Rotation(torch.eye(1, dtype=torch.float64)[None], index)
-        return float(account(Plan(chosen, shape, levels, ALL, rotation), 2)["extras_share"])
+        return float(account(Plan(chosen, shape, levels, ALL, rotation))["extras_share"])
 
     one_a_layer = 32 * 4096**2 * 2 / 12.952e9
     assert shares() == pytest.approx(one_a_layer * 31 / 32, rel=1e-3)
