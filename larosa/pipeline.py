@@ -82,7 +82,7 @@ def run(config: RunConfig) -> dict[str, Record]:
         models.ensure_available(config.model)
         results.check_output(config)
         documents = read_documents(config)
-    with Tracker(config, name=main.folder.name) as tracker:
+    with Tracker(config, main.folder.name, measured=bool(missing)) as tracker:
         if missing:
             bench = open_bench(config, documents)
             for name in missing:

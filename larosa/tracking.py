@@ -14,11 +14,14 @@ log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """A W&B run that is always closed; with `tracking.mode=off` it does nothing."""
+    """A W&B run that is always closed; with `tracking.mode=off` it does nothing.
 
-    def __init__(self, config: RunConfig, name: str) -> None:
+    A run that found all its records done (`measured` false) logs them again only to the online service.
+    """
+
+    def __init__(self, config: RunConfig, name: str, measured: bool) -> None:
         self._run: Any = None
-        if config.tracking.mode == "off":
+        if config.tracking.mode == "off" or (config.tracking.mode == "offline" and not measured):
             return
         import wandb
 

@@ -150,4 +150,6 @@ def test_kill_9_leaves_no_half_record_and_the_next_run_succeeds(overrides: list[
 
 def test_wandb_offline_run_is_closed(overrides: list[str], tmp_path: Path) -> None:
     run(parse(*overrides, "tracking=offline"))
-    assert list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))) == 1
+    run(parse(*overrides, "tracking=offline"))
+    assert len(list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))) == 1
