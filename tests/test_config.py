@@ -70,7 +70,7 @@ def test_no_group_is_named_sparsity() -> None:
         (["+method.bases=pca"], "method.bases: unknown key"),
         (["method.basis=fourier"], "method.basis"),
         (["method=magnitude", "method.basis=pca"], "has no rotation"),
-        (["method.form=plain"], "absorbed or simulated"),
+        (["method.form=plain"], "absorbed, simulated or explicit"),
         (["tokens=decode_only"], "would measure the dense model"),
         (["tokens=last_fraction"], "batch_size=1"),
         (["calibration.probe_sequences=99"], "must not exceed"),
