@@ -46,7 +46,7 @@ def _measure(sites: list[SparseSite], sums: Floats, grid: Sequence[float]) -> An
         for site in sites:
             rule = site.rule
             score = rule.score if isinstance(rule, TopKSparsification) else None
-            with site.at_its_level():
+            with site.dropping(True):
                 for i, level in enumerate(grid):
                     site.rule = TopKSparsification(rule.width, level, "strict", score)
                     change = (module.forward(*args, **kwargs) - output).float().pow(2).sum(-1)

@@ -100,7 +100,7 @@ class SparsityHandle:
         with ExitStack() as stack:
             stack.enter_context(self.policy.everywhere())
             for site in self.sites:
-                stack.enter_context(site.level_zero())
+                stack.enter_context(site.dropping(False))
             yield
 
     @contextmanager

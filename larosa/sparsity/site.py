@@ -90,19 +90,10 @@ class SparseSite(nn.Module):
         return y if mask is None else torch.where(mask.to(x.device)[..., None], y, x)
 
     @contextmanager
-    def at_its_level(self) -> Iterator[None]:
-        """Within, inside of `level_zero`: this site drops what its rule says."""
-        self._level_zero = False
+    def dropping(self, drops: bool) -> Iterator[None]:
+        """Within: the rule drops, or nothing does; everything else (rotations, transforms) is computed either way."""
+        before, self._level_zero = self._level_zero, not drops
         try:
             yield
         finally:
-            self._level_zero = True
-
-    @contextmanager
-    def level_zero(self) -> Iterator[None]:
-        """Within: nothing is dropped, but everything else (rotations) is computed."""
-        self._level_zero = True
-        try:
-            yield
-        finally:
-            self._level_zero = False
+            self._level_zero = before
