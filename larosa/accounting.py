@@ -16,9 +16,22 @@ from typing import Any
 
 from larosa.architecture import SITES
 from larosa.rotation.explicit import stored_bytes
-from larosa.sites import ModelShape
+from larosa.sites import ModelShape, Site
 from larosa.sparsity.handle import Plan
 from larosa.sparsity.schedule import byte_weighted
+
+COUNTED_BYTES = 2
+LLAMA2_7B = ModelShape(
+    layers=32,
+    hidden_size=4096,
+    sites={
+        "h1": Site(4096, 12288, readers=3),
+        "h2": Site(4096, 4096, readers=1),
+        "h3": Site(4096, 22016, readers=2),
+        "h4": Site(11008, 4096, readers=1),
+    },
+)
+"""The paper's first model, in whose proportions every method's extras are stated beside the model's own."""
 
 
 @dataclass(frozen=True)
@@ -30,20 +43,30 @@ class Extras:
     bytes: int
 
 
-COUNTED_BYTES = 2
+def extras(plan: Plan, shape: ModelShape | None = None) -> Extras:
+    """Run-time extras of a plan, a token; as they would be on another `shape` with as many layers, if given.
+
+    Column norms to rank by are one 16-bit number a channel, though an implementation can hide most of them in norms.
+    """
+    shape = shape or plan.shape
+    products = _products(plan, shape)
+    if plan.method.score != "column_norm":
+        return products
+    scores = plan.shape.layers * sum(site.width for site in shape.sites.values()) * COUNTED_BYTES
+    kind = "column norms" if products.kind == "none" else f"{products.kind}; column norms"
+    return Extras(kind, products.products, products.bytes + scores)
 
 
-def extras(plan: Plan) -> Extras:
-    """Run-time extras of a plan, a token."""
-    D, rotation = plan.shape.hidden_size, plan.rotation
-    if plan.method.form == "explicit":
-        products, storage = 2 * plan.shape.layers, plan.method.transform_storage
-        return Extras(
-            f"explicit transforms, D x D, {storage}", products, products * stored_bytes(D, storage, COUNTED_BYTES)
-        )
-    if rotation is None or plan.method.basis == "identity":  # nothing to turn
+def _products(plan: Plan, shape: ModelShape) -> Extras:
+    D, rotation, method = shape.hidden_size, plan.rotation, plan.method
+    if method.form == "explicit":
+        products, storage = 2 * plan.shape.layers, method.transform_storage
+        size = f"blocks of {method.block_size}" if method.block_size else "D x D"
+        each = stored_bytes(D, method.block_size, storage, COUNTED_BYTES)
+        return Extras(f"explicit transforms, {size}, {storage}", products, products * each)
+    if rotation is None or method.basis == "identity":  # nothing to turn
         return Extras("none", 0, 0)
-    if plan.method.form == "absorbed":
+    if method.form == "absorbed":
         products = rotation.adapters
         kind = "residual adapters, D x D" if products else "none"
     else:
@@ -68,6 +91,8 @@ def account(plan: Plan) -> dict[str, Any]:
         "projection_bytes": projections,
         "extras": asdict(added),
         "extras_share": added.bytes / projections,
+        "extras_share_llama2_7b": extras(plan, LLAMA2_7B).bytes
+        / (shape.layers * LLAMA2_7B.layer_weights * COUNTED_BYTES),
         "net_bytes_share": 1.0 - level + added.bytes / projections,
     }
 

@@ -118,7 +118,8 @@ def sparsify(model: PreTrainedModel, tokens: Tensor, config: LaRoSAConfig) -> Sp
     shape = ModelShape.of(model.config)
     method = MethodConfig(
         name="larosa", preset="larosa", form=config.form, basis=config.basis, granularity=config.granularity,
-        group_size=config.group_size, rotation_dtype="float64", transform_storage="model", rule="top_k",
+        group_size=config.group_size, rotation_dtype="float64", transform_storage="model", block_size=None,
+        tuning=None, rule="top_k",
         top_k=TopKConfig(ties=config.ties), score=config.score,
     )  # fmt: skip
     schedule = ScheduleConfig(

@@ -13,6 +13,7 @@ from larosa.config import ConfigError, MethodConfig, RunConfig
 from larosa.evaluation.zero_shot import check_tasks
 from larosa.methods import cats
 from larosa.rotation import bases
+from larosa.rotation.explicit import check_block
 from larosa.sites import ModelShape
 from larosa.sparsity.schedule import Levels, byte_weighted, make_levels
 
@@ -79,8 +80,11 @@ def _check(config: RunConfig, shape_config: PretrainedConfig, shape: ModelShape)
     methods = [config.method, *config.baseline.values()]
     if any(method.basis == "hadamard" for method in methods):
         bases.hadamard_factors(shape.hidden_size)
+    for method in methods:
+        if method.form == "explicit":
+            check_block(shape.hidden_size, method.block_size, method.transform_storage)
     tokens = config.calibration.sequences * config.calibration.length
-    if any(method.basis == "pca" for method in methods) and tokens < shape.hidden_size:
+    if any(method.basis in ("pca", "output_aware") for method in methods) and tokens < shape.hidden_size:
         raise ConfigError(
             f"{tokens} calibration tokens cannot span {shape.hidden_size} dimensions: raise calibration.sequences "
             "or calibration.length (the paper: 16 x 2048)"

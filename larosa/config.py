@@ -130,21 +130,39 @@ class TokenPolicyConfig(Strict):
     fraction: float = Field(gt=0.0, le=1.0)
 
 
+class TuningConfig(Strict):
+    """Gradient steps on a basis or a transform, see :mod:`larosa.rotation.tuning`."""
+
+    objective: Literal["kl", "output_error"]
+    sparsity: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """The byte-weighted level to tune at; one tuning serves all levels."""
+    coefficients: CoefficientsConfig
+    """How that level is spread over the sites."""
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    """Calibration sequences a step."""
+    learning_rate: float = Field(gt=0.0)
+
+
 class MethodConfig(Strict):
     """A method and its settings."""
 
     name: Literal["dense", "magnitude", "wina", "teal", "cats", "larosa"]
     preset: str
     form: Literal["plain", "absorbed", "simulated", "explicit"]
-    basis: Literal["pca", "random", "hadamard", "identity", "weight_svd", "output_aware"]
+    basis: Literal["pca", "random", "hadamard", "identity", "weight_svd", "output_aware", "learned"]
     """`weight_svd`: right singular vectors of k and gate (WINA's transform). `output_aware`: not orthogonal, one
-    explicit transform a block (rotation.explicit)."""
+    explicit transform a block (rotation.explicit). `learned`: orthogonal, tuned from the identity."""
     granularity: Literal["layer", "block", "group", "model"]
     group_size: int = Field(ge=1)
     rotation_dtype: Literal["float64", "model"]
     """`simulated` only: the precision in which activations are rotated (the official code: float64)."""
     transform_storage: Literal["model", "int8", "int4"]
     """`explicit` only: how the transform is stored; in int8 and int4 it is what runs and what is counted."""
+    block_size: Annotated[int, Field(ge=1)] | None
+    """`explicit` only: channels of each diagonal block of the transform; null is one whole D x D."""
+    tuning: TuningConfig | None
+    """`explicit` and `learned`: gradient steps; null leaves the closed form."""
     rule: Literal["top_k", "threshold"]
     """`top_k`: exactly k channels a token; `threshold`: what exceeds a limit calibrated in the same coordinates."""
     top_k: TopKConfig
@@ -160,7 +178,9 @@ class MethodConfig(Strict):
         if self.rule == "threshold":
             share = f"{share}, threshold"
         if self.form == "explicit":
-            share = f"{share}, {self.transform_storage}"
+            share = f"{share}, {self.transform_storage}" + (f", blocks of {self.block_size}" if self.block_size else "")
+        if self.tuning:
+            share = f"{share}, tuned" if self.form == "explicit" else share
         ranked = ", column norms" if self.score == "column_norm" else ""
         return f"{self.preset} ({self.form}, {self.basis}, per {share}{ranked})"
 
@@ -185,6 +205,14 @@ class MethodConfig(Strict):
                 "method.basis=output_aware and method.form=explicit go together, with method.granularity=block "
                 "(the preset method=larosa/output_aware sets all three)"
             )
+        if self.tuning and self.form != "explicit" and self.basis != "learned":
+            raise ValueError("method.tuning belongs to method.form=explicit or method.basis=learned; set it to null")
+        if self.basis == "learned" and (self.form != "absorbed" or self.tuning is None):
+            raise ValueError(
+                "method.basis=learned is absorbed and needs method.tuning (the preset method=larosa/learned has both)"
+            )
+        if self.block_size is not None and self.form != "explicit":
+            raise ValueError("method.block_size belongs to method.form=explicit; set it to null")
         if self.basis == "weight_svd" and (self.form, self.granularity) != ("absorbed", "block"):
             raise ValueError("method.basis=weight_svd is absorbed, per block: k and gate have a basis each")
         if self.name != "larosa" and (self.form != "plain" or self.basis != "identity"):

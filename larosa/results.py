@@ -75,7 +75,9 @@ def _method_identity(method: MethodConfig) -> dict[str, Any]:
     if method.rule == "threshold":
         del own["top_k"]
     if method.form != "explicit":
-        del own["transform_storage"]
+        del own["transform_storage"], own["block_size"]
+    if method.tuning is None:
+        del own["tuning"]
     if method.form != "simulated":
         del own["rotation_dtype"]
     return own

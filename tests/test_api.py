@@ -44,9 +44,9 @@ def test_sparsifier_honours_the_basis() -> None:
 
 def test_public_names_are_the_pieces_of_run_py() -> None:
     from larosa.rotation import rotation
-    from larosa.sparsity import handle, site
+    from larosa.sparsity import handle
 
-    assert site.LayerwiseRotationMatrix is LayerwiseRotationMatrix
+    assert handle.LayerwiseRotationMatrix is LayerwiseRotationMatrix
     assert handle.TopKSparsification is TopKSparsification
     assert rotation.ResidualAdapter is ResidualAdapter
 

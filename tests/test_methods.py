@@ -17,6 +17,7 @@ from larosa.evaluation import invariance
 from larosa.evaluation.sparsity import SparsityMeter
 from larosa.methods import cats
 from larosa.methods.registry import METHODS
+from larosa.rotation.explicit import split_gain
 from larosa.sites import ModelShape
 from larosa.sparsity.handle import SparsityHandle, apply
 from larosa.sparsity.schedule import ScheduleError, make_levels
@@ -151,6 +152,8 @@ def test_output_aware_is_exact_at_level_zero_and_its_columns_are_orthonormal(kin
     with applied(model, tokens, method("larosa/output_aware", transform_storage="model")) as handle:
         layer = model.model.layers[1]
         stacked = torch.cat([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight])
+        gain = layer.post_attention_layernorm.weight
+        assert not torch.allclose(gain, torch.ones_like(gain))  # the norm carries the transform's column lengths
         torch.testing.assert_close(stacked.T @ stacked, torch.eye(64, dtype=torch.float64), atol=1e-8, rtol=0)
         assert handle.adapters == []
         with handle.level_zero():
@@ -194,8 +197,9 @@ def test_transforms_are_stored_small_and_undone_as_stored(
         found = invariance.check(model, handle, dense)
         transform = handle.sites[0].transform
         assert transform is not None
-        exact = handle.plan.transforms[0, 0]
-        stored = transform.matrix(torch.float64)
+        exact, _ = split_gain(handle.plan.transforms[0, 0])
+        exact = torch.block_diag(*exact)
+        stored = torch.block_diag(*transform.blocks(torch.float64))
         counted = account(handle.plan)["extras"]
     assert found["relative_logits_error"] <= found["bound"]
     assert transform.codes.dtype == torch.int8

@@ -19,12 +19,15 @@ from larosa.calibration.histograms import Histograms, histograms
 from larosa.calibration.limits import calibrated_limits
 from larosa.calibration.statistics import ALL_READERS, WINA_READERS, second_moments, weight_moments, with_gamma
 from larosa.calibration.tokens import TokenBlock
-from larosa.config import MethodConfig
-from larosa.rotation.explicit import output_aware
+from larosa.config import MethodConfig, ScheduleConfig, TokenPolicyConfig
+from larosa.rotation.explicit import output_aware, split_gain
 from larosa.rotation.rotation import Rotation, build_rotation, rotation_index
+from larosa.rotation.tuning import Tuned, TunedBases, TunedTransforms, tune
+from larosa.sites import ModelShape
 from larosa.sparsity.handle import Plan
+from larosa.sparsity.schedule import make_levels
 
-_VERSION = 1  # raise when the meaning of a cached tensor changes
+_VERSION = 2  # raise when the meaning of a cached tensor changes
 
 
 @dataclass
@@ -69,6 +72,8 @@ class Calibrator:
                 moments = self.second_moments()
                 if method.form == "simulated":
                     moments = with_gamma(moments, self.model)
+            elif method.basis == "learned":
+                return {"matrices": self._learned(method)}
             return {"matrices": build_rotation(method, moments, layers, D, self.seed, self.model.device).matrices}
 
         if method.basis == "identity":
@@ -84,25 +89,62 @@ class Calibrator:
             identity |= {"model": self.fingerprint, "seed": self.seed, "version": _VERSION}
         elif method.basis == "pca":
             identity |= self._identity() | {"gamma": method.form == "simulated"}
+        elif method.tuning is not None:
+            identity |= self._identity() | {"tuning": method.tuning.model_dump(mode="json"), "score": method.score}
         else:
             identity |= {"layers": layers, "D": D, "seed": self.seed, "version": _VERSION}
         tensors, _ = store.cached("rotation", identity, build)
         return Rotation(tensors["matrices"], rotation_index(layers, method.granularity, method.group_size))
 
-    def transforms(self) -> Tensor:
-        """[layers, 2, D, D] float64: the output-aware transforms of h1 and h3, see rotation.explicit."""
+    def transforms(self, method: MethodConfig) -> Tensor:
+        """[layers, 2, n, b, b] float64: the explicit transforms of h1 and h3, tuned if asked for."""
+        identity = {**self._identity(), "what": "output-aware transforms", "block": method.block_size}
 
         def build() -> dict[str, Tensor]:
-            moments, grams = self.second_moments(), weight_moments(self.model, ALL_READERS)
-            matrices = torch.empty_like(grams)
-            device = self.model.device
-            for layer in tqdm(range(len(grams)), desc="transforms", unit="layer", leave=False):
-                for i in range(2):
-                    matrices[layer, i] = output_aware(moments[layer, i].to(device), grams[layer, i].to(device))
-            return {"matrices": matrices}
+            moments, grams, device = self.second_moments(), weight_moments(self.model, ALL_READERS), self.model.device
+            rows = []
+            for moment, gram in tqdm(
+                zip(moments, grams, strict=True), desc="transforms", total=len(grams), leave=False
+            ):
+                pair = zip(moment.to(device), gram.to(device), strict=True)
+                rows.append(torch.stack([output_aware(S, G, method.block_size).cpu() for S, G in pair]))
+            return {"matrices": torch.stack(rows)}
 
-        tensors, _ = store.cached("transforms", {**self._identity(), "what": "output-aware transforms"}, build)
+        tensors, _ = store.cached("transforms", identity, build)
+        if method.tuning is None:
+            return tensors["matrices"]
+        start, gain = split_gain(tensors["matrices"])
+        own = identity | {"tuning": method.tuning.model_dump(mode="json"), "storage": method.transform_storage}
+
+        def tuned() -> dict[str, Tensor]:
+            blocks = TunedTransforms(start, gain, method.transform_storage, self.model.device)
+            return {"matrices": self._tune(method, blocks)}
+
+        tensors, _ = store.cached("transforms", own, tuned)
         return tensors["matrices"]
+
+    def _learned(self, method: MethodConfig) -> Tensor:
+        """[M, D, D] float64: orthogonal bases tuned from the identity."""
+        layers, D = self.model.config.num_hidden_layers, self.model.config.hidden_size
+        index = rotation_index(layers, method.granularity, method.group_size)
+        count = max(max(pair) for pair in index) + 1
+        start = Rotation(torch.eye(D, dtype=torch.float64).repeat(count, 1, 1), index)
+        grams = weight_moments(self.model, ALL_READERS) if method.score == "column_norm" else None
+        return self._tune(method, TunedBases(start, grams, self.model.device))
+
+    def _tune(self, method: MethodConfig, tuned: Tuned) -> Tensor:
+        config, shape = method.tuning, ModelShape.of(self.model.config)
+        assert config is not None  # the schema has checked it
+        schedule = ScheduleConfig(
+            name="tuning", kind="coefficients", coefficients=config.coefficients, table={}, path=None, count="bytes"
+        )
+        levels = make_levels(shape, schedule, config.sparsity, "tuning")
+        plain = method.model_copy(
+            update={"name": "magnitude", "form": "plain", "basis": "identity", "rule": "top_k", "score": "magnitude"}
+        )
+        tokens = TokenPolicyConfig(kind="all", n=0, fraction=1.0)
+        grams = weight_moments(self.model, ALL_READERS)
+        return tune(self.model, tuned, Plan(plain, shape, levels, tokens, None), self.tokens, config, grams, self.seed)
 
     def limited(self, plan: Plan) -> Plan:
         """The plan with calibrated limits in the place of Top-K, if its method asks for them."""

@@ -19,6 +19,6 @@ def plan(
 ) -> Plan:
     """The levels in the calibrated rotation, or behind the calibrated transforms."""
     if method.form == "explicit":
-        transforms = calibrator.transforms()
+        transforms = calibrator.transforms(method)
         return calibrator.limited(Plan(method, shape, levels, tokens, rotation=None, transforms=transforms))
     return calibrator.limited(Plan(method, shape, levels, tokens, rotation=calibrator.rotation(method)))

@@ -106,12 +106,17 @@ def absorb(
     return adapters, hooks
 
 
-def fold(norm: nn.Module, readers: list[nn.Linear], Q: Tensor, swaps: WeightSwaps) -> None:
-    """Fold gamma and a matrix Q [D, D] into what reads a norm: `W <- W diag(gamma) Q`, gamma <- 1."""
+def fold(norm: nn.Module, readers: list[nn.Linear], Q: Tensor, swaps: WeightSwaps, gain: Tensor | None = None) -> None:
+    """Fold gamma and a matrix Q [D, D] into what reads a norm: `W <- W diag(gamma / gain) Q`, gamma <- gain.
+
+    gain [D] > 0: what the norm multiplies by from now on; None is ones.
+    """
     gamma = norm.get_parameter("weight")
+    new = torch.ones_like(gamma) if gain is None else gain.to(gamma)
+    scale = gamma.double() / new.double()
     for linear in readers:
-        swaps.swap(linear, "weight", right_product(linear.weight, gamma, Q))
-    swaps.swap(norm, "weight", torch.ones_like(gamma))
+        swaps.swap(linear, "weight", right_product(linear.weight, scale, Q))
+    swaps.swap(norm, "weight", new)
 
 
 def _rotate_output(linear: nn.Linear, Q: Tensor, swaps: WeightSwaps) -> None:

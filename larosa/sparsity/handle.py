@@ -22,7 +22,7 @@ from larosa.architecture import LayerView, ModelView
 from larosa.config import MethodConfig, TokenPolicyConfig
 from larosa.errors import LarosaError
 from larosa.rotation.absorb import WeightSwaps, absorb, fold
-from larosa.rotation.explicit import ExplicitTransform
+from larosa.rotation.explicit import ExplicitTransform, split_gain
 from larosa.rotation.rotation import LayerwiseRotationMatrix, ResidualAdapter, Rotation
 from larosa.sites import ModelShape
 from larosa.sparsity.schedule import Levels
@@ -51,7 +51,8 @@ class Plan:
     thresholds: dict[str, tuple[float, ...]] | None = None
     """Site -> a calibrated threshold a layer, instead of Top-K; or `gate` alone, for the neurons of the MLP."""
     transforms: Tensor | None = None
-    """[layers, 2, D, D] float64: explicit transforms of h1 and h3, exact; `method.transform_storage` rounds them."""
+    """[layers, 2, n, b, b] float64: explicit transforms of h1 and h3 in n diagonal blocks, exact;
+    `method.transform_storage` rounds them."""
 
 
 class _Turns:
@@ -134,9 +135,9 @@ class SparsityHandle:
 
 
 def _install_transforms(view: ModelView, plan: Plan, swaps: WeightSwaps) -> dict[tuple[int, str], ExplicitTransform]:
-    """Give the readers of h1 and h3 the weights `W diag(gamma) T^-1` and return the T in front of them.
+    """Give the readers of h1 and h3 the weights that undo T, the norms its gain, and return the T' in front of them.
 
-    T is inverted as it is stored, so that rounding it to int8 or int4 does not change the model at level 0.
+    T' is inverted as it is stored, so that rounding it to int8 or int4 does not change the model at level 0.
     """
     installed: dict[tuple[int, str], ExplicitTransform] = {}
     if plan.transforms is None:
@@ -144,9 +145,9 @@ def _install_transforms(view: ModelView, plan: Plan, swaps: WeightSwaps) -> dict
     for layer in tqdm(view.layers, desc="transforms", unit="layer", leave=False):
         for i, site in enumerate(("h1", "h3")):
             weight = layer.readers(site)[0].weight
-            exact = plan.transforms[layer.index, i].to(weight.device)
+            exact, gain = split_gain(plan.transforms[layer.index, i].to(weight.device))
             transform = ExplicitTransform(exact, plan.method.transform_storage, weight.dtype)
-            fold(layer.norm(site), layer.readers(site), torch.linalg.inv(transform.matrix(torch.float64)), swaps)
+            fold(layer.norm(site), layer.readers(site), transform.inverse(), swaps, gain)
             installed[layer.index, site] = transform
     return installed
 

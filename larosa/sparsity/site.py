@@ -16,7 +16,6 @@ from torch.utils.hooks import RemovableHandle
 
 from larosa.architecture import LayerView
 from larosa.rotation.explicit import ExplicitTransform
-from larosa.rotation.rotation import LayerwiseRotationMatrix
 from larosa.sparsity.tokens import TokenPolicy
 
 
@@ -39,6 +38,16 @@ class Rule(Protocol):
         """[..., 1], the magnitude from which entries stay; None where there is none."""
 
 
+class Turning(Protocol):
+    """Into a basis and back: LayerwiseRotationMatrix, or a tuning step's."""
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """x: [..., width], in the site's own basis."""
+
+    def unrotate(self, x: Tensor) -> Tensor:
+        """The way back."""
+
+
 class SparseSite(nn.Module):
     """A rule at one site of one layer, optionally in a simulated rotation (rotate, drop, rotate back) or
     behind an explicit transform that the readers' weights undo."""
@@ -49,12 +58,13 @@ class SparseSite(nn.Module):
         site: str,
         rule: Rule,
         policy: TokenPolicy,
-        rotation: LayerwiseRotationMatrix | None = None,
+        rotation: Turning | None = None,
         transform: ExplicitTransform | None = None,
     ) -> None:
         super().__init__()
         self.layer, self.site = layer.index, site
-        self.rule, self.policy, self.rotation = rule, policy, rotation
+        self.rule, self.policy = rule, policy
+        self.rotation: Turning | None = rotation
         self.transform = transform
         self.readers = layer.readers(site)
         self.gated = False
