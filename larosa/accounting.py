@@ -1,7 +1,7 @@
 """What a plan saves and what it costs, counted one way for every method.
 
 byte-weighted level = weight bytes not read / weight bytes of the seven projections
-extras              = bytes that the method reads besides (residual adapters, explicit transforms)
+extras              = bytes that the method reads besides (residual adapters, explicit transforms, low-rank pairs)
 net bytes           = projection bytes - bytes not read + extras, as a share of the projection bytes
 paper count         = levels weighted by width * projections that read the site (the paper's "model-level sparsity")
 
@@ -18,6 +18,7 @@ from larosa.architecture import SITES
 from larosa.rotation.explicit import stored_bytes
 from larosa.sites import ModelShape
 from larosa.sparsity.handle import Plan
+from larosa.sparsity.low_rank import LowRank
 from larosa.sparsity.schedule import byte_weighted
 
 
@@ -36,6 +37,8 @@ COUNTED_BYTES = 2
 def extras(plan: Plan) -> Extras:
     """Run-time extras of a plan, a token."""
     D, rotation = plan.shape.hidden_size, plan.rotation
+    if plan.low_rank is not None:
+        return _low_rank_extras(plan.low_rank)
     if plan.method.form == "explicit":
         products, storage = 2 * plan.shape.layers, plan.method.transform_storage
         return Extras(
@@ -50,6 +53,17 @@ def extras(plan: Plan) -> Extras:
         # Run for real, the rotation in front of each norm's readers is one product: the way back is absorbed.
         products, kind = 2 * plan.shape.layers, "explicit rotations, D x D (if really run)"
     return Extras(kind, products, products * D * D * COUNTED_BYTES)
+
+
+def _low_rank_extras(low_rank: LowRank) -> Extras:
+    """A pair is one product more for each projection, and is read whole."""
+    pairs = [pair for layers in low_rank.values() for readers in layers for pair in readers]
+    if not pairs:
+        return Extras("none", 0, 0)
+    least, most = min(pair.rank for pair in pairs), max(pair.rank for pair in pairs)
+    ranks = f"rank {least}" if least == most else f"rank {least} to {most}"
+    weights = sum(pair.left.numel() + pair.right.numel() for pair in pairs)
+    return Extras(f"low-rank remainders, {ranks}", len(pairs), weights * COUNTED_BYTES)
 
 
 def account(plan: Plan) -> dict[str, Any]:

@@ -120,6 +120,7 @@ def sparsify(model: PreTrainedModel, tokens: Tensor, config: LaRoSAConfig) -> Sp
         name="larosa", preset="larosa", form=config.form, basis=config.basis, granularity=config.granularity,
         group_size=config.group_size, rotation_dtype="float64", transform_storage="model", rule="top_k",
         top_k=TopKConfig(ties=config.ties), score=config.score,
+        rank_share=0.0, rank_search=(),
     )  # fmt: skip
     schedule = ScheduleConfig(
         name="given", kind="coefficients", coefficients=config.coefficients, table={}, path=None, count=config.count

@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from larosa.errors import LarosaError
+from larosa.errors import LarosaError, readable
 
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
 """A list of words; a single word stands for a list of one."""
 Level = Annotated[float, Field(ge=0.0, lt=1.0)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+_BOTH_RULES = ("magnitude", "r_sparse", "larosa")
 
 
 class ConfigError(LarosaError):
@@ -133,7 +135,7 @@ class TokenPolicyConfig(Strict):
 class MethodConfig(Strict):
     """A method and its settings."""
 
-    name: Literal["dense", "magnitude", "wina", "teal", "cats", "larosa"]
+    name: Literal["dense", "magnitude", "wina", "teal", "cats", "r_sparse", "larosa"]
     preset: str
     form: Literal["plain", "absorbed", "simulated", "explicit"]
     basis: Literal["pca", "random", "hadamard", "identity", "weight_svd", "output_aware"]
@@ -150,10 +152,18 @@ class MethodConfig(Strict):
     top_k: TopKConfig
     score: Literal["magnitude", "column_norm"]
     """What Top-K ranks by: `|x_i|`, or `|x_i|` times the norm of the weight column behind channel i (WINA)."""
+    rank_share: Share
+    """`r_sparse` only: weights of the low-rank pair behind each projection / weights of the projection."""
+    rank_search: tuple[Share, ...]
+    """`r_sparse` only: shares tried at each site for the net bytes of `rank_share`; empty: `rank_share` everywhere."""
 
     @property
     def label(self) -> str:
         """How tables and figures name it: the preset, and of a rotated method what kind of rotation."""
+        if self.name == "r_sparse":
+            low_rank = "searched, +{:g} % bytes" if self.rank_search else "{:g} % low-rank"
+            rule = ", top_k" if self.rule == "top_k" else ""
+            return f"{self.preset} ({low_rank.format(100 * self.rank_share)}{rule})"
         if self.form == "plain":
             return self.preset + (" (threshold)" if (self.name, self.rule) == ("magnitude", "threshold") else "")
         share = f"group of {self.group_size}" if self.granularity == "group" else self.granularity
@@ -165,10 +175,20 @@ class MethodConfig(Strict):
         return f"{self.preset} ({self.form}, {self.basis}, per {share}{ranked})"
 
     @model_validator(mode="after")
+    def _low_rank(self) -> MethodConfig:
+        if self.name != "r_sparse" and (self.rank_share or self.rank_search):
+            raise ValueError(f"method={self.name} has no low-rank part: method.rank_share must be 0, rank_search []")
+        if self.name == "r_sparse" and not (self.rank_share or self.rank_search):
+            raise ValueError("method=r_sparse without a low-rank part is method=magnitude: set method.rank_share")
+        if len(set(self.rank_search)) < len(self.rank_search):
+            raise ValueError("method.rank_search names a share twice")
+        return self
+
+    @model_validator(mode="after")
     def _possible(self) -> MethodConfig:
         if self.name == "larosa" and self.form == "plain":
             raise ValueError("method.form must be absorbed, simulated or explicit for larosa")
-        if (self.rule == "threshold") != (self.name in ("teal", "cats")) and self.name not in ("magnitude", "larosa"):
+        if (self.rule == "threshold") != (self.name in ("teal", "cats")) and self.name not in _BOTH_RULES:
             raise ValueError("method.rule: teal and cats are threshold, dense and wina top_k; others take both")
         if self.rule == "threshold" and self.score != "magnitude":
             raise ValueError("method.score=column_norm ranks for Top-K; with method.rule=threshold it has no meaning")
@@ -278,17 +298,3 @@ class RunConfig(Strict):
             return cls.model_validate(tree)
         except ValidationError as error:
             raise ConfigError(readable(error)) from None
-
-
-def readable(error: ValidationError) -> str:
-    """One line for each problem: the key, what is wrong, what was given."""
-    lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"]) or "configuration"
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = "unknown key (spelling? `python run.py --help` lists the keys)"
-        elif not isinstance(problem["input"], dict | BaseModel):
-            message += f" (given: {problem['input']!r})"
-        lines.append(f"{key}: {message}")
-    return "\n".join(lines)
