@@ -162,8 +162,7 @@ class MethodConfig(Strict):
         """How tables and figures name it: the preset, and of a rotated method what kind of rotation."""
         if self.name == "r_sparse":
             low_rank = "searched, +{:g} % bytes" if self.rank_search else "{:g} % low-rank"
-            rule = ", top_k" if self.rule == "top_k" else ""
-            return f"{self.preset} ({low_rank.format(100 * self.rank_share)}{rule})"
+            return f"{self.preset} ({low_rank.format(100 * self.rank_share)}{', top_k' * (self.rule == 'top_k')})"
         if self.form == "plain":
             return self.preset + (" (threshold)" if (self.name, self.rule) == ("magnitude", "threshold") else "")
         share = f"group of {self.group_size}" if self.granularity == "group" else self.granularity
