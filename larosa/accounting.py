@@ -1,7 +1,7 @@
 """What a plan saves and what it costs, counted one way for every method.
 
 byte-weighted level = weight bytes not read / weight bytes of the seven projections
-extras              = bytes that the method reads besides (residual adapters, explicit transforms)
+extras              = bytes that the method reads besides (residual adapters, explicit transforms, low-rank pairs)
 net bytes           = projection bytes - bytes not read + extras, as a share of the projection bytes
 paper count         = levels weighted by width * projections that read the site (the paper's "model-level sparsity")
 
@@ -18,6 +18,7 @@ from larosa.architecture import SITES
 from larosa.rotation.explicit import stored_bytes
 from larosa.sites import ModelShape, Site
 from larosa.sparsity.handle import Plan
+from larosa.sparsity.low_rank import LowRank
 from larosa.sparsity.schedule import byte_weighted
 
 COUNTED_BYTES = 2
@@ -25,10 +26,10 @@ LLAMA2_7B = ModelShape(
     layers=32,
     hidden_size=4096,
     sites={
-        "h1": Site(4096, 12288, readers=3),
-        "h2": Site(4096, 4096, readers=1),
-        "h3": Site(4096, 22016, readers=2),
-        "h4": Site(11008, 4096, readers=1),
+        "h1": Site(4096, (4096, 4096, 4096)),
+        "h2": Site(4096, (4096,)),
+        "h3": Site(4096, (11008, 11008)),
+        "h4": Site(11008, (4096,)),
     },
 )
 """The paper's first model, in whose proportions every method's extras are stated beside the model's own."""
@@ -59,6 +60,9 @@ def extras(plan: Plan, shape: ModelShape | None = None) -> Extras:
 
 def _products(plan: Plan, shape: ModelShape) -> Extras:
     D, rotation, method = shape.hidden_size, plan.rotation, plan.method
+    if plan.low_rank is not None:
+        own = _low_rank_extras(plan.low_rank)  # ranks are shares of the weights, on any shape
+        return Extras(own.kind, own.products, own.bytes * shape.layer_weights // plan.shape.layer_weights)
     if method.form == "explicit":
         products, storage = 2 * plan.shape.layers, method.transform_storage
         size = f"blocks of {method.block_size}" if method.block_size else "D x D"
@@ -73,6 +77,17 @@ def _products(plan: Plan, shape: ModelShape) -> Extras:
         # Run for real, the rotation in front of each norm's readers is one product: the way back is absorbed.
         products, kind = 2 * plan.shape.layers, "explicit rotations, D x D (if really run)"
     return Extras(kind, products, products * D * D * COUNTED_BYTES)
+
+
+def _low_rank_extras(low_rank: LowRank) -> Extras:
+    """A pair is one product more for each projection, and is read whole."""
+    pairs = [pair for layers in low_rank.values() for readers in layers for pair in readers]
+    if not pairs:
+        return Extras("none", 0, 0)
+    least, most = min(pair.rank for pair in pairs), max(pair.rank for pair in pairs)
+    ranks = f"rank {least}" if least == most else f"rank {least} to {most}"
+    weights = sum(pair.left.numel() + pair.right.numel() for pair in pairs)
+    return Extras(f"low-rank remainders, {ranks}", len(pairs), weights * COUNTED_BYTES)
 
 
 def account(plan: Plan) -> dict[str, Any]:

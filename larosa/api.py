@@ -121,6 +121,7 @@ def sparsify(model: PreTrainedModel, tokens: Tensor, config: LaRoSAConfig) -> Sp
         group_size=config.group_size, rotation_dtype="float64", transform_storage="model", block_size=None,
         tuning=None, rule="top_k",
         top_k=TopKConfig(ties=config.ties), score=config.score,
+        rank_share=0.0, rank_search=(),
     )  # fmt: skip
     schedule = ScheduleConfig(
         name="given", kind="coefficients", coefficients=config.coefficients, table={}, path=None, count=config.count

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from larosa import models, results
 from larosa.config import ConfigError, MethodConfig, RunConfig
 from larosa.evaluation.zero_shot import check_tasks
-from larosa.methods import cats
+from larosa.methods import cats, r_sparse
 from larosa.rotation import bases
 from larosa.rotation.explicit import check_block
 from larosa.sites import ModelShape
@@ -62,6 +62,8 @@ def _cell(config: RunConfig, shape: ModelShape) -> Cell:
         levels = cats.levels(shape, config.sparsity)
     else:
         levels = make_levels(shape, config.schedule, config.sparsity, config.model.name)
+    if config.method.name == "r_sparse":
+        r_sparse.candidates(config.method, shape, levels)  # shares out of reach are refused here
     device = models.resolve_device(config.model.device).type
     identity = results.identity(config, models.fingerprint(config.model), device)
     return Cell(config, levels, identity, results.record_folder(config, identity))

@@ -10,9 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from larosa.errors import LarosaError
+from larosa.errors import LarosaError, readable
+from larosa.method_config import CoefficientsConfig as CoefficientsConfig
+from larosa.method_config import MethodConfig as MethodConfig
+from larosa.method_config import Strict as Strict
+from larosa.method_config import TopKConfig as TopKConfig
+from larosa.method_config import TuningConfig as TuningConfig
 
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
 """A list of words; a single word stands for a list of one."""
@@ -21,12 +26,6 @@ Level = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 class ConfigError(LarosaError):
     """A setting is unknown, out of range or impossible beside another one."""
-
-
-class Strict(BaseModel):
-    """Base of all sections: unknown keys are refused, values are frozen once checked."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ModelConfig(Strict):
@@ -83,15 +82,6 @@ class CalibrationConfig(Strict):
     """Calibration sequences on which thresholds and output errors of the sparse model are measured."""
 
 
-class CoefficientsConfig(Strict):
-    """Coefficients alpha of the four sites (section 2 of the paper): site level = alpha * level."""
-
-    h1: float = Field(ge=0.0)
-    h2: float = Field(ge=0.0)
-    h3: float = Field(ge=0.0)
-    h4: float = Field(ge=0.0)
-
-
 class ScheduleConfig(Strict):
     """From one number, the level asked for, to a level per layer and site."""
 
@@ -114,110 +104,12 @@ class ScheduleConfig(Strict):
         return self
 
 
-class TopKConfig(Strict):
-    """The sparsifier's fine print."""
-
-    ties: Literal["strict", "keep"]
-    """`strict`: exactly k entries stay, of equal magnitudes the lowest index first; `keep`: all entries
-    whose magnitude is at least the k-th stay."""
-
-
 class TokenPolicyConfig(Strict):
     """Which tokens are made sparse."""
 
     kind: Literal["all", "skip_first_n", "last_fraction", "decode_only"]
     n: int = Field(ge=0)
     fraction: float = Field(gt=0.0, le=1.0)
-
-
-class TuningConfig(Strict):
-    """Gradient steps on a basis or a transform, see :mod:`larosa.rotation.tuning`."""
-
-    objective: Literal["kl", "output_error"]
-    sparsity: Annotated[float, Field(gt=0.0, lt=1.0)]
-    """The byte-weighted level to tune at; one tuning serves all levels."""
-    coefficients: CoefficientsConfig
-    """How that level is spread over the sites."""
-    steps: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    """Calibration sequences a step."""
-    learning_rate: float = Field(gt=0.0)
-
-
-class MethodConfig(Strict):
-    """A method and its settings."""
-
-    name: Literal["dense", "magnitude", "wina", "teal", "cats", "larosa"]
-    preset: str
-    form: Literal["plain", "absorbed", "simulated", "explicit"]
-    basis: Literal["pca", "random", "hadamard", "identity", "weight_svd", "output_aware", "learned"]
-    """`weight_svd`: right singular vectors of k and gate (WINA's transform). `output_aware`: not orthogonal, one
-    explicit transform a block (rotation.explicit). `learned`: orthogonal, tuned from the identity."""
-    granularity: Literal["layer", "block", "group", "model"]
-    group_size: int = Field(ge=1)
-    rotation_dtype: Literal["float64", "model"]
-    """`simulated` only: the precision in which activations are rotated (the official code: float64)."""
-    transform_storage: Literal["model", "int8", "int4"]
-    """`explicit` only: how the transform is stored; in int8 and int4 it is what runs and what is counted."""
-    block_size: Annotated[int, Field(ge=1)] | None
-    """`explicit` only: channels of each diagonal block of the transform; null is one whole D x D."""
-    tuning: TuningConfig | None
-    """`explicit` and `learned`: gradient steps; null leaves the closed form."""
-    rule: Literal["top_k", "threshold"]
-    """`top_k`: exactly k channels a token; `threshold`: what exceeds a limit calibrated in the same coordinates."""
-    top_k: TopKConfig
-    score: Literal["magnitude", "column_norm"]
-    """What Top-K ranks by: `|x_i|`, or `|x_i|` times the norm of the weight column behind channel i (WINA)."""
-
-    @property
-    def label(self) -> str:
-        """How tables and figures name it: the preset, and of a rotated method what kind of rotation."""
-        if self.form == "plain":
-            return self.preset + (" (threshold)" if (self.name, self.rule) == ("magnitude", "threshold") else "")
-        share = f"group of {self.group_size}" if self.granularity == "group" else self.granularity
-        if self.rule == "threshold":
-            share = f"{share}, threshold"
-        if self.form == "explicit":
-            share = f"{share}, {self.transform_storage}" + (f", blocks of {self.block_size}" if self.block_size else "")
-        if self.tuning:
-            share = f"{share}, tuned" if self.form == "explicit" else share
-        ranked = ", column norms" if self.score == "column_norm" else ""
-        return f"{self.preset} ({self.form}, {self.basis}, per {share}{ranked})"
-
-    @model_validator(mode="after")
-    def _possible(self) -> MethodConfig:
-        if self.name == "larosa" and self.form == "plain":
-            raise ValueError("method.form must be absorbed, simulated or explicit for larosa")
-        if (self.rule == "threshold") != (self.name in ("teal", "cats")) and self.name not in ("magnitude", "larosa"):
-            raise ValueError("method.rule: teal and cats are threshold, dense and wina top_k; others take both")
-        if self.rule == "threshold" and self.score != "magnitude":
-            raise ValueError("method.score=column_norm ranks for Top-K; with method.rule=threshold it has no meaning")
-        if self.name == "dense" and self.score != "magnitude":
-            raise ValueError("method=dense ranks nothing: method.score must be magnitude")
-        if self.name == "wina" and (self.form, self.basis) in {("absorbed", "weight_svd"), ("plain", "identity")}:
-            return self
-        if self.name == "wina":
-            raise ValueError("method=wina is plain with basis identity, or absorbed with basis weight_svd")
-        if (self.basis == "output_aware") != (self.form == "explicit") or (
-            self.form == "explicit" and self.granularity != "block"
-        ):
-            raise ValueError(
-                "method.basis=output_aware and method.form=explicit go together, with method.granularity=block "
-                "(the preset method=larosa/output_aware sets all three)"
-            )
-        if self.tuning and self.form != "explicit" and self.basis != "learned":
-            raise ValueError("method.tuning belongs to method.form=explicit or method.basis=learned; set it to null")
-        if self.basis == "learned" and (self.form != "absorbed" or self.tuning is None):
-            raise ValueError(
-                "method.basis=learned is absorbed and needs method.tuning (the preset method=larosa/learned has both)"
-            )
-        if self.block_size is not None and self.form != "explicit":
-            raise ValueError("method.block_size belongs to method.form=explicit; set it to null")
-        if self.basis == "weight_svd" and (self.form, self.granularity) != ("absorbed", "block"):
-            raise ValueError("method.basis=weight_svd is absorbed, per block: k and gate have a basis each")
-        if self.name != "larosa" and (self.form != "plain" or self.basis != "identity"):
-            raise ValueError(f"method={self.name} has no rotation: method.form must be plain, method.basis identity")
-        return self
 
 
 class PerplexityConfig(Strict):
@@ -306,17 +198,3 @@ class RunConfig(Strict):
             return cls.model_validate(tree)
         except ValidationError as error:
             raise ConfigError(readable(error)) from None
-
-
-def readable(error: ValidationError) -> str:
-    """One line for each problem: the key, what is wrong, what was given."""
-    lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"]) or "configuration"
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = "unknown key (spelling? `python run.py --help` lists the keys)"
-        elif not isinstance(problem["input"], dict | BaseModel):
-            message += f" (given: {problem['input']!r})"
-        lines.append(f"{key}: {message}")
-    return "\n".join(lines)

@@ -80,6 +80,8 @@ def _method_identity(method: MethodConfig) -> dict[str, Any]:
         del own["tuning"]
     if method.form != "simulated":
         del own["rotation_dtype"]
+    if method.name != "r_sparse":
+        del own["rank_share"], own["rank_search"]
     return own
 
 

@@ -25,10 +25,18 @@ class Site:
 
     width: int
     """Channels."""
-    fan_out: int
-    """Weights that one channel is multiplied with: the summed output widths of its readers."""
-    readers: int
-    """Projections that read it (the paper's count weights a site by width * readers)."""
+    outputs: tuple[int, ...]
+    """The output widths of its readers, in their order."""
+
+    @property
+    def fan_out(self) -> int:
+        """Weights that one channel is multiplied with: the summed output widths of its readers."""
+        return sum(self.outputs)
+
+    @property
+    def readers(self) -> int:
+        """Projections that read it (the paper's count weights a site by width * readers)."""
+        return len(self.outputs)
 
     @property
     def weights(self) -> int:
@@ -47,17 +55,17 @@ class ModelShape:
     @classmethod
     def of(cls, config: PretrainedConfig) -> ModelShape:
         """Read the shape off a transformers configuration. Raises ArchitectureError if it is unknown."""
-        architecture = architecture_of(config)
+        architecture_of(config)
         D, intermediate = config.hidden_size, config.intermediate_size
         head_dim = getattr(config, "head_dim", None) or D // config.num_attention_heads
         heads, kv_heads = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
         geometry = {
-            "h1": (D, heads + 2 * kv_heads),
-            "h2": (heads, D),
-            "h3": (D, 2 * intermediate),
-            "h4": (intermediate, D),
+            "h1": (D, (heads, kv_heads, kv_heads)),
+            "h2": (heads, (D,)),
+            "h3": (D, (intermediate, intermediate)),
+            "h4": (intermediate, (D,)),
         }
-        sites = {s: Site(*geometry[s], readers=len(architecture.readers[s])) for s in SITES}
+        sites = {s: Site(*geometry[s]) for s in SITES}
         return cls(layers=config.num_hidden_layers, hidden_size=D, sites=sites)
 
     @property

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from larosa import store
 from larosa.calibration.histograms import Histograms, histograms
 from larosa.calibration.limits import calibrated_limits
+from larosa.calibration.site_errors import SiteErrors, site_errors
 from larosa.calibration.statistics import ALL_READERS, WINA_READERS, second_moments, weight_moments, with_gamma
 from larosa.calibration.tokens import TokenBlock
 from larosa.config import MethodConfig, ScheduleConfig, TokenPolicyConfig
@@ -25,6 +26,7 @@ from larosa.rotation.rotation import Rotation, build_rotation, rotation_index
 from larosa.rotation.tuning import Tuned, TunedBases, TunedTransforms, tune
 from larosa.sites import ModelShape
 from larosa.sparsity.handle import Plan
+from larosa.sparsity.low_rank import LowRank, flat, truncated_svds, unflat
 from larosa.sparsity.schedule import make_levels
 
 _VERSION = 2  # raise when the meaning of a cached tensor changes
@@ -148,9 +150,29 @@ class Calibrator:
 
     def limited(self, plan: Plan) -> Plan:
         """The plan with calibrated limits in the place of Top-K, if its method asks for them."""
-        if plan.method.rule != "threshold":
-            return plan
-        return replace(plan, thresholds=calibrated_limits(self.model, plan, self.tokens, self.batch_size))
+        return self.limited_alike([plan])[0]
+
+    def limited_alike(self, plans: list[Plan]) -> list[Plan]:
+        """The same for plans of one method in the same coordinates, which differ in their levels."""
+        if plans[0].method.rule != "threshold":
+            return plans
+        limits = calibrated_limits(self.model, plans, self.tokens, self.batch_size)
+        return [replace(plan, thresholds=own) for plan, own in zip(plans, limits, strict=True)]
+
+    def low_rank(self, share: float) -> LowRank:
+        """A pair of `share` of its weights for every projection, in its dtype; see sparsity.low_rank."""
+
+        def build() -> dict[str, Tensor]:
+            return flat(truncated_svds(self.model, share))
+
+        identity = {**self._identity(), "what": "truncated SVDs of the projections", "share": share}
+        del identity["tokens"], identity["batch_size"]  # the weights decide alone
+        tensors, _ = store.cached("low_rank", identity, build)
+        return unflat(tensors)
+
+    def site_errors(self, plans: list[Plan]) -> list[SiteErrors]:
+        """For each plan, the errors of its sites' outputs on the calibration tokens of the dense model."""
+        return [site_errors(self.model, plan, self.tokens, self.batch_size) for plan in plans]
 
     def _identity(self) -> dict[str, Any]:
         return {

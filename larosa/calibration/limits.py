@@ -7,6 +7,8 @@ exact to 0.3 %.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -53,13 +55,18 @@ class MagnitudeCounter:
 
 @torch.no_grad()
 def calibrated_limits(
-    model: PreTrainedModel, plan: Plan, tokens: TokenBlock, batch_size: int
-) -> dict[str, tuple[float, ...]]:
-    """Site -> a limit a layer that drops the plan's levels on the calibration tokens."""
+    model: PreTrainedModel, plans: Sequence[Plan], tokens: TokenBlock, batch_size: int
+) -> list[dict[str, tuple[float, ...]]]:
+    """For each plan: site -> a limit a layer that drops the plan's levels on the calibration tokens.
+
+    The plans stand in the same coordinates and differ in their levels, so magnitudes are counted once.
+    """
     counter, decoder = MagnitudeCounter(), ModelView(model).decoder
     device = ModelView(model).embedding.weight.device
-    with apply(model, plan) as handle, handle.level_zero(), handle.observed_by(counter):
+    with apply(model, plans[0]) as handle, handle.level_zero(), handle.observed_by(counter):
         for batch in tqdm(torch.split(tokens.ids, batch_size), desc="thresholds", unit="batch", leave=False):
             decoder(input_ids=batch.to(device), use_cache=False)
-    levels = plan.levels.level
-    return {s: tuple(counter.limit(s, i, levels[s][i]) for i in range(plan.shape.layers)) for s in SITES}
+    return [
+        {s: tuple(counter.limit(s, i, level) for i, level in enumerate(plan.levels.level[s])) for s in SITES}
+        for plan in plans
+    ]

@@ -3,7 +3,7 @@
 * threshold: the k-th magnitude of every token (quantiles over tokens), what a threshold kernel would need; ranked
   entries with their score, calibrated thresholds as they are;
 * site error: `||W x - W x_sparse|| / ||W x||` over all readers W of a site, on the activations of the sparse
-  model, beside Theorem A.1 of the paper at the site's level;
+  model, beside Theorem A.1 of the paper at the site's level; low-rank pairs make good what they reach of the rest;
 * layer error: the layer's update of the residual stream against its dense update on the same input. Bases are
   orthogonal, so the ratio does not depend on the form.
 
@@ -47,8 +47,7 @@ class ErrorProbe:
             self.thresholds[key].append(threshold.reshape(-1).float().cpu())
         if site.gated:  # what down reads is gate times up: the layer's error tells
             return
-        weight = torch.cat([linear.weight for linear in site.readers])
-        self.site_error[key].append(_relative((x - y) @ weight.T, x @ weight.T))
+        self.site_error[key].append(output_error(site, x, y))
 
     @contextmanager
     def watch_layers(self, view: ModelView, sites: list[SparseSite]) -> Iterator[None]:
@@ -98,6 +97,15 @@ def probe(model: PreTrainedModel, handle: SparsityHandle, ids: Tensor) -> dict[s
         "site_error_theory": {s: [theoretical_error(level) for level in levels[s]] for s in SITES},
         "layer_error": [_mean(watcher.layer_error[i]) for i in layers],
     }
+
+
+def output_error(site: SparseSite, x: Tensor, y: Tensor) -> Tensor:
+    """[tokens] of the relative error of the site's readers on y for x, both [tokens, width], low-rank pairs run."""
+    weight = torch.cat([linear.weight for linear in site.readers])
+    lost = (x - y) @ weight.T
+    if site.low_rank is not None:
+        lost = lost - site.low_rank.output(x - y)
+    return _relative(lost, x @ weight.T)
 
 
 def _relative(error: Tensor, output: Tensor) -> Tensor:

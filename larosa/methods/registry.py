@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from larosa.calibration.calibrator import Calibrator
 from larosa.config import MethodConfig, TokenPolicyConfig
-from larosa.methods import cats, dense, larosa, magnitude, teal, wina
+from larosa.methods import cats, dense, larosa, magnitude, r_sparse, teal, wina
 from larosa.sites import ModelShape
 from larosa.sparsity.handle import Plan
 from larosa.sparsity.schedule import Levels
@@ -19,5 +19,6 @@ METHODS: dict[str, PlanFunction] = {
     "wina": wina.plan,
     "teal": teal.plan,
     "cats": cats.plan,
+    "r_sparse": r_sparse.plan,
     "larosa": larosa.plan,
 }

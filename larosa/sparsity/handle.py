@@ -25,6 +25,7 @@ from larosa.rotation.absorb import WeightSwaps, absorb, fold
 from larosa.rotation.explicit import ExplicitTransform, split_gain
 from larosa.rotation.rotation import LayerwiseRotationMatrix, ResidualAdapter, Rotation
 from larosa.sites import ModelShape
+from larosa.sparsity.low_rank import LowRank, LowRankRemainder
 from larosa.sparsity.schedule import Levels
 from larosa.sparsity.site import Observer, Rule, SparseSite
 from larosa.sparsity.threshold import ThresholdSparsification
@@ -53,6 +54,8 @@ class Plan:
     transforms: Tensor | None = None
     """[layers, 2, n, b, b] float64: explicit transforms of h1 and h3 in n diagonal blocks, exact;
     `method.transform_storage` rounds them."""
+    low_rank: LowRank | None = None
+    """Through these, what a site drops still reaches its readers."""
 
 
 class _Turns:
@@ -166,6 +169,11 @@ def _rule(plan: Plan, layer: LayerView, site: str) -> Rule:
     return TopKSparsification(width, level, plan.method.top_k.ties, score)
 
 
+def _low_rank(plan: Plan, layer: LayerView, site: str) -> LowRankRemainder | None:
+    pairs = plan.low_rank[site][layer.index] if plan.low_rank is not None else ()
+    return LowRankRemainder(layer.readers(site), pairs) if pairs else None
+
+
 @torch.no_grad()
 def apply(model: PreTrainedModel, plan: Plan, keep_weights: str = "device") -> SparsityHandle:
     """Make `model` follow `plan`, in place.
@@ -196,8 +204,9 @@ def apply(model: PreTrainedModel, plan: Plan, keep_weights: str = "device") -> S
                 continue
             rule = _rule(plan, layer, site)
             turn = turns.at(layer, site) if turns and site in ("h1", "h3") else None
-            sparse = SparseSite(layer, site, rule, handle.policy, turn, transforms.get((layer.index, site)))
-            handle._hooks.append(sparse.attach(layer, gated))
+            transform, low_rank = transforms.get((layer.index, site)), _low_rank(plan, layer, site)
+            sparse = SparseSite(layer, site, rule, handle.policy, turn, transform, low_rank)
+            handle._hooks += sparse.attach(layer, gated)
             handle.sites.append(sparse)
     except BaseException:
         handle.remove()

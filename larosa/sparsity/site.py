@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from larosa.architecture import LayerView
 from larosa.rotation.explicit import ExplicitTransform
+from larosa.sparsity.low_rank import LowRankRemainder
 from larosa.sparsity.tokens import TokenPolicy
 
 
@@ -49,8 +50,8 @@ class Turning(Protocol):
 
 
 class SparseSite(nn.Module):
-    """A rule at one site of one layer, optionally in a simulated rotation (rotate, drop, rotate back) or
-    behind an explicit transform that the readers' weights undo."""
+    """A rule at one site of one layer, optionally in a simulated rotation (rotate, drop, rotate back), behind an
+    explicit transform that the readers' weights undo, or with low-rank pairs for what it drops."""
 
     def __init__(
         self,
@@ -60,32 +61,37 @@ class SparseSite(nn.Module):
         policy: TokenPolicy,
         rotation: Turning | None = None,
         transform: ExplicitTransform | None = None,
+        low_rank: LowRankRemainder | None = None,
     ) -> None:
         super().__init__()
         self.layer, self.site = layer.index, site
         self.rule, self.policy = rule, policy
         self.rotation: Turning | None = rotation
-        self.transform = transform
+        self.transform, self.low_rank = transform, low_rank
         self.readers = layer.readers(site)
         self.gated = False
         self.enabled = True
         self.observer: Observer | None = None
         self._level_zero = False
 
-    def attach(self, layer: LayerView, gated: bool = False) -> RemovableHandle:
+    def attach(self, layer: LayerView, gated: bool = False) -> list[RemovableHandle]:
         """Put the site into its layer. `gated`: h4's rule acts on the gate, before it meets up's output."""
         self.gated = gated
         if gated:
-            return layer.gate().register_forward_hook(lambda _m, _args, output: self(output))
-        if self.site in ("h1", "h3"):
-            return layer.norm(self.site).register_forward_hook(lambda _m, _args, output: self(output))
-        return self.readers[0].register_forward_pre_hook(self._before)
+            own = layer.gate().register_forward_hook(lambda _m, _args, output: self(output))
+        elif self.site in ("h1", "h3"):
+            own = layer.norm(self.site).register_forward_hook(lambda _m, _args, output: self(output))
+        else:
+            own = self.readers[0].register_forward_pre_hook(self._before)
+        return [own, *(self.low_rank.attach() if self.low_rank is not None else ())]
 
     def _before(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
         return (self(args[0]),)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, T, width]; returns it, transformed if there is a transform, with dropped channels removed."""
+        if self.low_rank is not None:
+            self.low_rank.hold(None)
         if self.transform is not None:
             x = self.transform(x)
         if not self.enabled:
@@ -97,7 +103,10 @@ class SparseSite(nn.Module):
         if self.observer is not None:
             keep = slice(None) if mask is None else mask.to(x.device).reshape(-1)
             self.observer.observe(self, *(t.reshape(-1, t.shape[-1])[keep] for t in (x, y, z, z_sparse)))
-        return y if mask is None else torch.where(mask.to(x.device)[..., None], y, x)
+        sparse = y if mask is None else torch.where(mask.to(x.device)[..., None], y, x)
+        if self.low_rank is not None and not self._level_zero:
+            self.low_rank.hold(x - sparse)
+        return sparse
 
     @contextmanager
     def dropping(self, drops: bool) -> Iterator[None]:

@@ -1,0 +1,142 @@
+"""Low-rank pairs: what a site drops still reaches each projection behind it, through a truncated SVD of its weights.
+
+R-Sparse (arXiv 2504.19449) computes `y = W x_kept + W_r (x - x_kept)`, where W_r is the best approximation of W
+[out, in] of rank r, stored as `left [out, r]` times `right [r, in]`. A pair is read whole at every token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from larosa.architecture import SITES, ModelView
+
+
+class LowRankPair(NamedTuple):
+    """`left @ right`, of singular values that fall from the first column of `left` on."""
+
+    left: Tensor
+    """[out, r]"""
+    right: Tensor
+    """[r, in]"""
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        return self.left.shape[1]
+
+    def first(self, rank: int) -> LowRankPair:
+        """The pair of a smaller rank: the best one of that rank too."""
+        return LowRankPair(self.left[:, :rank], self.right[:rank])
+
+
+LowRank = dict[str, tuple[tuple[LowRankPair, ...], ...]]
+"""Site -> layer -> a pair for every projection that reads the site, in its readers' order; () where there is none."""
+
+
+def rank_of(share: float, outputs: int, inputs: int) -> int:
+    """The rank whose pair has at most `share` (a fraction) of the weights of [outputs, inputs]; at least 1 above 0."""
+    return max(1, math.floor(share * outputs * inputs / (outputs + inputs))) if share > 0 else 0
+
+
+def truncated_svd(weight: Tensor, rank: int) -> LowRankPair:
+    """The first `rank` singular directions of weight [out, in], float64 on its device.
+
+    Taken from the Gram matrix of the shorter side and projected on: a vector of a tiny singular value may be inexact,
+    but the pair of full rank is W to rounding all the same.
+    """
+    exact = weight.double()
+    wide = exact.shape[0] <= exact.shape[1]
+    vectors = torch.linalg.eigh(exact @ exact.T if wide else exact.T @ exact).eigenvectors.flip(-1)[:, :rank]
+    return LowRankPair(vectors, vectors.T @ exact) if wide else LowRankPair(exact @ vectors, vectors.T)
+
+
+@torch.no_grad()
+def truncated_svds(model: PreTrainedModel, share: float) -> LowRank:
+    """A pair of `share` of the weights for every projection, on the CPU in the projection's dtype."""
+    layers = tqdm(ModelView(model).layers, desc="truncated SVDs", unit="layer", leave=False)
+    rows = [
+        {site: tuple(_stored(linear, share) for linear in layer.readers(site)) for site in SITES} for layer in layers
+    ]
+    return {site: tuple(row[site] for row in rows) for site in SITES}
+
+
+def flat(low_rank: LowRank) -> dict[str, Tensor]:
+    """One tensor a name, for a file; names sort by site, layer and reader."""
+    return {
+        f"{site}.{layer:04}.{reader}.{side}": half
+        for site, layers in low_rank.items()
+        for layer, pairs in enumerate(layers)
+        for reader, pair in enumerate(pairs)
+        for side, half in pair._asdict().items()
+    }
+
+
+def unflat(tensors: dict[str, Tensor]) -> LowRank:
+    """What :func:`flat` took apart."""
+    found: dict[str, dict[str, list[LowRankPair]]] = {site: {} for site in SITES}
+    for place in sorted(name.removesuffix(".left") for name in tensors if name.endswith(".left")):
+        site, layer, _ = place.split(".")
+        pair = LowRankPair(tensors[f"{place}.left"], tensors[f"{place}.right"])
+        found[site].setdefault(layer, []).append(pair)
+    return {site: tuple(tuple(pairs) for pairs in layers.values()) for site, layers in found.items()}
+
+
+class LowRankRemainder:
+    """Adds what a site dropped to the outputs of its readers, each through its own pair, with removable hooks.
+
+    `pairs` are moved to the readers' devices and dtypes. The remainder of a forward pass is let go of when the last
+    reader has seen it.
+    """
+
+    def __init__(self, readers: Sequence[nn.Linear], pairs: Sequence[LowRankPair]) -> None:
+        self._readers = readers
+        self._pairs = [
+            LowRankPair(pair.left.to(linear.weight), pair.right.to(linear.weight))
+            for linear, pair in zip(readers, pairs, strict=True)
+        ]
+        self._rest: Tensor | None = None
+        self._waiting = 0
+
+    def attach(self) -> list[RemovableHandle]:
+        """Hook the readers."""
+        return [
+            linear.register_forward_hook(self._adder(pair))
+            for linear, pair in zip(self._readers, self._pairs, strict=True)
+        ]
+
+    def hold(self, rest: Tensor | None) -> None:
+        """Keep rest [..., width] for the readers that run next; None: they add nothing."""
+        self._rest, self._waiting = rest, len(self._readers)
+
+    def output(self, rest: Tensor) -> Tensor:
+        """What rest [..., width] adds to the readers' outputs side by side, [..., fan_out]."""
+        return torch.cat([_product(pair, rest) for pair in self._pairs], dim=-1)
+
+    def _adder(self, pair: LowRankPair) -> Any:
+        def hook(_linear: nn.Module, _args: Any, output: Tensor) -> Tensor:
+            rest = self._rest
+            if rest is None:
+                return output
+            self._waiting -= 1
+            if self._waiting == 0:
+                self._rest = None
+            return output + _product(pair, rest)
+
+        return hook
+
+
+def _stored(linear: nn.Linear, share: float) -> LowRankPair:
+    pair = truncated_svd(linear.weight, rank_of(share, *linear.weight.shape))
+    return LowRankPair(*(half.to(linear.weight.dtype).cpu().contiguous() for half in pair))
+
+
+def _product(pair: LowRankPair, rest: Tensor) -> Tensor:
+    return (rest @ pair.right.T) @ pair.left.T
