@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from larosa.architecture import SITES, ModelView
+from larosa.architecture import ModelView
 from larosa.calibration.statistics import CalibrationError
 from larosa.calibration.tokens import TokenBlock
 from larosa.sparsity.handle import Plan, apply
@@ -39,7 +39,7 @@ class MagnitudeCounter:
         key = (site.site, site.layer)
         self._counts[key] = counts if key not in self._counts else self._counts[key] + counts
 
-    def limit(self, site: str, layer: int, level: float) -> float:
+    def limit(self, layer: int, site: str, level: float) -> float:
         """The magnitude below which a fraction `level` of the entries lies."""
         if level <= 0.0:
             return 0.0
@@ -52,14 +52,11 @@ class MagnitudeCounter:
 
 
 @torch.no_grad()
-def calibrated_limits(
-    model: PreTrainedModel, plan: Plan, tokens: TokenBlock, batch_size: int
-) -> dict[str, tuple[float, ...]]:
-    """Site -> a limit a layer that drops the plan's levels on the calibration tokens."""
+def count_magnitudes(model: PreTrainedModel, plan: Plan, tokens: TokenBlock, batch_size: int) -> MagnitudeCounter:
+    """Count what the rules of `plan` see on the calibration tokens with nothing dropped: limits of all levels."""
     counter, decoder = MagnitudeCounter(), ModelView(model).decoder
     device = ModelView(model).embedding.weight.device
     with apply(model, plan) as handle, handle.level_zero(), handle.observed_by(counter):
         for batch in tqdm(torch.split(tokens.ids, batch_size), desc="thresholds", unit="batch", leave=False):
             decoder(input_ids=batch.to(device), use_cache=False)
-    levels = plan.levels.level
-    return {s: tuple(counter.limit(s, i, levels[s][i]) for i in range(plan.shape.layers)) for s in SITES}
+    return counter
