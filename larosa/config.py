@@ -74,12 +74,15 @@ class CalibrationConfig(Strict):
 
 
 class CoefficientsConfig(Strict):
-    """Coefficients alpha of the four sites (section 2 of the paper): site level = alpha * level."""
+    """Coefficients alpha of the four sites (section 2 of the paper): site level = alpha * level.
+
+    Of h2 and h4, None follows from h1 and h3 by the paper's constraints.
+    """
 
     h1: float = Field(ge=0.0)
-    h2: float = Field(ge=0.0)
+    h2: float | None = Field(ge=0.0)
     h3: float = Field(ge=0.0)
-    h4: float = Field(ge=0.0)
+    h4: float | None = Field(ge=0.0)
 
 
 class ScheduleConfig(Strict):

@@ -74,6 +74,18 @@ def table11_constraints(alpha1: float, alpha3: float, ratio: float) -> tuple[flo
     return 4 - 3 * alpha1, (2 + ratio - 2 * alpha3) / ratio
 
 
+def constrained(alphas: CoefficientsConfig, ratio: float) -> CoefficientsConfig:
+    """The coefficients with those of h2 and h4 that are open filled in; `ratio` = I / D. Raises ScheduleError."""
+    a2, a4 = table11_constraints(alphas.h1, alphas.h3, ratio)
+    a2, a4 = a2 if alphas.h2 is None else alphas.h2, a4 if alphas.h4 is None else alphas.h4
+    if min(a2, a4) < 0:
+        raise ScheduleError(
+            f"with a1 = {alphas.h1:g} and a3 = {alphas.h3:g} the paper's constraints need a2 = {a2:g} and a4 = {a4:g}; "
+            "a coefficient is not negative"
+        )
+    return CoefficientsConfig(h1=alphas.h1, h2=a2, h3=alphas.h3, h4=a4)
+
+
 def _coefficients(
     shape: ModelShape, schedule: ScheduleConfig, model_name: str
 ) -> tuple[dict[str, tuple[float, ...]], str]:
@@ -84,12 +96,10 @@ def _coefficients(
         alphas, source = CoefficientsConfig(h1=1, h2=1, h3=1, h4=1), "uniform"
     elif schedule.kind == "coefficients":
         assert schedule.coefficients is not None  # the schema has checked it
-        alphas, source = schedule.coefficients, schedule.name
+        alphas, source = constrained(schedule.coefficients, shape.ratio), schedule.name
     elif model_name in schedule.table:
         alphas, source = schedule.table[model_name], f"Table 11 of the paper, row {model_name}"
     else:
-        ratio = shape.sites["h4"].width / shape.hidden_size
-        a2, a4 = table11_constraints(0.8, 0.8, ratio)
-        alphas = CoefficientsConfig(h1=0.8, h2=a2, h3=0.8, h4=a4)
+        alphas = constrained(CoefficientsConfig(h1=0.8, h2=None, h3=0.8, h4=None), shape.ratio)
         source = f"no row for {model_name} in Table 11: a1 = a3 = 0.8, a2 and a4 from its constraints"
     return {site: (getattr(alphas, site),) * shape.layers for site in SITES}, source
