@@ -8,7 +8,8 @@ of a layer's output (allocation.error=output, evaluation.curves) or of the model
 evaluation.divergence), each site varied among dense or sparse others (allocation.around).
 allocation.rule=greedy: TEAL's levels, every layer at the target (sparsity.greedy).
 
-All errors are taken on the probe sequences of the calibration text.
+All errors are taken on the probe sequences of the calibration text. kl runs the model, from the site's layer on, once
+for each sequence, layer, site and level of allocation.grid: minutes on a GPU, an hour or more on two CPU cores.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import numpy as np
 
 from larosa.architecture import SITES
 from larosa.cells import plan_cells
-from larosa.command import calibration_only, main
-from larosa.config import ConfigError, RunConfig, ScheduleConfig
+from larosa.command import calibration_only, main, schedule_destination, uniform
+from larosa.config import RunConfig
 from larosa.evaluation.curves import output_curves
 from larosa.evaluation.divergence import divergence_curves
 from larosa.evaluation.greedy import greedy_allocation
@@ -34,16 +35,15 @@ from larosa.sparsity.allocation import AllocationError, Floats, allocate
 from larosa.sparsity.handle import Plan
 from larosa.sparsity.schedule_file import write_schedule
 
-METHODS_WITH_LEVELS = ("magnitude", "teal", "wina", "larosa")
-_UNIFORM = ScheduleConfig(name="uniform", kind="uniform", coefficients=None, table={}, path=None, count="bytes")
-
 
 def run(config: RunConfig) -> Path:
     """Find the levels of `config.method` for `config.sparsity` and write them to `config.schedule.path`."""
-    path = _check(config)
+    path, highest = schedule_destination(config), config.allocation.grid[-1]
+    if config.sparsity > highest:
+        raise AllocationError(f"levels run to {highest} (allocation.grid); sparsity={config.sparsity} needs more")
     config = calibration_only(config)
     if config.allocation.around == "dense":  # the levels of the schedule play no part
-        config = config.model_copy(update={"schedule": _UNIFORM})
+        config = config.model_copy(update={"schedule": uniform("bytes")})
     cell = list(plan_cells(config).values())[-1]
     bench = open_bench(config, read_documents(config))
     shape = ModelShape.of(bench.model.config)
@@ -55,25 +55,6 @@ def run(config: RunConfig) -> Path:
         settings["others"] = cell.levels.source
     write_schedule(path, shape, coefficients, made_by("larosa.allocate", config, bench.calibration.sha256, settings))
     return path
-
-
-def _check(config: RunConfig) -> Path:
-    """Where the schedule goes. Raises what can be known before weights load."""
-    if not config.schedule.path:
-        raise ConfigError("schedule.path=NAME says where the schedule goes: schedules/<model>/NAME.json, or a file")
-    if config.schedule.kind == "file":
-        raise ConfigError(
-            "schedule.path is written, not read: leave out schedule=file (allocation.around=sparse starts from "
-            "schedule=official, uniform or paper)"
-        )
-    if config.sparsity == 0:
-        raise ConfigError("sparsity=0 leaves nothing to allocate")
-    if config.method.name not in METHODS_WITH_LEVELS:
-        raise ConfigError(f"levels are allocated for {', '.join(METHODS_WITH_LEVELS)}, not for {config.method.name}")
-    highest = config.allocation.grid[-1]
-    if config.sparsity > highest:
-        raise AllocationError(f"levels run to {highest} (allocation.grid); sparsity={config.sparsity} needs more")
-    return Path(config.schedule.path).expanduser()
 
 
 def _find(config: RunConfig, bench: Bench, plan: Plan) -> tuple[Floats, dict[str, Any]]:

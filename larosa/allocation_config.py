@@ -23,6 +23,8 @@ class AllocationConfig(Strict):
     """Levels tried, from 0; the last is the highest level that any rule gives."""
     step: float = Field(gt=0.0)
     """`greedy`: weights dropped by one raise of a site, as a fraction of a D x D matrix."""
+    alphas: tuple[Annotated[float, Field(ge=0.0)], ...] = Field(min_length=1)
+    """`larosa.coefficients`: values tried for the coefficients of h1 and of h3."""
 
     @model_validator(mode="after")
     def _possible(self) -> AllocationConfig:

@@ -224,7 +224,7 @@ def test_the_command_writes_a_schedule_that_runs_use(
     ("more", "message"),
     [
         (["schedule.path=null"], "schedule.path=NAME"),
-        (["schedule=file"], "written, not read"),
+        (["schedule=file"], "written here, not read"),
         (["sparsity=0"], "nothing to allocate"),
         (["sparsity=0.95"], "needs more"),
         (["method=cats"], "not for cats"),

@@ -5,9 +5,10 @@ A Top-K site keeps the plan's ties and scores; a threshold site takes the limit 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
+from larosa.architecture import SITES
 from larosa.sparsity.handle import PlanError, SparsityHandle
 from larosa.sparsity.site import Rule, SparseSite
 from larosa.sparsity.threshold import ThresholdSparsification
@@ -43,6 +44,14 @@ class Dials:
                 stack.callback(setattr, site, "rule", site.rule)
                 stack.enter_context(site.dropping(True))
                 site.rule = self.rule(site, level)
+            yield
+
+    @contextmanager
+    def all_turned(self, levels: Mapping[str, Sequence[float]]) -> Iterator[None]:
+        """Within: every site drops at its level; site -> one a layer."""
+        with ExitStack() as stack:
+            for layer, _ in enumerate(levels["h1"]):
+                stack.enter_context(self.turned(layer, {site: levels[site][layer] for site in SITES}))
             yield
 
     @contextmanager
