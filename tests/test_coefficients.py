@@ -41,8 +41,7 @@ def cells(path: Path) -> dict[tuple[float, float], dict[str, float]]:
     return {(cell["h1"], cell["h3"]): cell for cell in content["cells"]}
 
 
-@pytest.mark.parametrize("method", ["larosa", "teal"])
-@pytest.mark.parametrize("count", ["bytes", "nominal"])
+@pytest.mark.parametrize(("method", "count"), [("larosa", "bytes"), ("teal", "nominal")])
 def test_cells_are_what_applied_plans_measure(method: str, count: str, settings: list[str]) -> None:
     chosen = [*settings, f"method={method}", f"schedule.count={count}", "calibration.probe_sequences=2"]
     path = coefficients.run(parse(*chosen))
@@ -136,7 +135,7 @@ def test_the_sweep_is_the_same_grid() -> None:
         alphas = {site: params[f"schedule.coefficients.{site}"].split(",") for site in ("h1", "h3")}
         for site in alphas:
             assert tuple(float(value) for value in alphas[site]) == every
-        for a1, a3 in zip(alphas["h1"], alphas["h3"], strict=True):
+        for a1, a3 in zip(alphas["h1"][::5], alphas["h3"][::5], strict=True):
             cell = [f"schedule.coefficients.h1={a1}", f"schedule.coefficients.h3={a3}", "sparsity=0.4"]
             tree: Any = OmegaConf.to_container(compose("algorithm1", [*search, *cell]), resolve=True)
             (levels,) = (cell.levels.level for cell in plan_cells(RunConfig.parse(tree)).values())
