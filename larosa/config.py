@@ -8,24 +8,19 @@ raises one readable error. Settings that change a result have no default here: t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from larosa.errors import LarosaError, readable
+from larosa.allocation_config import AllocationConfig
 from larosa.method_config import CoefficientsConfig as CoefficientsConfig
 from larosa.method_config import MethodConfig as MethodConfig
-from larosa.method_config import Strict as Strict
 from larosa.method_config import TopKConfig as TopKConfig
 from larosa.method_config import TuningConfig as TuningConfig
-
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
-"""A list of words; a single word stands for a list of one."""
-Level = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-
-class ConfigError(LarosaError):
-    """A setting is unknown, out of range or impossible beside another one."""
+from larosa.schema import ConfigError as ConfigError
+from larosa.schema import Level as Level
+from larosa.schema import Names, readable
+from larosa.schema import Strict as Strict
 
 
 class ModelConfig(Strict):
@@ -91,7 +86,7 @@ class ScheduleConfig(Strict):
     table: dict[str, CoefficientsConfig]
     """`kind: paper_table11`: a row per model; others follow the paper's constraints from a1 = a3 = 0.8."""
     path: str | None
-    """`kind: file`: a JSON schedule, see :mod:`larosa.sparsity.schedule`."""
+    """`kind: file`: see :mod:`larosa.sparsity.schedule_file`; `mine` is schedules/<model>/mine.json."""
     count: Literal["bytes", "nominal"]
     """`bytes`: rescale so that the byte-weighted level is the level asked for; `nominal`: do not."""
 
@@ -100,7 +95,7 @@ class ScheduleConfig(Strict):
         if self.kind == "coefficients" and self.coefficients is None:
             raise ValueError("schedule.kind=coefficients needs schedule.coefficients with h1, h2, h3 and h4")
         if self.kind == "file" and not self.path:
-            raise ValueError("schedule.kind=file needs schedule.path=FILE.json")
+            raise ValueError("schedule.kind=file needs schedule.path=NAME or FILE.json")
         return self
 
 
@@ -160,6 +155,7 @@ class RunConfig(Strict):
     baseline: dict[str, MethodConfig]
     texts: dict[str, TextConfig]
     evaluation: EvaluationConfig
+    allocation: AllocationConfig
     tracking: TrackingConfig
     seed: int = Field(ge=0)
     output: str
@@ -195,6 +191,15 @@ class RunConfig(Strict):
     def parse(cls, tree: Mapping[str, Any]) -> RunConfig:
         """Check a plain tree (OmegaConf's container). Raises ConfigError with one line a problem."""
         try:
-            return cls.model_validate(tree)
+            config = cls.model_validate(tree)
         except ValidationError as error:
             raise ConfigError(readable(error)) from None
+        path = _schedule_path(config.schedule.path, config.model.name)
+        return config.model_copy(update={"schedule": config.schedule.model_copy(update={"path": path})})
+
+
+def _schedule_path(given: str | None, model: str) -> str | None:
+    """`mine` is `schedules/<model>/mine.json` in the working directory; with a folder or `.json` it is a path."""
+    if not given or given.endswith(".json") or "/" in given or "\\" in given:
+        return given
+    return f"schedules/{model}/{given}.json"

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from larosa.schema import Strict
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 _BOTH_RULES = ("magnitude", "r_sparse", "larosa")
 
 
-class Strict(BaseModel):
-    """Base of all sections: unknown keys are refused, values are frozen once checked."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class CoefficientsConfig(Strict):
-    """Coefficients alpha of the four sites (section 2 of the paper): site level = alpha * level."""
+    """Coefficients alpha of the four sites (section 2 of the paper): site level = alpha * level.
+
+    Of h2 and h4, None follows from h1 and h3 by the paper's constraints.
+    """
 
     h1: float = Field(ge=0.0)
-    h2: float = Field(ge=0.0)
+    h2: float | None = Field(ge=0.0)
     h3: float = Field(ge=0.0)
-    h4: float = Field(ge=0.0)
+    h4: float | None = Field(ge=0.0)
 
 
 class TopKConfig(Strict):

@@ -32,6 +32,7 @@ from larosa.evaluation.error import probe
 from larosa.evaluation.perplexity import perplexity
 from larosa.evaluation.sparsity import SparsityMeter
 from larosa.evaluation.zero_shot import zero_shot
+from larosa.maker import doubts
 from larosa.methods.registry import METHODS
 from larosa.provenance import Stages, git_state, hardware, versions
 from larosa.results import Record
@@ -147,6 +148,8 @@ def open_bench(config: RunConfig, documents: Documents) -> Bench:
             name: evaluation_block(documents.held_out[name], tokenizer, text, size.length, size.max_tokens)
             for name, text in config.texts.items()
         }
+    for doubt in doubts(config, texts):
+        log.warning(doubt)
     with stages("load"):
         model = models.load_model(config.model, config.seed)
         calibrator = Calibrator(

@@ -51,7 +51,7 @@ def identity(config: RunConfig, fingerprint: dict[str, str], device: str) -> dic
         "meaning": MEANING,
         "model": {"name": config.model.name, "dtype": config.model.dtype, "device": device, **fingerprint},
         "method": _method_identity(config.method),
-        "texts": {name: _text_identity(text) for name, text in config.texts.items()},
+        "texts": {name: text_identity(text) for name, text in config.texts.items()},
         "evaluation": config.evaluation.model_dump(mode="json"),
         "seed": config.seed,
     }
@@ -62,7 +62,7 @@ def identity(config: RunConfig, fingerprint: dict[str, str], device: str) -> dic
             "schedule_file": _file_hash(config.schedule.path),
             "tokens": config.tokens.model_dump(mode="json"),
             "calibration": config.calibration.model_dump(mode="json", exclude={"text"})
-            | {"text": _text_identity(config.calibration.text)},
+            | {"text": text_identity(config.calibration.text)},
         }
     return shaping
 
@@ -85,7 +85,8 @@ def _method_identity(method: MethodConfig) -> dict[str, Any]:
     return own
 
 
-def _text_identity(text: TextConfig) -> dict[str, Any]:
+def text_identity(text: TextConfig) -> dict[str, Any]:
+    """A text's settings, files of one's own by their content."""
     own = text.model_dump(mode="json", exclude={"files"})
     return own | {"files": [_file_hash(name) for name in text.files]}
 

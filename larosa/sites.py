@@ -74,6 +74,11 @@ class ModelShape:
         return {name: site.fan_out for name, site in self.sites.items()}
 
     @property
+    def ratio(self) -> float:
+        """M = I / D."""
+        return self.sites["h4"].width / self.hidden_size
+
+    @property
     def layer_weights(self) -> int:
         """Weights of the seven projections of one layer."""
         return sum(site.weights for site in self.sites.values())

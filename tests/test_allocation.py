@@ -1,19 +1,40 @@
-"""Equal marginal error: exact at the target, better than uniform, honest on curves that are not convex."""
+"""Levels per layer and site: curves against applied plans, TEAL's greedy rule, equal marginal error, the command."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from conftest import build_model
 from test_config import parse
 from test_pipeline import overrides  # noqa: F401
+from test_schedule import ALL, method
+from transformers import PreTrainedModel
 
 from larosa import allocate as command
+from larosa.architecture import SITES
+from larosa.calibration.calibrator import Calibrator
+from larosa.calibration.tokens import TokenBlock
 from larosa.cells import plan_cells
-from larosa.pipeline import run
+from larosa.config import ConfigError
+from larosa.evaluation.curves import output_curves
+from larosa.evaluation.divergence import divergence_curves
+from larosa.evaluation.greedy import greedy_allocation
+from larosa.methods.limits import limits_of
+from larosa.pipeline import open_bench, read_documents, run
+from larosa.rotation.rotation import build_rotation
+from larosa.sites import ModelShape
 from larosa.sparsity.allocation import AllocationError, allocate
+from larosa.sparsity.greedy import greedy_levels
+from larosa.sparsity.handle import Plan, apply
+from larosa.sparsity.schedule import Levels
+from larosa.sparsity.top_k import kept_channels
 
 GRID = np.linspace(0, 0.9, 10)
 
@@ -30,6 +51,7 @@ def test_target_is_met_and_no_exchange_helps() -> None:
     assert float((levels * weights).sum() / (4 * weights.sum())) == pytest.approx(0.5)
     best = total(curves, levels)
     assert best < total(curves, np.full((4, 3), 0.5))
+    assert np.allclose(allocate(curves + random.uniform(0, 9, (4, 3, 1)), GRID, weights, 0.5), levels)
     for _ in range(300):
         a, b = (tuple(random.integers((4, 3))) for _ in range(2))
         moved = levels.copy()
@@ -49,18 +71,189 @@ def test_a_curve_with_a_bump_is_crossed_not_climbed() -> None:
 def test_a_target_beyond_the_grid_is_refused() -> None:
     with pytest.raises(AllocationError, match="needs more"):
         allocate(np.zeros((1, 1, 10)), GRID, np.ones(1), 0.95)
+    with pytest.raises(AllocationError, match="needs more"):
+        greedy_levels(lambda _: 0.0, {"h1": 1}, 0.95, 0.1, 0.9)
 
 
-@pytest.mark.parametrize("method", ["magnitude", "larosa", "larosa/output_aware"])
-def test_the_command_writes_a_schedule_that_runs_use(method: str, overrides: list[str], tmp_path: Path) -> None:  # noqa: F811
-    path = tmp_path / "mine.json"
-    more = [f"method={method}", "method.transform_storage=model", "sparsity=0.5", "baseline=none"]
-    command.run(parse(*overrides, *more, f"schedule.path={path}"))
+def plan_at(
+    levels: Mapping[tuple[int, str], float], model: PreTrainedModel, found: Calibrator, name: str, **more: object
+) -> Plan:
+    """A plan with these levels at (layer, site), 0 elsewhere."""
+    chosen, shape = method(name, **more), ModelShape.of(model.config)
+    level = {s: tuple(levels.get((i, s), 0.0) for i in range(shape.layers)) for s in SITES}
+    kept = {s: tuple(kept_channels(p, shape.sites[s].width) for p in level[s]) for s in SITES}
+    rotation = build_rotation(chosen, None, shape.layers, shape.hidden_size, 0) if name == "larosa" else None
+    plan = Plan(chosen, shape, Levels(0.5, level, kept, "given", shape.skips), ALL, rotation)
+    if name != "teal":
+        return found.limited(plan)
+    counted = found.histograms()
+    limits = {s: tuple(counted.threshold(i, s, p) for i, p in enumerate(level[s])) for s in SITES}
+    return replace(plan, thresholds=limits)
+
+
+@pytest.fixture
+def calibrator(tokens: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calibrator:
+    monkeypatch.setenv("LAROSA_CACHE", str(tmp_path))
+    model = build_model("qwen2", num_hidden_layers=3)
+    return Calibrator(model, TokenBlock(tokens, "given", 1, tokens.numel(), "x"), {"source": "test"}, 2, 0)
+
+
+def layer_errors(plan: Plan, model: PreTrainedModel, layer: int, ids: torch.Tensor) -> torch.Tensor:
+    """Squared relative error a token of one layer's output beside what it would be without dropping."""
+    seen = []
+    with apply(model, plan) as handle:
+
+        def hook(module: torch.nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
+            with handle.level_zero():
+                dense = module.forward(*args, **kwargs)
+            seen.append((output - dense).pow(2).sum(-1) / dense.pow(2).sum(-1))
+
+        added = model.model.layers[layer].register_forward_hook(hook, with_kwargs=True)
+        model(ids, use_cache=False)  # the layer runs twice
+        added.remove()
+    return torch.cat(seen)
+
+
+FORMS: dict[str, tuple[str, dict[str, object]]] = {
+    "magnitude": ("magnitude", {}),
+    "teal": ("teal", {}),
+    "wina": ("wina", {}),
+    "absorbed": ("larosa", {"basis": "random", "granularity": "block", "top_k": {"ties": "keep"}}),
+    "simulated, threshold": ("larosa", {"basis": "random", "form": "simulated", "rule": "threshold"}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("around", ["dense", "sparse"])
+def test_curves_are_what_applied_plans_measure(form: str, around: str, calibrator: Calibrator) -> None:
+    model, ids = calibrator.model, calibrator.tokens.ids[:2]
+    name, more = FORMS[form]
+    base = {(i, s): 0.3 for i in range(3) for s in SITES} if around == "sparse" else {}
+    plan, grid = plan_at(base, model, calibrator, name, **more), (0.0, 0.4, 0.8)
+    limits = limits_of(plan, calibrator)
+    kl = divergence_curves(model, plan, ids, grid, limits, around)
+    output = output_curves(model, plan, ids, grid, limits, around)
+    dense = model(ids).logits.log_softmax(-1)
+    for layer, site, i in ((0, "h3", 1), (1, "h2", 2), (2, "h4", 1), (2, "h1", 0)):
+        single = plan_at({**base, (layer, site): grid[i]}, model, calibrator, name, **more)
+        with apply(model, single):
+            sparse = model(ids).logits.log_softmax(-1)
+        expected = (dense.exp() * (dense - sparse)).sum(-1).mean()
+        assert kl[layer, SITES.index(site), i] == pytest.approx(float(expected), rel=1e-9, abs=1e-12)
+        error = layer_errors(single, model, layer, ids).mean()
+        assert output[layer, SITES.index(site), i] == pytest.approx(float(error), rel=1e-5, abs=1e-12)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_one_pass_gives_the_limits_of_all_levels(calibrator: Calibrator, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_at({}, calibrator.model, calibrator, "magnitude", rule="threshold")
+    monkeypatch.setattr("larosa.calibration.calibrator.count_magnitudes", lambda *_: pytest.fail("counted again"))
+    limits = limits_of(plan, calibrator)
+    assert limits is not None
+    assert limits(0, "h1", 0.2) < limits(0, "h1", 0.5) < limits(0, "h1", 0.9)
+
+
+@pytest.mark.parametrize("form", ["magnitude", "teal"])
+def test_greedy_is_teals_algorithm(form: str, calibrator: Calibrator) -> None:
+    """Against a reference that plans and applies every trial anew, in whole steps and one trimmed."""
+    model, ids = calibrator.model, calibrator.tokens.ids[:2]
+    name, more = FORMS[form]
+    plan = plan_at({}, model, calibrator, name, **more)
+    found = greedy_allocation(model, plan, ids, limits_of(plan, calibrator), 0.5, step=0.8, highest=0.9)
+    shape = plan.shape
+    for layer in range(shape.layers):
+        levels, spent = dict.fromkeys(SITES, 0.0), 0.0
+        while spent < 0.5 * shape.layer_weights:
+            cost = min(0.8 * shape.hidden_size**2, 0.5 * shape.layer_weights - spent)
+            trials = {}
+            for site in SITES:
+                level = min(0.9, levels[site] + cost / shape.sites[site].weights)
+                trial = {(layer, s): level if s == site else levels[s] for s in SITES}
+                error = layer_errors(plan_at(trial, model, calibrator, name, **more), model, layer, ids).mean()
+                if levels[site] < 0.9:
+                    trials[float(error)] = (site, level)
+            site, level = trials[min(trials)]
+            spent += (level - levels[site]) * shape.sites[site].weights
+            levels[site] = level
+        assert found[layer] == pytest.approx([levels[site] for site in SITES])
+        weighted = sum(found[layer][i] * shape.sites[s].weights for i, s in enumerate(SITES)) / shape.layer_weights
+        assert weighted == pytest.approx(0.5, abs=1e-9)
+    assert len(np.unique(found.round(6), axis=0)) > 1
+
+
+def test_greedy_stops_a_site_at_the_highest_level() -> None:
+    levels = greedy_levels(lambda levels: levels["b"], {"a": 1, "b": 3}, 0.6, 0.3, 0.9)
+    assert levels == pytest.approx({"a": 0.9, "b": 0.5})
+
+
+SEARCHES = [
+    ("magnitude", "top_k", "rule=marginal"),
+    ("teal", "threshold", "rule=greedy"),
+    ("wina/transform", "top_k", "error=kl"),
+    ("larosa/official", "threshold", "around=sparse"),
+    ("larosa/output_aware", "threshold", "error=kl"),
+]
+
+
+@pytest.mark.parametrize(("name", "rule", "search"), SEARCHES)
+def test_the_command_writes_a_schedule_that_runs_use(
+    name: str, rule: str, search: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    more = [f"method={name}", f"method.rule={rule}", "sparsity=0.5", "baseline=none", "schedule.path=mine"]
+    config = parse(*overrides, *more, f"allocation.{search}", "allocation.grid=[0,0.3,0.6,0.9]", "allocation.step=0.5")
+    path = command.run(config)
+    assert path == Path("schedules/tiny-llama/mine.json")
+    made_by = json.loads(path.read_text())["made_by"]
+    assert made_by["model"]["name"] == "tiny-llama"
+    assert made_by["method"] == config.method.label
+    assert ("curves" in made_by) == (search != "rule=greedy")
+    chosen = parse(*overrides, *more, "schedule=file")
+    levels = list(plan_cells(chosen).values())[-1].levels
+    assert len({round(level, 6) for site in SITES for level in levels.level[site]}) > 2
+    if (name, search) == ("teal", "rule=greedy"):
+        record = list(run(chosen).values())[-1]
+        assert record["metrics"]["accounting"]["level_byte_weighted"] == pytest.approx(0.5, abs=0.01)
+        assert "mine.json" in record["metrics"]["accounting"]["coefficients"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["schedule.path=null"], "schedule.path=NAME"),
+        (["schedule=file"], "written here, not read"),
+        (["sparsity=0"], "nothing to allocate"),
+        (["sparsity=0.95"], "needs more"),
+        (["method=cats"], "not for cats"),
+        (["allocation.rule=greedy", "allocation.error=kl"], "allocation.error must be output"),
+        (["allocation.grid=[0.1,0.5]"], "must rise from 0"),
+        (["allocation.grid=[0,0.95]"], "less than or equal to 0.9"),
+    ],
+)
+def test_what_cannot_be_allocated_is_refused(more: list[str], message: str) -> None:
+    with pytest.raises((ConfigError, AllocationError), match=message):
+        command.run(parse("schedule.path=mine", *more))
+
+
+def test_a_schedule_found_on_an_evaluation_text_or_another_model_is_doubted(
+    overrides: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture  # noqa: F811
+) -> None:  # fmt: skip
+    path, more = (
+        tmp_path / "mine.json",
+        ["method=magnitude", "baseline=none", f"schedule.path={tmp_path / 'mine.json'}"],
+    )
+    swapped = [
+        f"calibration.text.files=[{tmp_path / 'b.txt'}]",
+        "texts=text",
+        f"texts.text.files=[{tmp_path / 'a.txt'}]",
+    ]
+    command.run(parse(*overrides, *more, *swapped))
     content = json.loads(path.read_text())
-    assert content["layers"] == 3
-    chosen = [*overrides, *more, "schedule=file", f"schedule.path={path}"]
-    levels = list(plan_cells(parse(*chosen)).values())[-1].levels
-    assert len({round(level, 6) for level in levels.level["h4"]}) > 1
-    record = list(run(parse(*chosen)).values())[-1]
-    assert record["metrics"]["accounting"]["level_byte_weighted"] == pytest.approx(0.5, abs=0.01)
-    assert "mine.json" in record["metrics"]["accounting"]["coefficients"]
+    content["made_by"]["model"]["name"] = "larger-llama"
+    path.write_text(json.dumps(content))
+    config = parse(*overrides, *more, "schedule=file")
+    open_bench(config, read_documents(config))
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 2
+    assert "was made for larger-llama, not for tiny-llama" in warnings[0]
+    assert "found on text" in warnings[1]

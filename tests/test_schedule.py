@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import CONF
+from test_config import parse
 from transformers import AutoConfig
 
 from larosa.accounting import account
@@ -111,6 +112,16 @@ def test_a_level_of_one_or_more_is_refused_with_the_reach() -> None:
         make_levels(shape_of("smollm2-135m"), schedule("official"), 0.95, "smollm2-135m")
 
 
+def test_a_bare_name_is_a_file_of_the_model() -> None:
+    def path(given: str) -> str | None:
+        return parse("model=tiny-llama", "schedule=file", f"schedule.path={given}").schedule.path
+
+    assert path("mine") == "schedules/tiny-llama/mine.json"
+    assert path("greedy-0.5") == "schedules/tiny-llama/greedy-0.5.json"
+    assert path("mine.json") == "mine.json"
+    assert path("here/mine") == "here/mine"
+
+
 def test_schedule_file(tmp_path: Path) -> None:
     shape = shape_of("smollm2-135m")
     content = {
@@ -126,7 +137,15 @@ def test_schedule_file(tmp_path: Path) -> None:
     assert levels.level["h4"][29] / levels.level["h4"][0] == pytest.approx(1.29)
     with pytest.raises(ScheduleError, match="another model"):
         make_levels(shape_of("tiny-llama"), chosen, 0.4, "tiny-llama")
-    path.write_text(path.read_text()[:50])
+    for bad, message in ((-0.1, "h2, layer 3 is -0.1"), (float("nan"), "layer 3 is nan"), (float("inf"), "is inf")):
+        wrong = {**content, "levels": {**content["levels"], "h2": [1.0] * 3 + [bad] + [1.0] * 26}}
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(ScheduleError, match=message):
+            make_levels(shape, chosen, 0.4, "smollm2-135m")
+    path.write_text(json.dumps({**content, "schema": 2}))
+    with pytest.raises(ScheduleError, match="has schema 2, this version of larosa reads 1"):
+        make_levels(shape, chosen, 0.4, "smollm2-135m")
+    path.write_text(json.dumps(content)[:50])
     with pytest.raises(ScheduleError, match="is not a schedule"):
         make_levels(shape, chosen, 0.4, "smollm2-135m")
     with pytest.raises(ScheduleError, match="cannot be read"):

@@ -6,7 +6,7 @@ one calibration serves every run that needs it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from larosa import store
+from larosa.architecture import SITES
 from larosa.calibration.histograms import Histograms, histograms
-from larosa.calibration.limits import calibrated_limits
+from larosa.calibration.limits import MagnitudeCounter, count_magnitudes
 from larosa.calibration.site_errors import SiteErrors, site_errors
 from larosa.calibration.statistics import ALL_READERS, WINA_READERS, second_moments, weight_moments, with_gamma
 from larosa.calibration.tokens import TokenBlock
@@ -41,6 +42,7 @@ class Calibrator:
     fingerprint: dict[str, str]
     batch_size: int
     seed: int
+    _counted: dict[str, MagnitudeCounter] = field(default_factory=dict, init=False, repr=False)
 
     def second_moments(self) -> Tensor:
         """[layers, 2, D, D] float32, gamma left out; see calibration.statistics."""
@@ -150,14 +152,19 @@ class Calibrator:
 
     def limited(self, plan: Plan) -> Plan:
         """The plan with calibrated limits in the place of Top-K, if its method asks for them."""
-        return self.limited_alike([plan])[0]
+        if plan.method.rule != "threshold":
+            return plan
+        counter, levels = self.magnitudes(plan), plan.levels.level
+        layers = range(plan.shape.layers)
+        limits = {site: tuple(counter.limit(i, site, levels[site][i]) for i in layers) for site in SITES}
+        return replace(plan, thresholds=limits)
 
-    def limited_alike(self, plans: list[Plan]) -> list[Plan]:
-        """The same for plans of one method in the same coordinates, which differ in their levels."""
-        if plans[0].method.rule != "threshold":
-            return plans
-        limits = calibrated_limits(self.model, plans, self.tokens, self.batch_size)
-        return [replace(plan, thresholds=own) for plan, own in zip(plans, limits, strict=True)]
+    def magnitudes(self, plan: Plan) -> MagnitudeCounter:
+        """Counted magnitudes in the plan's coordinates, which its method decides; one pass a method."""
+        key = plan.method.model_dump_json()
+        if key not in self._counted:
+            self._counted[key] = count_magnitudes(self.model, plan, self.tokens, self.batch_size)
+        return self._counted[key]
 
     def low_rank(self, share: float) -> LowRank:
         """A pair of `share` of its weights for every projection, in its dtype; see sparsity.low_rank."""

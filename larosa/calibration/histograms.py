@@ -33,7 +33,12 @@ class Histograms:
     counts: Tensor
 
     def threshold(self, layer: int, site: str, level: float) -> float:
-        """TEAL's `icdf(0.5 + level / 2)`, linear within a bin. Raises CalibrationError within the open tail."""
+        """TEAL's `icdf(0.5 + level / 2)`, linear within a bin; 0 at level 0, whatever the median is.
+
+        Raises CalibrationError within the open tail.
+        """
+        if level <= 0.0:
+            return 0.0
         index, wanted = TAPS.index(site), 0.5 + level / 2
         counts = self.counts[layer, index].double()
         cumulative = counts.cumsum(0) / counts.sum()

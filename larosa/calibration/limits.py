@@ -7,14 +7,12 @@ exact to 0.3 %.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from larosa.architecture import SITES, ModelView
+from larosa.architecture import ModelView
 from larosa.calibration.statistics import CalibrationError
 from larosa.calibration.tokens import TokenBlock
 from larosa.sparsity.handle import Plan, apply
@@ -41,7 +39,7 @@ class MagnitudeCounter:
         key = (site.site, site.layer)
         self._counts[key] = counts if key not in self._counts else self._counts[key] + counts
 
-    def limit(self, site: str, layer: int, level: float) -> float:
+    def limit(self, layer: int, site: str, level: float) -> float:
         """The magnitude below which a fraction `level` of the entries lies."""
         if level <= 0.0:
             return 0.0
@@ -54,19 +52,11 @@ class MagnitudeCounter:
 
 
 @torch.no_grad()
-def calibrated_limits(
-    model: PreTrainedModel, plans: Sequence[Plan], tokens: TokenBlock, batch_size: int
-) -> list[dict[str, tuple[float, ...]]]:
-    """For each plan: site -> a limit a layer that drops the plan's levels on the calibration tokens.
-
-    The plans stand in the same coordinates and differ in their levels, so magnitudes are counted once.
-    """
+def count_magnitudes(model: PreTrainedModel, plan: Plan, tokens: TokenBlock, batch_size: int) -> MagnitudeCounter:
+    """Count what the rules of `plan` see on the calibration tokens with nothing dropped: limits of all levels."""
     counter, decoder = MagnitudeCounter(), ModelView(model).decoder
     device = ModelView(model).embedding.weight.device
-    with apply(model, plans[0]) as handle, handle.level_zero(), handle.observed_by(counter):
+    with apply(model, plan) as handle, handle.level_zero(), handle.observed_by(counter):
         for batch in tqdm(torch.split(tokens.ids, batch_size), desc="thresholds", unit="batch", leave=False):
             decoder(input_ids=batch.to(device), use_cache=False)
-    return [
-        {s: tuple(counter.limit(s, i, level) for i, level in enumerate(plan.levels.level[s])) for s in SITES}
-        for plan in plans
-    ]
+    return counter

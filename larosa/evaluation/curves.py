@@ -1,4 +1,8 @@
-"""How much a layer's output errs when one of its sites alone is sparse, by level."""
+"""How much a layer's output errs at each level of one of its sites.
+
+The error of a layer is the mean over tokens of `||layer(x) - dense layer(x)||^2 / ||dense layer(x)||^2`, a token at a
+time because in sums over tokens the few with massive activations would drown the others.
+"""
 
 from __future__ import annotations
 
@@ -13,44 +17,51 @@ from transformers import PreTrainedModel
 
 from larosa.architecture import SITES, ModelView
 from larosa.sparsity.allocation import Floats
+from larosa.sparsity.dials import Dials, LimitAt
 from larosa.sparsity.handle import Plan, apply
-from larosa.sparsity.site import SparseSite
-from larosa.sparsity.top_k import TopKSparsification
 
 
 @torch.no_grad()
-def error_curves(model: PreTrainedModel, plan: Plan, ids: Tensor, grid: Sequence[float]) -> Floats:
-    """[layers, sites, levels] of E ||layer(x; site at level) - layer(x)||^2 / ||layer(x)||^2 over tokens.
+def output_curves(
+    model: PreTrainedModel, plan: Plan, ids: Tensor, grid: Sequence[float], limits: LimitAt | None, around: str
+) -> Floats:
+    """[layers, sites, levels]: the layer's error with one site at each level of `grid`; ids [N, T].
 
-    ids [N, T]; x is the dense model's stream, in the plan's coordinates; Top-K with the plan's scores.
+    around=dense: x is the dense model's stream in the plan's coordinates, and the other sites of the layer drop
+    nothing. around=sparse: x is the stream of the model at the plan's levels, and the other sites of the layer
+    stand there too; what they cost is in every point of a curve, so only differences along it mean something.
     """
     view = ModelView(model)
     sums = np.zeros((len(view.layers), len(SITES), len(grid)))
-    with apply(model, plan) as handle, handle.level_zero():
-        hooks = []
-        for layer in view.layers:
-            own = [site for site in handle.sites if site.layer == layer.index]
-            hooks.append(layer.module.register_forward_hook(_measure(own, sums[layer.index], grid), with_kwargs=True))
-        try:
-            for row in tqdm(torch.split(ids, 1), desc="error curves", unit="sequence", leave=False):
-                view.decoder(input_ids=row.to(view.embedding.weight.device), use_cache=False)
-        finally:
-            for hook in hooks:
-                hook.remove()
+    with apply(model, plan) as handle:
+        dials = Dials(handle, limits)
+        with dials.others(around):
+            hooks = []
+            for layer in view.layers:
+                measure = _measure(dials, layer.index, sums[layer.index], grid)
+                hooks.append(layer.module.register_forward_hook(measure, with_kwargs=True))
+            try:
+                for row in tqdm(torch.split(ids, 1), desc="error curves", unit="sequence", leave=False):
+                    view.decoder(input_ids=row.to(view.embedding.weight.device), use_cache=False)
+            finally:
+                for hook in hooks:
+                    hook.remove()
     return sums / len(ids)
 
 
-def _measure(sites: list[SparseSite], sums: Floats, grid: Sequence[float]) -> Any:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        size = output.float().pow(2).sum(-1)
-        for site in sites:
-            rule = site.rule
-            score = rule.score if isinstance(rule, TopKSparsification) else None
-            with site.dropping(True):
-                for i, level in enumerate(grid):
-                    site.rule = TopKSparsification(rule.width, level, "strict", score)
-                    change = (module.forward(*args, **kwargs) - output).float().pow(2).sum(-1)
-                    sums[SITES.index(site.site), i] += float((change / size).mean())
-            site.rule = rule
+def layer_error(output: Tensor, dense: Tensor) -> float:
+    """The mean over tokens of the squared error relative to the dense output. Both [N, T, D]."""
+    size = dense.float().pow(2).sum(-1)
+    return float(((output - dense).float().pow(2).sum(-1) / size).mean())
+
+
+def _measure(dials: Dials, layer: int, sums: Floats, grid: Sequence[float]) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Tensor) -> None:
+        with dials.dense(layer):
+            dense = module.forward(*args, **kwargs)
+        for i, site in enumerate(SITES):
+            for j, level in enumerate(grid):
+                with dials.turned(layer, {site: level}):
+                    sums[i, j] += layer_error(module.forward(*args, **kwargs), dense)
 
     return hook

@@ -47,7 +47,7 @@ def plan(
         Plan(method, shape, own, tokens, rotation=None, low_rank=_pairs(svd, own, share))
         for share, own in found.items()
     ]
-    plans = calibrator.limited_alike(plans)
+    plans = [calibrator.limited(each) for each in plans]
     if len(plans) == 1:
         return plans[0]
     errors = calibrator.site_errors(plans)

@@ -5,26 +5,20 @@ A schedule gives every site a coefficient alpha (section 2 of the paper); site l
 weights of the seven projections, equals the level asked for; with `count=nominal` they stay as the paper
 means them.
 
-A schedule file is JSON: `{"schema": 1, "layers": L, "widths": {"h1": D, ...}, "levels": {"h1": [L numbers],
-...}}`, where the numbers are coefficients per layer; it is refused for a model of another shape.
+Coefficients per layer come from a file: see :mod:`larosa.sparsity.schedule_file`.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from larosa.architecture import SITES
 from larosa.config import CoefficientsConfig, ScheduleConfig
-from larosa.errors import LarosaError
 from larosa.sites import ModelShape
+from larosa.sparsity.schedule_file import ScheduleError as ScheduleError
+from larosa.sparsity.schedule_file import read_schedule
 from larosa.sparsity.top_k import kept_channels
-
-
-class ScheduleError(LarosaError):
-    """The schedule cannot give the level asked for, or belongs to another model."""
 
 
 @dataclass(frozen=True)
@@ -80,45 +74,32 @@ def table11_constraints(alpha1: float, alpha3: float, ratio: float) -> tuple[flo
     return 4 - 3 * alpha1, (2 + ratio - 2 * alpha3) / ratio
 
 
+def constrained(alphas: CoefficientsConfig, ratio: float) -> CoefficientsConfig:
+    """The coefficients with those of h2 and h4 that are open filled in; `ratio` = I / D. Raises ScheduleError."""
+    a2, a4 = table11_constraints(alphas.h1, alphas.h3, ratio)
+    a2, a4 = a2 if alphas.h2 is None else alphas.h2, a4 if alphas.h4 is None else alphas.h4
+    if min(a2, a4) < 0:
+        raise ScheduleError(
+            f"with a1 = {alphas.h1:g} and a3 = {alphas.h3:g} the paper's constraints need a2 = {a2:g} and a4 = {a4:g}; "
+            "a coefficient is not negative"
+        )
+    return CoefficientsConfig(h1=alphas.h1, h2=a2, h3=alphas.h3, h4=a4)
+
+
 def _coefficients(
     shape: ModelShape, schedule: ScheduleConfig, model_name: str
 ) -> tuple[dict[str, tuple[float, ...]], str]:
     if schedule.kind == "file":
-        return _from_file(shape, Path(str(schedule.path)).expanduser())
+        path = Path(str(schedule.path)).expanduser()
+        return read_schedule(path, shape), f"file {path.name}"
     if schedule.kind == "uniform":
         alphas, source = CoefficientsConfig(h1=1, h2=1, h3=1, h4=1), "uniform"
     elif schedule.kind == "coefficients":
         assert schedule.coefficients is not None  # the schema has checked it
-        alphas, source = schedule.coefficients, schedule.name
+        alphas, source = constrained(schedule.coefficients, shape.ratio), schedule.name
     elif model_name in schedule.table:
         alphas, source = schedule.table[model_name], f"Table 11 of the paper, row {model_name}"
     else:
-        ratio = shape.sites["h4"].width / shape.hidden_size
-        a2, a4 = table11_constraints(0.8, 0.8, ratio)
-        alphas = CoefficientsConfig(h1=0.8, h2=a2, h3=0.8, h4=a4)
+        alphas = constrained(CoefficientsConfig(h1=0.8, h2=None, h3=0.8, h4=None), shape.ratio)
         source = f"no row for {model_name} in Table 11: a1 = a3 = 0.8, a2 and a4 from its constraints"
     return {site: (getattr(alphas, site),) * shape.layers for site in SITES}, source
-
-
-def _from_file(shape: ModelShape, path: Path) -> tuple[dict[str, tuple[float, ...]], str]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        widths = {site: int(content["widths"][site]) for site in SITES}
-        levels = {site: tuple(float(value) for value in content["levels"][site]) for site in SITES}
-        layers = int(content["layers"])
-    except OSError as error:
-        raise ScheduleError(f"schedule file {path} cannot be read: {error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ScheduleError(
-            f"schedule file {path} is not a schedule ({type(error).__name__}: {error}); expected JSON with "
-            "schema, layers, widths and levels per site (larosa/sparsity/schedule.py shows it)"
-        ) from error
-    expected = {site: shape.sites[site].width for site in SITES}
-    if layers != shape.layers or widths != expected or any(len(v) != layers for v in levels.values()):
-        raise ScheduleError(
-            f"schedule file {path} is for another model: it has {layers} layers of widths {widths}, this "
-            f"model has {shape.layers} of {expected}"
-        )
-    if min(min(v) for v in levels.values()) < 0:
-        raise ScheduleError(f"schedule file {path} holds a negative coefficient")
-    return levels, f"file {path.name}"

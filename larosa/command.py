@@ -1,0 +1,68 @@
+"""What the commands beside `run.py` share: settings read as it reads them, and a bench without evaluation texts."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from larosa.config import ConfigError, RunConfig, ScheduleConfig
+from larosa.errors import LarosaError
+
+WITH_LEVELS = ("magnitude", "teal", "wina", "larosa")
+"""Methods that take a level for each layer and site."""
+
+log = logging.getLogger(__name__)
+
+
+def main(run: Callable[[RunConfig], Path]) -> None:
+    """Read the settings, run, say what was written; one readable message where something is wrong."""
+    logging.basicConfig(level=logging.INFO, format="[%(asctime)s %(levelname)s] %(message)s", datefmt="%H:%M:%S")
+    try:
+        log.info("wrote %s", run(read_settings(sys.argv[1:])))
+    except (LarosaError, OSError) as error:
+        log.error("%s", error)
+        sys.exit(2)
+
+
+def read_settings(overrides: list[str]) -> RunConfig:
+    """The settings that `run.py` would have with these overrides. Raises ConfigError."""
+    conf = Path(__file__).resolve().parent.parent / "conf"
+    try:
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            tree = OmegaConf.to_container(compose("config", overrides), resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(str(error)) from None
+    return RunConfig.parse(tree)  # type: ignore[arg-type]
+
+
+def calibration_only(config: RunConfig) -> RunConfig:
+    """The same run without baselines, evaluation texts and tasks: a schedule is found on calibration tokens alone."""
+    tasks = config.evaluation.zero_shot.model_copy(update={"tasks": ()})
+    evaluation = config.evaluation.model_copy(update={"zero_shot": tasks})
+    return config.model_copy(update={"baseline": {}, "texts": {}, "evaluation": evaluation})
+
+
+def schedule_destination(config: RunConfig) -> Path:
+    """The file that a search writes. Raises ConfigError where the settings leave nothing to search for."""
+    if not config.schedule.path:
+        raise ConfigError("schedule.path=NAME says where the schedule goes: schedules/<model>/NAME.json, or a file")
+    if config.schedule.kind == "file":
+        raise ConfigError("schedule.path is written here, not read: leave out schedule=file")
+    if config.sparsity == 0:
+        raise ConfigError("sparsity=0 leaves nothing to allocate")
+    if config.method.name not in WITH_LEVELS:
+        raise ConfigError(f"schedules are found for {', '.join(WITH_LEVELS)}, not for {config.method.name}")
+    return Path(config.schedule.path).expanduser()
+
+
+def uniform(count: Literal["bytes", "nominal"]) -> ScheduleConfig:
+    """The schedule of a search whose own levels are yet to be found."""
+    return ScheduleConfig(name="uniform", kind="uniform", coefficients=None, table={}, path=None, count=count)

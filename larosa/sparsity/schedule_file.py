@@ -1,0 +1,78 @@
+"""A schedule file: coefficients per layer and site as JSON.
+
+    {"schema": 1, "layers": L, "widths": {"h1": D, ...}, "levels": {"h1": [L numbers], ...}, "made_by": {...}}
+
+`made_by` says from what model, method, level and calibration tokens it was found; files by hand may leave it out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from larosa.architecture import SITES
+from larosa.errors import LarosaError
+from larosa.sites import ModelShape
+from larosa.store import write_atomically
+
+SCHEMA = 1
+
+
+class ScheduleError(LarosaError):
+    """The schedule cannot give the level asked for, or belongs to another model."""
+
+
+def write_schedule(
+    path: Path, shape: ModelShape, coefficients: Mapping[str, Sequence[float]], made_by: Mapping[str, Any]
+) -> None:
+    """Write coefficients, site -> one a layer."""
+    content = {
+        "schema": SCHEMA,
+        "layers": shape.layers,
+        "widths": {site: shape.sites[site].width for site in SITES},
+        "levels": {site: list(coefficients[site]) for site in SITES},
+        "made_by": made_by,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode())
+
+
+def read_schedule(path: Path, shape: ModelShape) -> dict[str, tuple[float, ...]]:
+    """Site -> a coefficient a layer. Raises ScheduleError that names what is wrong with the file."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        schema = content["schema"]
+        widths = {site: int(content["widths"][site]) for site in SITES}
+        levels = {site: tuple(float(value) for value in content["levels"][site]) for site in SITES}
+        layers = int(content["layers"])
+    except OSError as error:
+        raise ScheduleError(f"schedule file {path} cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ScheduleError(
+            f"schedule file {path} is not a schedule ({type(error).__name__}: {error}); expected JSON with "
+            "schema, layers, widths and levels per site (larosa/sparsity/schedule_file.py shows it)"
+        ) from error
+    if schema != SCHEMA:
+        raise ScheduleError(f"schedule file {path} has schema {schema!r}, this version of larosa reads {SCHEMA}")
+    expected = {site: shape.sites[site].width for site in SITES}
+    if layers != shape.layers or widths != expected or any(len(v) != layers for v in levels.values()):
+        raise ScheduleError(
+            f"schedule file {path} is for another model: it has {layers} layers of widths {widths}, this "
+            f"model has {shape.layers} of {expected}"
+        )
+    for site in SITES:
+        for layer, value in enumerate(levels[site]):
+            if not (math.isfinite(value) and value >= 0):
+                raise ScheduleError(
+                    f"schedule file {path}: {site}, layer {layer} is {value}; a coefficient is finite and not negative"
+                )
+    return levels
+
+
+def read_made_by(path: Path) -> dict[str, Any]:
+    """The `made_by` of a file that `read_schedule` accepts; empty where there is none."""
+    made_by = json.loads(path.read_text(encoding="utf-8")).get("made_by")
+    return made_by if isinstance(made_by, dict) else {}
