@@ -38,14 +38,19 @@ from larosa.sparsity.schedule_file import write_schedule
 
 def run(config: RunConfig) -> Path:
     """Find the levels of `config.method` for `config.sparsity` and write them to `config.schedule.path`."""
+    schedule_destination(config)
+    config = calibration_only(config)
+    return search(config, open_bench(config, read_documents(config)))
+
+
+def search(config: RunConfig, bench: Bench) -> Path:
+    """The same with the model loaded already. Raises ConfigError or AllocationError where nothing can be found."""
     path, highest = schedule_destination(config), config.allocation.grid[-1]
     if config.sparsity > highest:
         raise AllocationError(f"levels run to {highest} (allocation.grid); sparsity={config.sparsity} needs more")
-    config = calibration_only(config)
     if config.allocation.around == "dense":  # the levels of the schedule play no part
         config = config.model_copy(update={"schedule": uniform("bytes")})
     cell = list(plan_cells(config).values())[-1]
-    bench = open_bench(config, read_documents(config))
     shape = ModelShape.of(bench.model.config)
     plan = METHODS[config.method.name](config.method, shape, cell.levels, config.tokens, bench.calibrator)
     levels, measured = _find(config, bench, plan)

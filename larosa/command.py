@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -28,8 +28,13 @@ def main(run: Callable[[RunConfig], Path]) -> None:
     try:
         log.info("wrote %s", run(read_settings(sys.argv[1:])))
     except (LarosaError, OSError) as error:
-        log.error("%s", error)
-        sys.exit(2)
+        fail(error)
+
+
+def fail(reason: object) -> NoReturn:
+    """End with one message."""
+    log.error("%s", reason)
+    sys.exit(2)
 
 
 def read_settings(overrides: list[str]) -> RunConfig:

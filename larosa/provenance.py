@@ -34,7 +34,7 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit and whether tracked files differ from it; nulls outside a checkout."""
+    """Commit and whether tracked files differ from it; outside a checkout what LAROSA_COMMIT says, or nulls."""
     root = Path(__file__).resolve().parent.parent
 
     def ask(*words: str) -> str | None:
@@ -45,7 +45,7 @@ def git_state() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     changes = ask("status", "--porcelain", "--untracked-files=no")
-    return {"commit": ask("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+    return {"commit": ask("rev-parse", "HEAD") or os.environ.get("LAROSA_COMMIT"), "dirty": None if changes is None else bool(changes)}
 
 
 def hardware() -> dict[str, Any]:

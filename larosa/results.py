@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,11 @@ def record_folder(config: RunConfig, shaping: dict[str, Any]) -> Path:
     level = "" if config.method.name == "dense" else f"-{config.sparsity:g}"
     name = f"{config.model.name}-{config.method.name}{level}-{digest(shaping)[:10]}"
     return Path(config.output).expanduser() / name
+
+
+def slug(label: str) -> str:
+    """A method's label as a part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
 
 
 def check_output(config: RunConfig) -> None:

@@ -159,7 +159,12 @@ def tune(
     parameters = list(tuned.parameters())
     optimiser = torch.optim.Adam(parameters, lr=config.learning_rate, betas=_BETAS)
     rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, config.steps))
-    with _folded(model, tuned), apply(model, plan) as handle, tqdm(total=config.steps, desc="tune", leave=False) as bar:
+    with (
+        _tf32(),
+        _folded(model, tuned),
+        apply(model, plan) as handle,
+        tqdm(total=config.steps, desc="tune", leave=False) as bar,
+    ):
         for _ in range(config.steps):
             ids = tokens.ids[torch.randint(len(tokens.ids), (config.batch_size,), generator=draw)]
             with torch.enable_grad():
@@ -211,6 +216,17 @@ def _seen_grams(grams: Tensor, tuned: Tuned) -> Tensor:
     gain = torch.stack([torch.stack([torch.as_tensor(tuned.gains(i, j)) for j in range(2)]) for i in range(len(grams))])
     gain = gain.to(grams)
     return grams / gain[..., :, None] / gain[..., None, :]
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    """Within: float32 products may run in TF32. Steps only look for a direction; nothing is measured here."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager
