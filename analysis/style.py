@@ -30,8 +30,14 @@ SITE_STYLE: dict[str, tuple[str, LineStyle, str]] = {
 }
 
 
-SPARE = [("#D55E00", "X"), ("#F0E442", "P"), ("#882255", "h"), ("#117733", "<")]
-"""For a second and third variant of one method in one figure."""
+SPARE = [
+    ("#D55E00", "X"), ("#F0E442", "P"), ("#882255", "h"), ("#117733", "<"),
+    ("#332288", ">"), ("#AA4499", "d"), ("#999933", "p"), ("#661100", "H"), ("#44AA99", "8"), ("#000000", "x"),
+]  # fmt: skip
+"""For a second and further variants of one method in one figure."""
+
+LINE_STYLES: tuple[LineStyle, ...] = ("-", "--", "-.", ":")
+"""Taken in turn where a figure has many methods."""
 
 
 def method_styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:

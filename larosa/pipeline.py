@@ -194,6 +194,7 @@ def _record(cell: Cell, bench: Bench, metrics: dict[str, Any], stages: dict[str,
     return {
         "schema": results.SCHEMA,
         "identity": digest(cell.identity),
+        "label": cell.config.method.label,
         "shaped_by": cell.identity,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "config": cell.config.model_dump(mode="json"),
