@@ -18,11 +18,13 @@ _BARS = {
     "D x D a layer ({:.2f} %)",
     "b": "Bar (b), at equal net bytes less than magnitude's increase",
 }
-_READING = """Increase in perplexity over dense, in brackets divided by magnitude Top-K's at the target; each method \
-at its best schedule. *Level*: equal byte-weighted level. *Net bytes*: the level realised less extras equals the \
-target, against magnitude at the target; without extras both counts are one. Realised: mean over texts, ± over tokens, \
-range over texts; off the target by more than {} points it does not count. Intervals: 95 %, paired block bootstrap over \
-evaluation blocks; another seed, calibration or choice of schedule is not in them."""
+_READING = (
+    "Increase in perplexity over dense, in brackets divided by magnitude Top-K's at the target; each method at its "
+    "best schedule. *Level*: equal byte-weighted level. *Net bytes*: the level realised less extras equals the "
+    "target, against magnitude at the target; without extras both counts are one. Realised: mean over texts, ± over "
+    "tokens, range over texts; off the target by more than {} points it does not count. Intervals: 95 %, paired block "
+    "bootstrap over evaluation blocks; another seed, calibration or choice of schedule is not in them."
+)
 
 
 def markdown(rows: Rows) -> str:

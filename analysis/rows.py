@@ -147,18 +147,27 @@ def _nearest(same: list[Entry], target: float, count: Count, tolerance: float) -
 def command(like: Entry, method: str, level: float) -> str:
     """The command that measures `method` at `level` under the conditions of another record."""
     config = like.record["config"]
-    calibration, size = config["calibration"], config["evaluation"]["perplexity"]
-    words = [
-        f"model={config['model']['name']}", f"model.dtype={config['model']['dtype']}", f"method={method}",
-        "baseline=none", f"sparsity={level:g}", f"seed={config['seed']}", f"tokens={config['tokens']['kind']}",
-        f"calibration={calibration['text']['name']}", f"calibration.sequences={calibration['sequences']}",
-        f"calibration.length={calibration['length']}", f"texts=[{','.join(config['texts'])}]",
-        f"evaluation.perplexity.length={size['length']}",
-        f"evaluation.perplexity.max_tokens={'null' if size['max_tokens'] is None else size['max_tokens']}",
-    ]  # fmt: skip
-    for place, text in [("calibration.text", calibration["text"])] + [
-        (f"texts.{name}", text) for name, text in config["texts"].items()
-    ]:
-        words += [f"{place}.files=[{','.join(text['files'])}]"] if text["files"] else []
-        words += [f"{place}.max_documents={text['max_documents']}"] if text["max_documents"] else []
-    return "python run.py " + shlex.join(words)
+    calibration, tokens, size = config["calibration"], config["tokens"], config["evaluation"]["perplexity"]
+    given = {
+        "model": config["model"]["name"],
+        "model.dtype": config["model"]["dtype"],
+        "method": method,
+        "baseline": "none",
+        "sparsity": f"{level:g}",
+        "seed": config["seed"],
+        "tokens": tokens["kind"],
+        "calibration": calibration["text"]["name"],
+        "calibration.sequences": calibration["sequences"],
+        "calibration.length": calibration["length"],
+        "texts": f"[{','.join(config['texts'])}]",
+        "evaluation.perplexity.length": size["length"],
+        "evaluation.perplexity.max_tokens": "null" if size["max_tokens"] is None else size["max_tokens"],
+        "evaluation.zero_shot.tasks": f"[{','.join(config['evaluation']['zero_shot']['tasks'])}]",
+    }
+    given |= {"tokens.n": tokens["n"]} if tokens["kind"] == "skip_first_n" else {}
+    given |= {"tokens.fraction": tokens["fraction"]} if tokens["kind"] == "last_fraction" else {}
+    named = {f"texts.{name}": text for name, text in config["texts"].items()}
+    for place, text in ({"calibration.text": calibration["text"]} | named).items():
+        given |= {f"{place}.files": f"[{','.join(text['files'])}]"} if text["files"] else {}
+        given |= {f"{place}.max_documents": text["max_documents"]} if text["max_documents"] else {}
+    return "python run.py " + shlex.join(f"{key}={value}" for key, value in given.items())
