@@ -125,6 +125,7 @@ def test_a_compact_record_is_short_and_compacting_is_idempotent(runs: Path, tmp_
 def test_the_newest_record_of_an_identity_stays(lines: list[Record], tmp_path: Path) -> None:
     out, older, newer = tmp_path / "out.jsonl", copy.deepcopy(lines[0]), copy.deepcopy(lines[0])
     older["created"], newer["created"] = "2001-01-01T00:00:00+00:00", "2101-01-01T00:00:00+00:00"
+    older["config"]["sparsity"] = 0.9  # a later line, but an older record
     compact.write(save(tmp_path / "b.jsonl", [newer, lines[1]]), out)
     compact.write(save(tmp_path / "a.jsonl", [older, lines[0]]), out)
     kept = [json.loads(line) for line in out.read_text().splitlines()]
