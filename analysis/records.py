@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 Record = dict[str, Any]
 SCHEMA = 1
+_OFFICIAL = {"h1": 0.8, "h2": 1.2, "h3": 0.8, "h4": 1.2}
 _SAME = 1e-4
 """Two measurements of one setting agree if their perplexities differ by less, relatively."""
 
@@ -104,9 +105,12 @@ class Entry:
 
 
 def _schedule(config: dict[str, Any]) -> str:
-    """A schedule's name; a file's is its own."""
+    """A schedule's name; a file's is its own, and coefficients that a name does not tell stand with it."""
     own = config["schedule"]
     name = PurePath(own["path"]).name if own["path"] else own["name"]
+    if own["kind"] == "coefficients" and (name, own["coefficients"]) != ("official", _OFFICIAL):
+        given = (f"{site} {alpha:g}" for site, alpha in own["coefficients"].items() if alpha is not None)
+        name = f"{name} ({', '.join(given)})"
     return name if own["count"] == "bytes" else f"{name}, {own['count']}"
 
 

@@ -144,7 +144,7 @@ def test_no_path_of_the_machine_is_written(runs: Path, tmp_path: Path, lines: li
     record["device"] = "cuda:0"
     found = compact.compact(record)
     text = json.dumps([found, *lines])
-    for word in ("zebulon", "home", str(runs.parent), str(tmp_path.parent), "Users", "\\\\", "output"):
+    for word in ("zebulon", "home", str(runs.parent), str(tmp_path.parent), "Users", "\\\\", '"output":'):
         assert word not in text
     assert found["config"]["model"]["path"] == "llama"
     assert found["config"]["model"]["hub_id"] == "meta-llama/Llama-2-7b-hf"
@@ -254,6 +254,19 @@ def test_of_one_schedule_the_record_nearest_to_the_level_counts(lines: list[Reco
     rows = made(tmp_path, [*lines, far])
     assert {r.entry.identity: r.status for r in rows.rows}["far"] == "further from the target"
     assert standing(rows, 0.5, "level", LAROSA).entry.identity != "far"
+
+
+def test_coefficients_that_the_schedule_s_name_does_not_tell_stand_with_it(lines: list[Record]) -> None:
+    line = pick(lines, LAROSA, 0.4)
+    assert Entry.of(line).schedule == "official"
+    line["config"]["schedule"]["coefficients"]["h1"] = 0.9
+    assert Entry.of(line).schedule == "official (h1 0.9, h2 1.2, h3 0.8, h4 1.2)"
+    line["config"]["schedule"] |= {
+        "name": "constrained",
+        "coefficients": {"h1": 0.9, "h2": None, "h3": 0.8, "h4": None},
+    }
+    line["config"]["schedule"]["count"] = "nominal"
+    assert Entry.of(line).schedule == "constrained (h1 0.9, h3 0.8), nominal"
 
 
 def change(path: str, value: Any) -> Edit:
