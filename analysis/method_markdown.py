@@ -32,9 +32,7 @@ def markdown(rows: Rows) -> str:
     parts = [caption(rows)]
     for target in rows.targets:
         parts += [f"**{_percent(target, 0)} %**", _table(rows, target)]
-    refused = [row for row in rows.rows if row.status == "not at this level"]
-    if refused:
-        parts.append("Not at this level, and not counted:\n\n" + "\n".join(_refusal(row) for row in refused))
+    parts += _missed(rows)
     if rows.unplaced:
         parts.append("Of no level of this table: " + "; ".join(entry.name for entry in rows.unplaced) + ".")
     parts += [_bar([v for v in verdicts(rows) if v.bar == bar], rows) for bar in ("a", "b")]
@@ -138,11 +136,26 @@ def _percent(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}"
 
 
-def _refusal(row: Row) -> str:
+def _missed(rows: Rows) -> list[str]:
+    """What missed its level: methods without a row in full, what was measured again at a corrected level in short."""
+    standing = {(row.target, row.count, row.entry.label) for row in rows.rows if row.status == "stands"}
+    missed = [row for row in rows.rows if row.status == "not at this level"]
+    lost = [row for row in missed if (row.target, row.count, row.entry.label) not in standing]
+    again = [row for row in missed if row not in lost]
+    parts = []
+    if lost:
+        parts.append("Not at this level, and not counted:\n\n" + "\n".join(f"* {_miss(row)}" for row in lost))
+    if again:
+        text = "Not at this level, and not counted, of methods that another record stands for: "
+        parts.append(text + "; ".join(_miss(row) for row in again) + ".")
+    return parts
+
+
+def _miss(row: Row) -> str:
     entry = row.entry
     saved = "" if row.count == "level" else f", net saving {_percent(row.saved)} %"
     return (
-        f"* {_percent(row.target, 0)} %, {row.count}: {entry.label}, {entry.schedule} ({entry.identity}): asked "
+        f"{_percent(row.target, 0)} %, {row.count}: {entry.label}, {entry.schedule} ({entry.identity}): asked "
         f"{_percent(entry.asked)} %, realised {realised(entry)} %{saved}"
     )
 

@@ -231,6 +231,12 @@ def test_what_misses_its_level_is_listed_and_never_counts(lines: list[Record], t
     assert (row.status, row.ratio) == ("not at this level", None)
     assert f"({line['identity']}): asked 50.0 %, realised 51.0 ± " in markdown(rows)
     assert "(50.0 to 52.0) %" in markdown(rows)
+    again = pick(lines, "magnitude", 0.5, "uniform")
+    for found in again["metrics"]["measured_sparsity"].values():
+        found["byte_weighted_mean"] = 0.51
+    text = markdown(made(tmp_path, lines))
+    assert "Not at this level, and not counted:\n\n* 50 %, level: magnitude (threshold), official" in text
+    assert f"another record stands for: 50 %, level: magnitude, uniform ({again['identity']}): asked 50.0 %" in text
     table = list(csv.DictReader(methods.csv_text(rows).splitlines()))
     (listed,) = [row for row in table if row["status"] == "not at this level"]
     assert (listed["level_realised"], listed["ratio_mean"]) == ("0.51", "")
