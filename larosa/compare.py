@@ -3,8 +3,9 @@
     python -m larosa.compare sweeps/methods.yaml calibration.batch_size=8
     python -m analysis.compact runs records.jsonl && python -m analysis.methods records.jsonl
 
-The list (YAML) holds `settings`, overrides for all; `levels`; `schedules`, name -> overrides of `larosa.allocate` that
-find one, or nothing for a group of conf/schedule; and `methods`, each with its `settings`, optionally its own
+The list (YAML) holds `settings`, overrides for all; `levels`; `schedules`, name -> a list of overrides of
+`larosa.allocate` that finds one, the name of a schedule file with `{level}` in it, or nothing for a choice of
+conf/schedule; and `methods`, each with its `settings`, optionally its own
 `schedules` and `levels`. For every method and level all its schedules are measured. A method that misses a level,
 because its thresholds realise another one, is measured again at a corrected level. One with run-time extras is then
 measured, on its best schedule, at the level whose saving is the target once they are paid.
@@ -54,7 +55,7 @@ class Comparison(Strict):
 
     settings: Names = ()
     levels: tuple[Level, ...] = Field(min_length=1)
-    schedules: dict[str, Names | None]
+    schedules: dict[str, str | tuple[str, ...] | None]
     methods: tuple[Entry, ...] = Field(min_length=1)
 
     @classmethod
@@ -135,8 +136,9 @@ def _schedules(work: _Work, entry: Entry, level: float) -> Iterator[tuple[str, .
     names = work.comparison.schedules if entry.schedules is None else entry.schedules
     for name in names or ("uniform",):
         search = work.comparison.schedules.get(name)
-        if search is None:
-            yield (f"schedule={name}",)
+        if search is None or isinstance(search, str):
+            known = f"schedule={name}" if search is None else "schedule=file"
+            yield (known,) if search is None else (known, f"schedule.path={search.format(level=f'{level:g}')}")
             continue
         config = work.config(entry, f"sparsity={level}", *search)
         path = Path(config.output) / "schedules" / f"{name}-{level:g}-{results.slug(config.method.label)}.json"

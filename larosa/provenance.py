@@ -45,7 +45,8 @@ def git_state() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     changes = ask("status", "--porcelain", "--untracked-files=no")
-    return {"commit": ask("rev-parse", "HEAD") or os.environ.get("LAROSA_COMMIT"), "dirty": None if changes is None else bool(changes)}
+    commit = ask("rev-parse", "HEAD") or os.environ.get("LAROSA_COMMIT")
+    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 
 def hardware() -> dict[str, Any]:

@@ -21,7 +21,7 @@ from larosa.calibration.limits import MagnitudeCounter, count_magnitudes
 from larosa.calibration.site_errors import SiteErrors, site_errors
 from larosa.calibration.statistics import ALL_READERS, WINA_READERS, second_moments, weight_moments, with_gamma
 from larosa.calibration.tokens import TokenBlock
-from larosa.config import MethodConfig, ScheduleConfig, TokenPolicyConfig
+from larosa.config import MethodConfig, ScheduleConfig, TokenPolicyConfig, TopKConfig
 from larosa.rotation.explicit import output_aware, split_gain
 from larosa.rotation.rotation import Rotation, build_rotation, rotation_index
 from larosa.rotation.tuning import Tuned, TunedBases, TunedTransforms, tune
@@ -143,8 +143,16 @@ class Calibrator:
             name="tuning", kind="coefficients", coefficients=config.coefficients, table={}, path=None, count="bytes"
         )
         levels = make_levels(shape, schedule, config.sparsity, "tuning")
+        keep = TopKConfig(ties="keep")  # strict ties would wait for the GPU at every site
         plain = method.model_copy(
-            update={"name": "magnitude", "form": "plain", "basis": "identity", "rule": "top_k", "score": "magnitude"}
+            update={
+                "name": "magnitude",
+                "form": "plain",
+                "basis": "identity",
+                "rule": "top_k",
+                "score": "magnitude",
+                "top_k": keep,
+            }
         )
         tokens = TokenPolicyConfig(kind="all", n=0, fraction=1.0)
         grams = weight_moments(self.model, ALL_READERS)
