@@ -34,7 +34,7 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit and whether tracked files differ from it; outside a checkout what LAROSA_COMMIT says, or nulls."""
+    """Commit and whether tracked files differ from it; LAROSA_COMMIT states it for a copy without history."""
     root = Path(__file__).resolve().parent.parent
 
     def ask(*words: str) -> str | None:
@@ -45,8 +45,9 @@ def git_state() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     changes = ask("status", "--porcelain", "--untracked-files=no")
-    commit = ask("rev-parse", "HEAD") or os.environ.get("LAROSA_COMMIT")
-    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
+    if stated := os.environ.get("LAROSA_COMMIT"):
+        return {"commit": stated, "dirty": None}
+    return {"commit": ask("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
 
 
 def hardware() -> dict[str, Any]:
