@@ -40,7 +40,7 @@ from larosa.sparsity.top_k import TopKSparsification
 
 
 class LaRoSAConfig(Strict):
-    """Settings of LaRoSA; the same words as in `conf/method` and `conf/schedule`, defaults as in `method=larosa`."""
+    """Settings of LaRoSA, named as in `conf/method` and `conf/schedule`; defaults as in `method=larosa/paper`."""
 
     sparsity: Level
     """Level asked for, a fraction in [0, 1)."""

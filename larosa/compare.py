@@ -34,6 +34,7 @@ from larosa.errors import LarosaError
 from larosa.pipeline import Bench, measure, open_bench, read_documents
 from larosa.results import Record
 from larosa.schema import Level, Names, Strict, readable
+from larosa.sparsity.schedule import ScheduleError
 
 log = logging.getLogger(__name__)
 
@@ -125,10 +126,17 @@ def _one(work: _Work, entry: Entry, level: float) -> None:
             found.append((_mean_perplexity(record), chosen, record))
     if not found or entry.settings == ("method=dense",):
         return
-    _ppl, chosen, record = min(found, key=lambda item: item[0])
-    extras = float(record["metrics"]["accounting"]["extras_share"])
-    if extras > 0:
-        _guarded(work, entry, lambda: _realised(work, entry, level, extras, chosen))
+    for _ppl, chosen, record in sorted(found, key=lambda item: item[0]):
+        extras = float(record["metrics"]["accounting"]["extras_share"])
+        if extras == 0:
+            return
+        try:
+            plan_cells(work.config(entry, f"sparsity={level + extras}", *chosen))
+        except ScheduleError as error:  # a site would need a level above 1: the next best schedule
+            log.warning("%s at equal net bytes: %s", " ".join(entry.settings), error)
+            continue
+        _guarded(work, entry, lambda: _realised(work, entry, level, extras, chosen))  # noqa: B023  # called at once
+        return
 
 
 def _schedules(work: _Work, entry: Entry, level: float) -> Iterator[tuple[str, ...]]:

@@ -80,6 +80,18 @@ class MethodConfig(Strict):
     """`r_sparse` only: shares tried at each site for the net bytes of `rank_share`; empty: `rank_share` everywhere."""
 
     @property
+    def coordinates(self) -> str:
+        """What decides the basis that activations are dropped in: thresholds hold in their own alone."""
+        size = self.group_size if self.granularity == "group" else 0
+        tuned = self.tuning.model_dump_json() if self.tuning else None
+        if self.form == "plain":
+            return "the model's own basis"
+        parts = (self.basis, self.granularity, size or None, self.block_size, tuned)
+        named = ", ".join(str(part) for part in parts if part is not None)
+        stored = f", {self.transform_storage}" if self.form == "explicit" else ""
+        return f"{self.form}, {named}{stored}"
+
+    @property
     def label(self) -> str:
         """How tables and figures name it: the preset, and of a rotated method what kind of rotation."""
         if self.name == "r_sparse":

@@ -82,13 +82,13 @@ def plan_at(
     chosen, shape = method(name, **more), ModelShape.of(model.config)
     level = {s: tuple(levels.get((i, s), 0.0) for i in range(shape.layers)) for s in SITES}
     kept = {s: tuple(kept_channels(p, shape.sites[s].width) for p in level[s]) for s in SITES}
-    rotation = build_rotation(chosen, None, shape.layers, shape.hidden_size, 0) if name == "larosa" else None
+    rotation = build_rotation(chosen, None, shape.layers, shape.hidden_size, 0) if name.startswith("larosa") else None
     plan = Plan(chosen, shape, Levels(0.5, level, kept, "given", shape.skips), ALL, rotation)
     if name != "teal":
         return found.limited(plan)
     counted = found.histograms()
     limits = {s: tuple(counted.threshold(i, s, p) for i, p in enumerate(level[s])) for s in SITES}
-    return replace(plan, thresholds=limits)
+    return replace(plan, thresholds=limits, calibrated_in=plan.method.coordinates)
 
 
 @pytest.fixture
@@ -118,8 +118,8 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
     "magnitude": ("magnitude", {}),
     "teal": ("teal", {}),
     "wina": ("wina", {}),
-    "absorbed": ("larosa", {"basis": "random", "granularity": "block", "top_k": {"ties": "keep"}}),
-    "simulated, threshold": ("larosa", {"basis": "random", "form": "simulated", "rule": "threshold"}),
+    "absorbed": ("larosa/paper", {"basis": "random", "granularity": "block", "top_k": {"ties": "keep"}}),
+    "simulated, threshold": ("larosa/paper", {"basis": "random", "form": "simulated", "rule": "threshold"}),
 }
 
 

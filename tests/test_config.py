@@ -98,11 +98,11 @@ def test_cells_that_differ_are_all_measured_and_equal_ones_once() -> None:
 
     assert labels("method.top_k.ties=keep", "baseline=[dense,larosa]") == [
         "dense",
-        "larosa (absorbed, pca, per layer)",
-        "larosa (absorbed, pca, per layer) #2",
+        "larosa (explicit, output_aware, per block, int8)",
+        "larosa (explicit, output_aware, per block, int8) #2",
     ]
     assert labels("method=magnitude", "baseline=[magnitude,dense]") == ["dense", "magnitude"]
-    assert labels("baseline=larosa/paper") == ["larosa (absorbed, pca, per layer)"]
+    assert labels("baseline=larosa/output_aware") == ["larosa (explicit, output_aware, per block, int8)"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import build_model
@@ -19,7 +21,7 @@ from larosa.methods import cats
 from larosa.methods.registry import METHODS
 from larosa.rotation.explicit import split_gain
 from larosa.sites import ModelShape
-from larosa.sparsity.handle import SparsityHandle, apply
+from larosa.sparsity.handle import PlanError, SparsityHandle, apply
 from larosa.sparsity.schedule import ScheduleError, make_levels
 
 
@@ -129,7 +131,7 @@ def test_cats_skips_neurons_whose_gate_is_small(tokens: Tensor) -> None:
 def test_thresholds_drop_the_level_on_average_in_the_rotated_basis(more: dict[str, str], tokens: Tensor) -> None:
     model = build_model("llama")
     shape = ModelShape.of(model.config)
-    with applied(model, tokens, method("larosa", rule="threshold", **more), sparsity=0.5) as handle:
+    with applied(model, tokens, method("larosa/paper", rule="threshold", **more), sparsity=0.5) as handle:
         meter = SparsityMeter(shape, shape.skips)
         with handle.observed_by(meter):
             model(tokens)
@@ -137,6 +139,18 @@ def test_thresholds_drop_the_level_on_average_in_the_rotated_basis(more: dict[st
     assert found["level_mean"]["h1"][0] == pytest.approx(0.5, abs=0.01)  # layer 0 sees what calibration saw
     assert found["level_std_over_tokens"]["h1"][0] > 0.01
     assert 0.35 < found["byte_weighted_mean"] < 0.6
+
+
+@pytest.mark.parametrize("other", [{"form": "simulated"}, {"basis": "random"}, {"granularity": "block"}])
+def test_thresholds_of_another_basis_are_refused(other: dict[str, str], tokens: Tensor) -> None:
+    model = build_model("llama")
+    with applied(model, tokens, method("larosa/paper", rule="threshold")) as handle:
+        plan = handle.plan
+    moved = replace(plan, method=plan.method.model_copy(update=other))
+    with pytest.raises(PlanError, match=r"calibrated in absorbed, pca, layer, .* drops entries in"):
+        apply(model, moved)
+    with pytest.raises(PlanError, match="unknown basis"):
+        apply(model, replace(plan, calibrated_in=None))
 
 
 def test_cats_says_how_far_it_goes(tokens: Tensor) -> None:
@@ -226,9 +240,9 @@ def test_remove_restores_the_model(name: str, tokens: Tensor) -> None:
         ("teal", {"score": "column_norm"}, "no meaning"),
         ("wina", {"basis": "pca"}, "wina is plain"),
         ("wina", {"rule": "threshold"}, "dense and wina top_k"),
-        ("larosa", {"rule": "threshold", "score": "column_norm"}, "no meaning"),
-        ("larosa", {"basis": "output_aware"}, "go together"),
-        ("larosa", {"basis": "weight_svd"}, "absorbed, per block"),
+        ("larosa/paper", {"rule": "threshold", "score": "column_norm"}, "no meaning"),
+        ("larosa/paper", {"basis": "output_aware"}, "go together"),
+        ("larosa/paper", {"basis": "weight_svd"}, "absorbed, per block"),
     ],
 )
 def test_impossible_combinations_raise(name: str, more: dict[str, str], message: str) -> None:

@@ -64,7 +64,7 @@ def test_a_run_leaves_complete_records_and_the_second_returns_them(overrides: li
     measured = found["measured_sparsity"]["text"]
     assert measured["byte_weighted_mean"] == pytest.approx(planned, abs=1e-9)
     assert measured["byte_weighted_std_over_tokens"] == pytest.approx(0, abs=1e-12)
-    assert found["accounting"]["extras"]["products"] == 2
+    assert found["accounting"]["extras"]["products"] == 6
     assert len(found["errors"]["layer_error"]) == 3
     assert all(0 < e < 1 for e in found["errors"]["layer_error"])
     assert all(q == sorted(q) for site in found["errors"]["thresholds"].values() for q in site)
@@ -89,7 +89,16 @@ def test_two_runs_of_one_identity_are_equal(overrides: list[str], tmp_path: Path
 @pytest.mark.parametrize("model", ["tiny-llama", "tiny-mistral", "tiny-qwen2"])
 @pytest.mark.parametrize("form", ["absorbed", "simulated"])
 def test_level_zero_has_the_dense_perplexity(overrides: list[str], model: str, form: str) -> None:
-    records = run(parse(*overrides, f"model={model}", "sparsity=0", f"method.form={form}", "model.dtype=float64"))
+    records = run(
+        parse(
+            *overrides,
+            f"model={model}",
+            "sparsity=0",
+            "method=larosa/paper",
+            f"method.form={form}",
+            "model.dtype=float64",
+        )
+    )
     values = [record["metrics"]["perplexity"]["text"]["perplexity"] for record in records.values()]
     assert values[1] == values[0]
     assert values[2] == pytest.approx(values[0], rel=1e-10)
@@ -124,7 +133,7 @@ def test_the_calibration_text_is_refused_as_evaluation_text(overrides: list[str]
 
 def test_random_models_of_two_seeds_do_not_share_a_calibration(overrides: list[str], tmp_path: Path) -> None:
     for seed in (0, 1):
-        run(parse(*overrides, "baseline=none", "calibration.sampling=first", f"seed={seed}"))
+        run(parse(*overrides, "method=larosa/paper", "baseline=none", "calibration.sampling=first", f"seed={seed}"))
     assert len(list((tmp_path / "cache" / "calibration").glob("rotation-*.safetensors"))) == 2
 
 

@@ -285,7 +285,7 @@ def test_rank_of_a_square_projection(share: float, rank: int) -> None:
     ("name", "more", "message"),
     [
         ("magnitude", {"rank_share": 0.1}, "has no low-rank part"),
-        ("larosa", {"rank_search": (0.1,)}, "has no low-rank part"),
+        ("larosa/paper", {"rank_search": (0.1,)}, "has no low-rank part"),
         ("r_sparse", {"rank_share": 1.0}, "less than 1"),
         ("r_sparse", {"rank_search": (0.1, -0.1)}, "greater than or equal to 0"),
         ("r_sparse", {"rank_search": (0.1, 0.1)}, "twice"),

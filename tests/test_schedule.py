@@ -74,7 +74,7 @@ def test_adapters_are_counted_apart() -> None:
     levels = make_levels(shape, schedule("official"), 0.5, "llama2-7b")
 
     def shares(**more: object) -> float:
-        chosen = method("larosa", **more)
+        chosen = method("larosa/paper", **more)
         if chosen.basis == "identity":
             rotation = build_rotation(chosen, None, 32, 1, 0)
         else:  # one matrix is enough to count products

@@ -15,7 +15,9 @@ LEAN = ["evaluation.zero_shot.tasks=[]", "tracking=off"]
 
 @pytest.mark.parametrize("form", ["absorbed", "simulated"])
 def test_level_zero_has_the_dense_perplexity_to_four_digits(form: str, tmp_path: Path) -> None:
-    records = run(parse("sparsity=0", f"method.form={form}", "baseline=dense", f"output={tmp_path}", *LEAN))
+    records = run(
+        parse("sparsity=0", "method=larosa/paper", f"method.form={form}", "baseline=dense", f"output={tmp_path}", *LEAN)
+    )
     dense, larosa = (r["metrics"]["perplexity"]["boolq-heldout"]["perplexity"] for r in records.values())
     assert larosa == pytest.approx(dense, rel=5e-5)
 
@@ -23,9 +25,17 @@ def test_level_zero_has_the_dense_perplexity_to_four_digits(form: str, tmp_path:
 def test_the_forms_stand_where_they_should(tmp_path: Path) -> None:
     """Texts unrelated to calibration, 0.8 / 1.2, 40 %: increase relative to magnitude's, mean over the texts."""
     texts = ["texts=[lambada,gsm8k]", f"output={tmp_path}", *LEAN]
-    records = run(parse(*texts))
+    records = run(parse(*texts, "method=larosa/paper"))
     for granularity in ("layer", "block"):
-        more = run(parse(*texts, "method.form=simulated", f"method.granularity={granularity}", "baseline=none"))
+        more = run(
+            parse(
+                *texts,
+                "method=larosa/paper",
+                "method.form=simulated",
+                f"method.granularity={granularity}",
+                "baseline=none",
+            )
+        )
         records |= more
     found = {name: r["metrics"]["perplexity"] for name, r in records.items()}
 
@@ -34,8 +44,8 @@ def test_the_forms_stand_where_they_should(tmp_path: Path) -> None:
         pairs = zip(increase[name], increase["magnitude"], strict=True)
         return sum(own / other for own, other in pairs) / len(increase["magnitude"])
 
-    absorbed = ratio("larosa (absorbed, pca, per layer)")
-    layer, block = (ratio(f"larosa (simulated, pca, per {g})") for g in ("layer", "block"))
+    absorbed = ratio("larosa/paper (absorbed, pca, per layer)")
+    layer, block = (ratio(f"larosa/paper (simulated, pca, per {g})") for g in ("layer", "block"))
     assert block < layer < absorbed
     assert 1.1 < absorbed < 1.6
     assert 0.95 < layer < 1.25

@@ -160,17 +160,17 @@ def test_bytes_of_blocks(block: int | None, storage: str, expected: int, tokens:
 
 
 def test_llama_proportions_of_the_papers_adapter(tokens: Tensor) -> None:
-    found = account(plan(build_model("llama"), tokens, method("larosa")))
+    found = account(plan(build_model("llama"), tokens, method("larosa/paper")))
     assert found["extras_share_llama2_7b"] == pytest.approx(4 / 5 * 4096**2 / (4 * 4096**2 + 3 * 4096 * 11008))
 
 
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
-        ("larosa", {"tuning": tuning()}, "method.tuning belongs"),
-        ("larosa", {"basis": "learned"}, "needs method.tuning"),
+        ("larosa/paper", {"tuning": tuning()}, "method.tuning belongs"),
+        ("larosa/paper", {"basis": "learned"}, "needs method.tuning"),
         ("larosa/learned", {"form": "simulated"}, "is absorbed"),
-        ("larosa", {"block_size": 64}, "method.block_size belongs"),
+        ("larosa/paper", {"block_size": 64}, "method.block_size belongs"),
     ],
 )
 def test_impossible_combinations_raise(name: str, more: dict[str, object], message: str) -> None:

@@ -165,7 +165,7 @@ class Calibrator:
         counter, levels = self.magnitudes(plan), plan.levels.level
         layers = range(plan.shape.layers)
         limits = {site: tuple(counter.limit(i, site, levels[site][i]) for i in layers) for site in SITES}
-        return replace(plan, thresholds=limits)
+        return replace(plan, thresholds=limits, calibrated_in=plan.method.coordinates)
 
     def magnitudes(self, plan: Plan) -> MagnitudeCounter:
         """Counted magnitudes in the plan's coordinates, which its method decides; one pass a method."""

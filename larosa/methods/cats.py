@@ -41,4 +41,5 @@ def plan(
     """A threshold on the gate of every layer."""
     found = calibrator.histograms()
     limits = tuple(found.magnitude_quantile(layer, "gate", levels.level["h4"][layer]) for layer in range(shape.layers))
-    return Plan(method, shape, levels, tokens, rotation=None, thresholds={"gate": limits})
+    own = method.coordinates
+    return Plan(method, shape, levels, tokens, rotation=None, thresholds={"gate": limits}, calibrated_in=own)

@@ -111,5 +111,5 @@ def _merged(plans: list[Plan], best: dict[str, list[int]], shares: list[float]) 
     low_rank = [plan.low_rank for plan in plans if plan.low_rank is not None]
     return Plan(
         first.method, first.shape, levels, first.tokens, rotation=None,
-        thresholds=pick(thresholds) if thresholds else None, low_rank=pick(low_rank),
+        thresholds=pick(thresholds) if thresholds else None, calibrated_in=first.calibrated_in, low_rank=pick(low_rank),
     )  # fmt: skip

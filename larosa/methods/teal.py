@@ -23,4 +23,5 @@ def plan(
         site: tuple(found.threshold(layer, site, levels.level[site][layer]) for layer in range(shape.layers))
         for site in SITES
     }
-    return Plan(method, shape, levels, tokens, rotation=None, thresholds=thresholds)
+    own = method.coordinates
+    return Plan(method, shape, levels, tokens, rotation=None, thresholds=thresholds, calibrated_in=own)

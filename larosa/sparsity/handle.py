@@ -51,6 +51,8 @@ class Plan:
     rotation: Rotation | None
     thresholds: dict[str, tuple[float, ...]] | None = None
     """Site -> a calibrated threshold a layer, instead of Top-K; or `gate` alone, for the neurons of the MLP."""
+    calibrated_in: str | None = None
+    """The coordinates (MethodConfig.coordinates) that the thresholds were calibrated in."""
     transforms: Tensor | None = None
     """[layers, 2, n, b, b] float64: explicit transforms of h1 and h3 in n diagonal blocks, exact;
     `method.transform_storage` rounds them."""
@@ -183,6 +185,11 @@ def apply(model: PreTrainedModel, plan: Plan, keep_weights: str = "device") -> S
     """
     if ModelShape.of(model.config) != plan.shape:
         raise PlanError("the plan was made for a model of another shape")
+    if plan.thresholds is not None and plan.calibrated_in != plan.method.coordinates:
+        raise PlanError(
+            f"the thresholds were calibrated in {plan.calibrated_in or 'an unknown basis'}, the method drops entries in "
+            f"{plan.method.coordinates}: calibrate them for this method"
+        )
     if model in _SPARSE:
         raise PlanError("the model is sparse already: call remove() on its handle first")
     handle = SparsityHandle(model, plan, keep_weights)

@@ -1,0 +1,127 @@
+"""The comparison of methods: every schedule measured, levels corrected, net bytes met, interruption survived."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_pipeline import write_text
+
+from larosa import compare as command
+from larosa.compare import Comparison, compare
+from larosa.config import ConfigError
+
+SETTINGS = [
+    "model=tiny-llama", "model.shape.hidden_size=64", "model.shape.num_attention_heads=4",
+    "model.shape.num_key_value_heads=2", "calibration=text", "calibration.sequences=4", "calibration.length=64",
+    "calibration.probe_sequences=1", "texts=text", "evaluation.perplexity.length=64",
+    "evaluation.perplexity.max_tokens=512", "evaluation.zero_shot.tasks=[]", "tracking=off",
+]  # fmt: skip
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Comparison]:
+    monkeypatch.setenv("LAROSA_CACHE", str(tmp_path / "cache"))
+    texts = [write_text(tmp_path / name, seed) for seed, name in enumerate(("a.txt", "b.txt"))]
+    settings = [*SETTINGS, f"calibration.text.files=[{texts[0]}]", f"texts.text.files=[{texts[1]}]"]
+
+    def build(*methods: dict[str, Any], **more: Any) -> Comparison:
+        schedules = {"uniform": None, "official": None, "output": [], "greedy": ["allocation.rule=greedy"]}
+        content = {"settings": settings, "levels": [0.4], "schedules": schedules, "methods": methods, **more}
+        path = tmp_path / "list.yaml"
+        path.write_text(json.dumps(content))  # JSON is YAML
+        return Comparison.read(path)
+
+    return build
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*/result.json"))]
+
+
+def realised(record: dict[str, Any]) -> float:
+    return float(record["metrics"]["measured_sparsity"]["text"]["byte_weighted_mean"])
+
+
+def test_every_schedule_is_measured_and_net_bytes_are_met(make: Callable[..., Comparison], tmp_path: Path) -> None:
+    tuned = ["method=larosa/tuned", "method.transform_storage=int4", "method.tuning.steps=2"]
+    listed = make(
+        {"settings": "method=magnitude", "schedules": ["uniform", "official", "output"]},
+        {"settings": tuned, "schedules": ["uniform", "official"]},
+    )
+    assert compare(listed, [f"output={tmp_path / 'runs'}"]) == 0
+    found = records(tmp_path / "runs")
+    names = [(r["config"]["method"]["name"], r["config"]["schedule"]["name"]) for r in found]
+    assert sorted(names)[0] == ("dense", "uniform")
+    assert {pair for pair in names if pair[0] == "magnitude"} == {
+        ("magnitude", name) for name in ("uniform", "official", "file")
+    }
+    net = [r for r in found if r["config"]["method"]["name"] == "larosa" and r["config"]["sparsity"] > 0.41]
+    assert len(net) == 1
+    assert 1 - net[0]["metrics"]["accounting"]["net_bytes_share"] == pytest.approx(0.4, abs=0.005)
+    best = min((r for r in found if r["label"] == net[0]["label"] and r is not net[0]), key=mean_nats)
+    assert net[0]["config"]["schedule"]["name"] == best["config"]["schedule"]["name"]
+
+
+def mean_nats(record: dict[str, Any]) -> float:
+    text = record["metrics"]["perplexity"]["text"]
+    return float(sum(text["block_nll_nats"]) / text["predicted_tokens"])
+
+
+def test_thresholds_are_corrected_towards_the_level(make: Callable[..., Comparison], tmp_path: Path) -> None:
+    listed = make({"settings": "method=teal", "schedules": ["uniform", "greedy"]})
+    assert compare(listed, [f"output={tmp_path / 'runs'}"]) == 0
+    teal = [r for r in records(tmp_path / "runs") if r["config"]["method"]["name"] == "teal"]
+    first = [r for r in teal if r["config"]["sparsity"] == 0.4]
+    again = [r for r in teal if r["config"]["sparsity"] != 0.4]
+    assert len(first) == 2
+    assert again
+    assert min(abs(realised(r) - 0.4) for r in again) < min(abs(realised(r) - 0.4) for r in first)
+
+
+def test_done_cells_are_not_measured_again_and_failures_do_not_stop_it(
+    make: Callable[..., Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    measured: list[str] = []
+    real = command.measure
+
+    def count(cell: Any, bench: Any) -> Any:
+        measured.append(cell.config.method.label)
+        return real(cell, bench)
+
+    monkeypatch.setattr(command, "measure", count)
+    entry = {"settings": "method=magnitude", "schedules": ["uniform"]}
+    assert compare(make(entry), [f"output={tmp_path / 'runs'}"]) == 0
+    assert measured == ["dense", "magnitude"]
+    monkeypatch.setattr(command.allocate, "search", lambda *_: (_ for _ in ()).throw(ConfigError("no schedule today")))
+    more = [{**entry, "schedules": ["output", "uniform"]}, {"settings": "method=wina", "schedules": ["uniform"]}]
+    assert compare(make(*more), [f"output={tmp_path / 'runs'}"]) == 1
+    assert "no schedule today" in caplog.text
+    assert measured == ["dense", "magnitude", "wina", "wina"]  # the second at equal net bytes: column norms cost some
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"methods": [{"settings": "method=magnitude", "schedules": ["best"]}]}, "does not define: best"),
+        ({"levels": [1.2]}, "less than 1"),
+        ({"methods": []}, "at least 1"),
+        ({"level": [0.4]}, "unknown key"),
+    ],
+)
+def test_a_list_that_cannot_work_is_refused(
+    make: Callable[..., Comparison], more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make({"settings": "method=magnitude"}, **more)
+
+
+def test_impossible_methods_are_refused_before_anything_is_measured(
+    make: Callable[..., Comparison], tmp_path: Path
+) -> None:
+    with pytest.raises(Exception, match="out of its reach"):
+        compare(make({"settings": "method=cats"}, levels=[0.7]), [f"output={tmp_path / 'runs'}"])
+    assert not (tmp_path / "runs").exists()
