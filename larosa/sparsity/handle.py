@@ -187,8 +187,8 @@ def apply(model: PreTrainedModel, plan: Plan, keep_weights: str = "device") -> S
         raise PlanError("the plan was made for a model of another shape")
     if plan.thresholds is not None and plan.calibrated_in != plan.method.coordinates:
         raise PlanError(
-            f"the thresholds were calibrated in {plan.calibrated_in or 'an unknown basis'}, the method drops entries in "
-            f"{plan.method.coordinates}: calibrate them for this method"
+            f"the thresholds were calibrated in {plan.calibrated_in or 'an unknown basis'}, the method drops entries in"
+            f" {plan.method.coordinates}: calibrate them for this method"
         )
     if model in _SPARSE:
         raise PlanError("the model is sparse already: call remove() on its handle first")
