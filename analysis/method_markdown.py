@@ -31,11 +31,11 @@ def markdown(rows: Rows) -> str:
     """The whole section, without a newline at its end."""
     parts = [caption(rows)]
     for target in rows.targets:
-        parts += [f"**{_percent(target, 0)} %**", _table(rows, target)]
+        parts += [f"**{percent(target, 0)} %**", _table(rows, target)]
     parts += _missed(rows)
     if rows.unplaced:
         parts.append("Of no level of this table: " + "; ".join(entry.name for entry in rows.unplaced) + ".")
-    parts += [_bar([v for v in verdicts(rows) if v.bar == bar], rows) for bar in ("a", "b")]
+    parts += [bar([v for v in verdicts(rows) if v.bar == name], rows) for name in ("a", "b")]
     found = gains(rows)
     if found:
         parts.append(_gains(found))
@@ -58,7 +58,7 @@ def caption(rows: Rows) -> str:
         f"sparse: {_policy(sparse['config']['tokens'])}; seed {_all(r['config']['seed'] for r in records)}. Measured "
         f"on {_all(_device(r) for r in records)}, {' to '.join(dict.fromkeys((days[0], days[-1])))}, "
         f"{', '.join(versions)}, commit {_all(_commit(r) for r in records)}. Dense perplexity: {perplexity}.\n\n"
-        + _READING.format(_percent(rows.tolerance, 2))
+        + _READING.format(percent(rows.tolerance, 2))
     )
 
 
@@ -102,21 +102,21 @@ def _line(rows: Rows, label: str, row: Row | None, other: Row | None, count: Cou
     known = row or other
     assert known is not None  # a label comes from a row
     seven_b = share_at_llama2_7b(known.entry.record)
-    start = [label, f"{_percent(known.entry.extras)} ({'-' if seven_b is None else _percent(seven_b)})", count]
+    start = [label, f"{percent(known.entry.extras)} ({'-' if seven_b is None else percent(seven_b)})", count]
     if row is None:
         return [*start, "no record", *["-"] * (4 + len(rows.texts))]
     entry, increase = row.entry, rows.increases.observed(row.entry)
     of = f" (of {row.schedules})" if row.schedules > 1 else ""
     cells = [f"{_number(increase[t])} ({_number(row.compared.by_text[t].value)})" for t in rows.texts]
-    saving = _percent(entry.level - entry.extras)
-    shown = [entry.schedule + of, _percent(entry.asked), realised(entry), saving, *cells]
+    saving = percent(entry.level - entry.extras)
+    shown = [entry.schedule + of, percent(entry.asked), realised(entry), saving, *cells]
     return [*start, *shown, interval(row.compared.mean)]
 
 
 def realised(entry: Entry) -> str:
     """Mean over texts ± root mean square of the spread over tokens (least to most over texts), in percent."""
     levels, spread = list(entry.realised.values()), np.sqrt(np.mean(np.square(list(entry.spread.values()))))
-    return f"{_percent(entry.level)} ± {_percent(spread)} ({_percent(min(levels))} to {_percent(max(levels))})"
+    return f"{percent(entry.level)} ± {percent(spread)} ({percent(min(levels))} to {percent(max(levels))})"
 
 
 def interval(estimate: Estimate, scale: float = 1.0, digits: int = 2) -> str:
@@ -132,7 +132,8 @@ def _number(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:.3g}"
 
 
-def _percent(value: float, digits: int = 1) -> str:
+def percent(value: float, digits: int = 1) -> str:
+    """A fraction as a number of percents."""
     return f"{100 * value:.{digits}f}"
 
 
@@ -153,18 +154,19 @@ def _missed(rows: Rows) -> list[str]:
 
 def _miss(row: Row) -> str:
     entry = row.entry
-    saved = "" if row.count == "level" else f", net saving {_percent(row.saved)} %"
+    saved = "" if row.count == "level" else f", net saving {percent(row.saved)} %"
     return (
-        f"{_percent(row.target, 0)} %, {row.count}: {entry.label}, {entry.schedule} ({entry.identity}): asked "
-        f"{_percent(entry.asked)} %, realised {realised(entry)} %{saved}"
+        f"{percent(row.target, 0)} %, {row.count}: {entry.label}, {entry.schedule} ({entry.identity}): asked "
+        f"{percent(entry.asked)} %, realised {realised(entry)} %{saved}"
     )
 
 
-def _bar(found: list[Verdict], rows: Rows) -> str:
+def bar(found: list[Verdict], rows: Rows) -> str:
+    """What a bar asks, and whether it holds at each target."""
     text = _BARS[found[0].bar].format(100 * adapter_share(rows.dense.record))
     lines = [f"{text}: **{_holds(all(verdict.holds for verdict in found))}**.\n"]
     for verdict in found:
-        line = f"* {_percent(verdict.target, 0)} % {_holds(verdict.holds)}: "
+        line = f"* {percent(verdict.target, 0)} % {_holds(verdict.holds)}: "
         if verdict.best is None:
             line += "no such larosa record"
         else:
@@ -176,7 +178,7 @@ def _bar(found: list[Verdict], rows: Rows) -> str:
 
 
 def _named(row: Row) -> str:
-    return f"{row.entry.label} (extras {_percent(row.entry.extras, 2)} %), {interval(row.compared.mean)}"
+    return f"{row.entry.label} (extras {percent(row.entry.extras, 2)} %), {interval(row.compared.mean)}"
 
 
 def _holds(holds: bool) -> str:
@@ -189,6 +191,6 @@ def _gains(found: list[Gain]) -> str:
         "|---|---|---|---|---|",
     ]
     for gain in found:
-        cells = [gain.label, _percent(gain.target, 0), gain.searched.schedule, gain.given.schedule]
+        cells = [gain.label, percent(gain.target, 0), gain.searched.schedule, gain.given.schedule]
         lines.append("| " + " | ".join([*cells, interval(gain.gain, 100, 1)]) + " |")
     return "What the best searched schedule spares, against the better of uniform and official:\n\n" + "\n".join(lines)

@@ -3,8 +3,8 @@
     python -m analysis.methods RECORDS.jsonl [--readme README.md] [--out FOLDER] [--check]
 
 RECORDS.jsonl is what `python -m analysis.compact` writes. `--out` gets methods.md, methods.csv (every record that was
-considered, levels as fractions) and methods.png. `--readme` gets the table between its markers; with `--check` nothing
-is written, and the exit status is 1 if the README's table is not what the records give.
+considered, levels as fractions) and methods.png. `--readme` gets the summary between its markers; with `--check`
+nothing is written, and the exit status is 1 if the README's table is not what the records give.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 from analysis.extras import share_at_llama2_7b
 from analysis.method_figure import draw
 from analysis.method_markdown import markdown
+from analysis.method_summary import summary
 from analysis.records import RecordsError, load, write_atomically
 from analysis.rows import TOLERANCE, Row, Rows, build
 
@@ -111,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
         table = markdown(rows)
         if given.readme:
             before = given.readme.read_text(encoding="utf-8")
-            after = inserted(before, table, given.readme.name)
+            after = inserted(before, summary(rows), given.readme.name)
             if given.check:
                 return _checked(before == after, given.readme.name)
             write_atomically(given.readme, after.encode())

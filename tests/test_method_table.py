@@ -28,7 +28,7 @@ from analysis.records import Entry, Record, RecordsError, load
 from analysis.rows import Row, Rows, build
 from larosa.pipeline import run
 
-LAROSA = "larosa (absorbed, pca, per layer)"
+LAROSA = "larosa/paper (absorbed, pca, per layer)"
 TEXTS = ["other", "text"]
 Edit = Callable[[dict[str, Any]], None]
 
@@ -43,7 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     schedule["levels"] = {"h1": [1, 1, 1], "h2": [1, 1, 1], "h3": [1, 1, 1], "h4": [1.1, 0.9, 1]}
     (folder / "mine.json").write_text(json.dumps(schedule))
     common = [
-        "model=tiny-llama", "calibration=text", f"calibration.text.files=[{calibration}]", "calibration.length=64",
+        "model=tiny-llama", "method=larosa/paper", "calibration=text", f"calibration.text.files=[{calibration}]", "calibration.length=64",
         "calibration.sequences=8", "texts=text", f"texts.text.files=[{held_out[0]}]",
         f"+texts.other={{name: other, source: files, files: [{held_out[1]}]}}", "evaluation.perplexity.length=64",
         "evaluation.perplexity.max_tokens=1024", "evaluation.perplexity.batch_size=16", "evaluation.zero_shot.tasks=[]",
@@ -522,7 +522,7 @@ def test_the_readme_s_table_is_checked(lines: list[Record], tmp_path: Path, caps
     ):
         assert condition in table
     assert methods.main([*command, "--check"]) == 0
-    place = next(i for i, letter in enumerate(table) if letter.isdigit() and i > table.index("**50 %**") + 400)
+    place = next(i for i, letter in enumerate(table) if letter.isdigit() and i > table.index("| magnitude |") + 30)
     readme.write_text(table[:place] + str((int(table[place]) + 1) % 10) + table[place + 1 :])
     assert methods.main([*command, "--check"]) == 1
     assert methods.main(command) == 0
