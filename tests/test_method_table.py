@@ -43,7 +43,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     schedule["levels"] = {"h1": [1, 1, 1], "h2": [1, 1, 1], "h3": [1, 1, 1], "h4": [1.1, 0.9, 1]}
     (folder / "mine.json").write_text(json.dumps(schedule))
     common = [
-        "model=tiny-llama", "method=larosa/paper", "calibration=text", f"calibration.text.files=[{calibration}]", "calibration.length=64",
+        "model=tiny-llama", "method=larosa/paper",
+        "calibration=text", f"calibration.text.files=[{calibration}]", "calibration.length=64",
         "calibration.sequences=8", "texts=text", f"texts.text.files=[{held_out[0]}]",
         f"+texts.other={{name: other, source: files, files: [{held_out[1]}]}}", "evaluation.perplexity.length=64",
         "evaluation.perplexity.max_tokens=1024", "evaluation.perplexity.batch_size=16", "evaluation.zero_shot.tasks=[]",
