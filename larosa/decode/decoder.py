@@ -7,7 +7,8 @@ SwiGLU, select h4, down + residual; then the final norm, the dense head and argm
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,11 +22,22 @@ from larosa.decode.weights import DecodeWeights, LayerWeights
 _WARM_UPS = 3
 
 
-class Watcher(Protocol):
-    """Sees a step from inside (not in a graph)."""
+@dataclass(frozen=True)
+class SiteEvent:
+    """What happened at one site in a step."""
 
-    def __call__(self, layer: int, site: str, before: Tensor, x: Tensor, keep: Tensor, after: Tensor) -> None:
-        """before: what the site was made from, x and keep: what was selected, after: the product, residual added."""
+    layer: int
+    site: str
+    before: Tensor
+    """What the site was made from, see Decoder.enter."""
+    x: Tensor
+    keep: Tensor
+    residual: Tensor | None
+    after: Tensor
+    """The product, bias and residual added."""
+
+
+Watcher = Callable[[SiteEvent], None]
 
 
 class Decoder:
@@ -59,6 +71,11 @@ class Decoder:
         self._graph: torch.cuda.CUDAGraph | None = None
         if graph and device.type == "cuda":
             self._capture()
+
+    @property
+    def graphed(self) -> bool:
+        """Whether a step is one CUDA graph."""
+        return self._graph is not None
 
     def place(self, length: int) -> None:
         """Go on after `length` tokens; what the cache holds up to there stays as it is."""
@@ -141,7 +158,7 @@ class Decoder:
         x, keep = self.enter(layer, site, before, self.backend)
         after = self.product(layer, site, x, keep, residual)
         if watch is not None:
-            watch(layer, site, before, x, keep, after)
+            watch(SiteEvent(layer, site, before, x, keep, residual, after))
         return after
 
     def adapt(self, layer: int, site: str, h: Tensor, backend: str) -> Tensor:
