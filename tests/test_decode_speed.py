@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, SHAPE
+from test_config import parse
 from transformers import AutoConfig
 
+from larosa.cells import plan_cells
 from larosa.decode.calibrate import bracketed, kth_bits, limited
 from larosa.decode.decoder import Decoder
 from larosa.decode.dense import DenseDecoder, transposed
@@ -20,6 +22,7 @@ from larosa.decode.errors import DecodeError
 from larosa.decode.rules import dense_rules, level_rules
 from larosa.decode.speed import compare, measure, with_speedups
 from larosa.decode.weights import DecodeWeights, random_weights
+from larosa.errors import LarosaError
 
 BLOCKED = ("pydantic", "hydra", "omegaconf", "wandb", "datasets", "lm_eval", "pandas", "sklearn", "psutil")
 
@@ -92,7 +95,8 @@ def test_calibrated_limits_keep_about_as_much_and_brackets_hold_the_limits(dtype
     rules = level_rules(own.shape, 0.5)
     calibrating = Decoder(own, rules, 40)
     calibrating.cache.normal_(generator=torch.Generator().manual_seed(0))
-    bits = kth_bits(calibrating, 12, context=16)
+    ids = torch.randint(384, (12,), generator=torch.Generator().manual_seed(0))
+    bits = kth_bits(calibrating, ids, context=16)
     assert set(bits) == {(layer, site) for layer in range(2) for site in ("h1", "h2", "h3", "h4")}
     for (layer, site), seen in bits.items():
         low, high = bracketed(rules, bits)[site][layer].bracket or (0, 0)
@@ -124,3 +128,17 @@ def test_the_benchmark_runs_where_only_torch_is(tmp_path: Path) -> None:
     assert [row["name"] for row in record["rows"]][-3:] == ["top-k 0 %", "top-k 50 %", "limits 50 %"]
     assert record["gate"]["8"]["top-k 50 %"]["bit_identical"]
     assert set(record["selection_us"]["8"]) == {"top-k 50 %"}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["model.dtype=float64"], "bfloat16"),
+        (["method=r_sparse"], "low-rank"),
+        (["evaluation.speed.contexts=[9000]"], "at most 8192 positions"),
+        (["evaluation.speed.gate_tokens=5000"], "gate_tokens"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused_early(more: list[str], message: str) -> None:
+    with pytest.raises(LarosaError, match=message):
+        plan_cells(parse("evaluation=speed", *more))

@@ -97,7 +97,9 @@ def plans_of(weights: DecodeWeights, context: int, options: argparse.Namespace) 
             continue
         decoder = Decoder(weights, rules, context + CALIBRATION_TOKENS, backend=options.backend, graph=False)
         decoder.cache.normal_()
-        bits = kth_bits(decoder, CALIBRATION_TOKENS, context, options.seed)
+        draw = torch.Generator().manual_seed(options.seed)
+        ids = torch.randint(len(weights.embedding), (CALIBRATION_TOKENS,), generator=draw)
+        bits = kth_bits(decoder, ids, context)
         plans[name] = rules if options.no_bracket else bracketed(rules, bits)
         if options.thresholds:
             plans[f"limits {100 * level:g} %"] = limited(rules, bits, weights.dtype)

@@ -1,6 +1,6 @@
 """From a few Top-K steps of the decoder itself: brackets that make selection cheap, or limits in its place.
 
-With real weights the plan's own thresholds are better; these serve random weights, and the price of selection.
+A range seen on a few tokens is enough, because a search that misses it goes on; limits are for the price of selection.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from larosa.decode.rules import Rules, SiteRule
 _MARGIN = 0.25
 
 
-def kth_bits(decoder: Decoder, tokens: int, context: int = 0, seed: int = 0) -> dict[tuple[int, str], Tensor]:
-    """(layer, site) -> bits of the k-th magnitude for each of `tokens` random tokens; Top-K sites only.
+def kth_bits(decoder: Decoder, ids: Tensor, context: int = 0) -> dict[tuple[int, str], Tensor]:
+    """(layer, site) -> bits of the k-th magnitude for each of the tokens ids [T]; Top-K sites only.
 
     They follow `context` tokens in the cache, which is read as it stands.
     """
     found: dict[tuple[int, str], list[Tensor]] = {}
-    draw = torch.Generator().manual_seed(seed)
 
     def watch(event: SiteEvent) -> None:
         rule = decoder.rules[event.site][event.layer]
@@ -31,9 +30,8 @@ def kth_bits(decoder: Decoder, tokens: int, context: int = 0, seed: int = 0) -> 
             found.setdefault((event.layer, event.site), []).append(event.keep[:, 0])
 
     decoder.place(context)
-    for _ in range(tokens):
-        ids = torch.randint(len(decoder.weights.embedding), (decoder.batch,), generator=draw)
-        decoder.watched(ids.to(decoder.weights.device), watch)
+    for token in ids.to(decoder.weights.device):
+        decoder.watched(token.repeat(decoder.batch), watch)
     decoder.place(context)
     return {key: torch.cat(rows).cpu() for key, rows in found.items()}
 

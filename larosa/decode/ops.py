@@ -19,14 +19,19 @@ from larosa.decode.errors import DecodeError
 _KERNELS: Any = import_module("larosa_kernels") if find_spec("larosa_kernels") else None
 
 
-def resolve(backend: str, device: torch.device) -> str:
-    """`triton` or `reference` for what was asked, `auto` included. Raises DecodeError where it cannot run."""
-    if backend == "auto":
-        return "triton" if device.type == "cuda" and _KERNELS is not None else "reference"
-    if backend not in ("triton", "reference"):
+def check_backend(backend: str) -> None:
+    """Raise DecodeError where the backend asked for is not there."""
+    if backend not in ("auto", "triton", "reference"):
         raise DecodeError(f"backend={backend}: expected auto, triton or reference")
     if backend == "triton" and _KERNELS is None:
         raise DecodeError("backend=triton needs the package larosa_kernels: install larosa, or PYTHONPATH=kernels")
+
+
+def resolve(backend: str, device: torch.device) -> str:
+    """`triton` or `reference` for what was asked, `auto` included. Raises DecodeError where it cannot run."""
+    check_backend(backend)
+    if backend == "auto":
+        return "triton" if device.type == "cuda" and _KERNELS is not None else "reference"
     return backend
 
 
