@@ -119,7 +119,7 @@ def check_model(
     traces = _Traces(model, handle)
     evaluated = traces.run(ids)
     found |= {"backend": decoder.backend, "sites": _sites(decoder, traces)}
-    found |= _whole(decoder, ids, evaluated)
+    found |= _agreement(stepped(decoder, ids), evaluated)
     found["level_measured"] = _measured(decoder, rules, ids, traces)
     return found
 
@@ -135,11 +135,13 @@ def _level_zero(
     with handle.level_zero():
         dense = invariance.reference(model, ids[None])
     decoder = Decoder(weights, dense_rules(weights.shape), len(ids), **how)
-    error = distance(stepped(decoder, ids).cpu(), dense.logits[0])
+    logits = stepped(decoder, ids)
+    error = distance(logits.cpu(), dense.logits[0])
     longest = max(site.width for site in weights.shape.sites.values())
     allowed = min(invariance.bound(weights.dtype, kappa or dense.kappa, longest), invariance.LARGEST_BOUND)
     require("at level 0 the relative error of the logits", error, allowed)
-    return {"relative_logits_error": error, "bound": allowed}
+    alike = {f"level_zero_{key}": value for key, value in _agreement(logits, dense.logits[0]).items()}
+    return {"relative_logits_error": error, "bound": allowed} | alike
 
 
 def _sites(decoder: Decoder, traces: _Traces) -> dict[str, Any]:
@@ -242,9 +244,9 @@ def _outputs(trace: _Trace, name: str, up: Tensor | None) -> Tensor:
     return out
 
 
-def _whole(decoder: Decoder, ids: Tensor, evaluated: Tensor) -> dict[str, float]:
-    found = stepped(decoder, ids).double().cpu()
-    own, theirs = found.log_softmax(-1), evaluated.log_softmax(-1)
+def _agreement(found: Tensor, evaluated: Tensor) -> dict[str, float]:
+    """Of two models' logits [T, vocabulary] on the same tokens; at level 0 it is what rounding alone does."""
+    own, theirs = found.double().cpu().log_softmax(-1), evaluated.log_softmax(-1)
     kl = float((theirs.exp() * (theirs - own)).sum(-1).mean())
     if not kl < float("inf"):
         raise GateError("the decoder's logits are not finite")

@@ -171,8 +171,9 @@ def random_weights(
         turned: Tensor = orthogonal[rows][:, columns]
         return turned
 
+    sites = ModelShape.of(config).sites
+
     def layer(index: int) -> LayerWeights:
-        sites = ModelShape.of(config).sites
         at = (["h1"] if adapters and index else []) + (["h3"] if adapters > 1 else [])
         return LayerWeights(
             matrices={name: normal(site.width, site.fan_out) for name, site in sites.items()},
