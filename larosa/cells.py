@@ -10,6 +10,7 @@ from transformers import PretrainedConfig
 
 from larosa import models, results
 from larosa.config import ConfigError, MethodConfig, RunConfig
+from larosa.decode.ops import check_backend
 from larosa.evaluation.zero_shot import check_tasks
 from larosa.methods import cats, r_sparse
 from larosa.rotation import bases
@@ -92,10 +93,15 @@ def _check(config: RunConfig, shape_config: PretrainedConfig, shape: ModelShape)
             "or calibration.length (the paper: 16 x 2048)"
         )
     longest = shape_config.max_position_embeddings
-    for key, length in (
+    lengths = [
         ("calibration.length", config.calibration.length),
         ("evaluation.perplexity.length", config.evaluation.perplexity.length),
-    ):
+    ]
+    speed = config.evaluation.speed
+    if speed is not None:
+        lengths.append(("evaluation.speed, context and new tokens:", max(speed.contexts) + max(speed.new_tokens)))
+        check_backend(speed.backend)
+    for key, length in lengths:
         if length > longest:
             raise ConfigError(f"{key}={length}, but {config.model.name} reads at most {longest} positions")
     if "boolq" in config.evaluation.zero_shot.tasks and config.calibration.text.dataset == "boolq-passages":

@@ -8,7 +8,7 @@ raises one readable error. Settings that change a result have no default here: t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -127,11 +127,26 @@ class ZeroShotConfig(Strict):
     batch_size: int = Field(ge=1)
 
 
+class SpeedConfig(Strict):
+    """Time of a decode step at batch 1, behind the correctness gate. See :mod:`larosa.decode.speed`."""
+
+    backend: Literal["auto", "triton", "reference"]
+    """`auto`: triton on a GPU, reference elsewhere; the record says which ran."""
+    contexts: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    """Tokens in the cache before the first timed one."""
+    new_tokens: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    """Output lengths."""
+    repeats: int = Field(ge=1)
+    gate_tokens: int = Field(ge=2)
+    """Calibration tokens on which the decoder must agree with the evaluated model."""
+
+
 class EvaluationConfig(Strict):
     """What is measured on each method."""
 
     perplexity: PerplexityConfig
     zero_shot: ZeroShotConfig
+    speed: SpeedConfig | None
 
 
 class TrackingConfig(Strict):
@@ -185,6 +200,20 @@ class RunConfig(Strict):
             )
         if self.calibration.probe_sequences > self.calibration.sequences:
             raise ValueError("calibration.probe_sequences must not exceed calibration.sequences")
+        return self
+
+    @model_validator(mode="after")
+    def _timed(self) -> RunConfig:
+        if self.evaluation.speed is None:
+            return self
+        if self.model.dtype == "float64":
+            raise ValueError("evaluation.speed times bfloat16, float16 or float32: set model.dtype")
+        if self.tokens.kind not in ("all", "decode_only"):
+            raise ValueError(f"evaluation.speed decodes with tokens=all or decode_only, not {self.tokens.kind}")
+        if any(method.name == "r_sparse" for method in (self.method, *self.baseline.values())):
+            raise ValueError("evaluation.speed: the decoder does not run the low-rank part of r_sparse")
+        if self.evaluation.speed.gate_tokens > self.calibration.length:
+            raise ValueError("evaluation.speed.gate_tokens must not exceed calibration.length")
         return self
 
     @classmethod

@@ -4,7 +4,7 @@ run(config)
   cells = what to measure: the baselines, then the method          (no weights needed)
   a cell whose record exists is done
   bench = texts, tokens, model, calibrator                         (loaded once, if anything is missing)
-  for each cell: plan -> apply -> level-0 check -> perplexity -> errors -> tasks -> result.json
+  for each cell: plan -> apply -> level-0 check -> perplexity -> errors -> tasks -> [gate -> speed] -> result.json
   table and figures of all cells, W&B
 """
 
@@ -31,6 +31,7 @@ from larosa.evaluation import invariance
 from larosa.evaluation.error import probe
 from larosa.evaluation.perplexity import perplexity
 from larosa.evaluation.sparsity import SparsityMeter
+from larosa.evaluation.speed import speed
 from larosa.evaluation.zero_shot import zero_shot
 from larosa.maker import doubts
 from larosa.methods.registry import METHODS
@@ -187,6 +188,10 @@ def measure(cell: Cell, bench: Bench) -> Record:
         with stages("zero_shot"):
             scores = zero_shot(bench.model, bench.tokenizer, config.evaluation.zero_shot, config.seed)
             metrics["zero_shot"] = {name: asdict(score) for name, score in scores.items()}
+        if config.evaluation.speed is not None:
+            with stages("speed"):
+                prompt = bench.calibration.ids[0]
+                metrics["speed"] = speed(bench.model, handle, prompt, bench.dense.kappa, config.evaluation.speed)
     return _record(cell, bench, metrics, bench.stages | stages.record)
 
 

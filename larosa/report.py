@@ -28,6 +28,9 @@ def comparison(records: dict[str, Record]) -> list[dict[str, Any]]:
             "extras %": _percent(counted["extras_share"]),
             "net bytes %": _percent(counted["net_bytes_share"]),
         }
+        if "speed" in metrics:
+            timed = metrics["speed"]["summary"].get("sparse", metrics["speed"]["summary"]["dense"])
+            row |= {"tokens/s": timed["tokens_per_s"], "speed-up": timed["speedup"]}
         for text, found in metrics["perplexity"].items():
             row[f"ppl {text}"] = found["perplexity"]
             if dense and text in dense["metrics"]["perplexity"]:
@@ -57,7 +60,7 @@ def cells(row: dict[str, Any], columns: list[str]) -> list[str]:
         elif isinstance(value, str):
             out.append(value)
         else:
-            digits = 3 if column.startswith(("ppl", "increase")) else 1
+            digits = 3 if column.startswith(("ppl", "increase", "speed-up")) else 1
             error = row.get(f"{column.split()[0]} s.e.")
             out.append(f"{value:.{digits}f}" + (f" ± {error:.1f}" if error is not None else ""))
     return out

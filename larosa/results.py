@@ -35,6 +35,8 @@ UNITS = {
     "block_nll_nats": "nats, summed over a block",
     "thresholds": "magnitude of the activation in the site's basis",
     "site_error, layer_error, relative_logits_error, bound": "relative, Euclidean norm",
+    "ms_per_token": "milliseconds of one decode step, batch 1",
+    "tokens_per_s, read_bytes_per_s": "a second",
     "zero_shot value, standard_error": "fraction right",
 }
 
@@ -53,7 +55,7 @@ def identity(config: RunConfig, fingerprint: dict[str, str], device: str) -> dic
         "model": {"name": config.model.name, "dtype": config.model.dtype, "device": device, **fingerprint},
         "method": _method_identity(config.method),
         "texts": {name: text_identity(text) for name, text in config.texts.items()},
-        "evaluation": config.evaluation.model_dump(mode="json"),
+        "evaluation": _evaluation_identity(config),
         "seed": config.seed,
     }
     if config.method.name != "dense":
@@ -66,6 +68,12 @@ def identity(config: RunConfig, fingerprint: dict[str, str], device: str) -> dic
             | {"text": text_identity(config.calibration.text)},
         }
     return shaping
+
+
+def _evaluation_identity(config: RunConfig) -> dict[str, Any]:
+    """What is measured; a run without timing is what it was before there was timing."""
+    untimed = {"speed"} if config.evaluation.speed is None else None
+    return config.evaluation.model_dump(mode="json", exclude=untimed)
 
 
 def _method_identity(method: MethodConfig) -> dict[str, Any]:

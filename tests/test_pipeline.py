@@ -22,6 +22,7 @@ from larosa.calibration.overlap import OverlapError
 from larosa.evaluation.perplexity import EvaluationError, perplexity
 from larosa.pipeline import run
 from larosa.results import RecordError, save_record
+from larosa.tracking import scalars
 
 SENTENCE = "the cat sat on a mat while seven dogs ran over green hills and nobody asked why it rained"
 WORDS = SENTENCE.split()
@@ -162,3 +163,20 @@ def test_wandb_offline_run_is_closed(overrides: list[str], tmp_path: Path) -> No
     assert len(list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))) == 1
     run(parse(*overrides, "tracking=offline"))
     assert len(list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))) == 1
+
+
+def test_a_run_times_what_it_evaluated(overrides: list[str]) -> None:
+    timed = ["evaluation=speed", "evaluation.speed.contexts=[16]", "evaluation.speed.new_tokens=[3]"]
+    chosen = [*timed, *overrides, "evaluation.speed.repeats=1", "baseline=dense", "evaluation.perplexity.max_tokens=64"]
+    dense, larosa = run(parse(*chosen)).values()
+    assert [row["kind"] for row in dense["metrics"]["speed"]["rows"]] == ["dense"] * 4
+    found = larosa["metrics"]["speed"]
+    assert found["backend"] == "reference"
+    assert found["gate"]["relative_logits_error"] <= found["gate"]["bound"]
+    assert found["rows"][-1]["name"] == "larosa"
+    asked = larosa["metrics"]["accounting"]["level_planned"]
+    kept = found["rows"][-1]["kept_share"]
+    assert all(kept[site] == pytest.approx(1 - sum(own) / len(own)) for site, own in asked.items())
+    logged = scalars(larosa["metrics"])
+    assert logged["speed/summary/sparse/tokens_per_s"] > 0
+    assert logged["speed/gate/top1_agreement"] == 1.0

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,9 @@ from transformers import PreTrainedModel
 
 from larosa.architecture import ModelView
 from larosa.errors import LarosaError
-from larosa.sparsity.handle import SparsityHandle
+
+if TYPE_CHECKING:
+    from larosa.sparsity.handle import SparsityHandle
 
 ROUNDINGS = 2 * 12
 LARGEST_BOUND = 0.3

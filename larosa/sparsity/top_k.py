@@ -8,10 +8,10 @@ entry whose magnitude is at least the k-th, as the official code does.
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import torch
-from scipy.stats import norm
 from torch import Tensor, nn
 
 
@@ -69,8 +69,9 @@ def theoretical_error(level: float) -> float:
         return 0.0
     if level >= 1.0:
         return 1.0
-    z = float(norm.ppf(0.5 + level / 2))
-    return math.sqrt(max(0.0, level - 2 * z * float(norm.pdf(z))))
+    normal = NormalDist()
+    z = normal.inv_cdf(0.5 + level / 2)
+    return math.sqrt(max(0.0, level - 2 * z * normal.pdf(z)))
 
 
 class TopKSparsification(nn.Module):

@@ -1,0 +1,200 @@
+"""Whole-model decode speed on one GPU with random weights at a true shape: dense and every level in one process.
+
+    PYTHONPATH=kernels:. python kernels/benchmarks/decode.py --model llama2-7b --levels 0,0.25,0.4,0.5,0.75 \
+        --extras none --json OUT.json
+
+Needs torch, triton, numpy and transformers, nothing else of larosa's dependencies. Shapes come from
+conf/model/NAME.yaml. The correctness gate runs first, on the model's first layers at every plan that is timed; no time
+is printed unless it is green. `--extras adapter` puts one D x D product in front of every layer but the first (the
+paper's form), `int8` two int8 transforms in every layer (output_aware). `--thresholds` times the same levels with
+limits given instead of exact selection: what selection costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import AutoConfig
+
+from larosa.decode.calibrate import bracketed, kth_bits, limited
+from larosa.decode.decoder import Decoder
+from larosa.decode.gate import check_plain
+from larosa.decode.rules import Rules, cut, level_rules
+from larosa.decode.speed import Row, compare
+from larosa.decode.weights import DecodeWeights, random_weights
+from larosa.errors import LarosaError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+EXTRAS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "adapter": {"adapters": 1},
+    "adapters": {"adapters": 2},
+    "int8": {"transforms": "int8"},
+    "transform": {"transforms": "model"},
+}
+SCHEMA = 1
+CALIBRATION_TOKENS = 16
+
+
+def numbers(text: str) -> list[float]:
+    """`0,0.25,0.5` as numbers."""
+    return [float(part) for part in text.split(",")]
+
+
+def whole_numbers(text: str) -> list[int]:
+    """`64,256` as whole numbers."""
+    return [int(part) for part in text.split(",")]
+
+
+def arguments(words: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Whole-model decode speed, dense and sparse in one process.")
+    parser.add_argument("--model", default="llama2-7b", help="a file of conf/model")
+    parser.add_argument("--levels", type=numbers, default=[0.0, 0.25, 0.4, 0.5, 0.75], help="fractions, one plan each")
+    parser.add_argument("--extras", choices=EXTRAS, default="none")
+    parser.add_argument("--contexts", type=whole_numbers, default=[1024], help="tokens in the cache before the first")
+    parser.add_argument("--new-tokens", type=whole_numbers, default=[64], help="output lengths, timed a token")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--ties", choices=["strict", "keep"], default="strict")
+    parser.add_argument("--thresholds", action="store_true", help="time limits beside exact selection")
+    parser.add_argument("--no-bracket", action="store_true", help="search without calibrated ranges")
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    parser.add_argument("--backend", choices=["auto", "triton", "reference"], default="auto")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--layers", type=int, help="cut the model, for a quick look; the record says so")
+    parser.add_argument("--gate-layers", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the record here")
+    return parser.parse_args(words)
+
+
+def shape_of(model: str) -> Any:
+    """The transformers configuration that conf/model/NAME.yaml describes."""
+    path = ROOT / "conf" / "model" / f"{model}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml")))
+        raise SystemExit(f"--model {model}: expected one of {known}")
+    return AutoConfig.for_model(**yaml.safe_load(path.read_text())["shape"])
+
+
+def plans_of(weights: DecodeWeights, context: int, options: argparse.Namespace) -> dict[str, Rules]:
+    """Name -> rules: Top-K at every level, and limits where asked for, both calibrated behind `context` tokens."""
+    plans: dict[str, Rules] = {}
+    for level in options.levels:
+        rules, name = level_rules(weights.shape, level, options.ties), f"top-k {100 * level:g} %"
+        if level == 0 or (options.no_bracket and not options.thresholds):
+            plans[name] = rules
+            continue
+        decoder = Decoder(weights, rules, context + CALIBRATION_TOKENS, backend=options.backend, graph=False)
+        decoder.cache.normal_()
+        draw = torch.Generator().manual_seed(options.seed)
+        ids = torch.randint(len(weights.embedding), (CALIBRATION_TOKENS,), generator=draw)
+        bits = kth_bits(decoder, ids, context)
+        plans[name] = rules if options.no_bracket else bracketed(rules, bits)
+        if options.thresholds:
+            plans[f"limits {100 * level:g} %"] = limited(rules, bits, weights.dtype)
+    return plans
+
+
+def gate(weights: DecodeWeights, plans: dict[str, Rules], options: argparse.Namespace) -> dict[str, Any]:
+    """Every plan on the first layers, against float64 torch. Raises GateError."""
+    few = min(options.gate_layers, len(weights.layers))
+    found = {}
+    for name, rules in plans.items():
+        found[name] = check_plain(weights.first(few), cut(rules, few), seed=options.seed, backend=options.backend)
+        print(f"gate, {name}: logits within {found[name]['relative_logits_error']:.1e} of float64", file=sys.stderr)
+    return found
+
+
+def selection_us(rows: list[Row], sites: int) -> dict[str, float]:
+    """Level -> microseconds of one exact selection: the step with Top-K less the step with limits, a site."""
+    timed = {row["name"]: row["ms_per_token"]["p50"] for row in reversed(rows)}
+    pairs = {name: name.replace("limits", "top-k") for name in timed if name.startswith("limits")}
+    return {top: 1000 * (timed[top] - timed[limits]) / sites for limits, top in pairs.items()}
+
+
+def _ask(*words: str) -> str | None:
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=20, cwd=ROOT)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def circumstances(device: torch.device) -> dict[str, Any]:
+    """GPU, driver, versions, date, commit."""
+    on_gpu = device.type == "cuda"
+    changes = _ask("git", "status", "--porcelain", "--untracked-files=no")
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu, {platform.machine()}",
+        "driver": _ask("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if on_gpu else None,
+        "cuda": torch.version.cuda,
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in ("torch", "triton", "transformers", "numpy")},
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _ask("git", "rev-parse", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+    }
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown, a line a row."""
+    lines = [
+        "| | context + new | ms p20 / p50 / p80 | tokens/s | GB a token | of peak | speed-up |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        ms, peak = row["ms_per_token"], row["share_of_peak"]
+        lines.append(
+            f"| {row['name']} | {row['context']} + {row['new_tokens']} "
+            f"| {ms['p20']:.3f} / {ms['p50']:.3f} / {ms['p80']:.3f} | {row['tokens_per_s']:.1f} "
+            f"| {row['read_bytes']['total'] / 1e9:.3f} | {'-' if peak is None else f'{100 * peak:.0f} %'} "
+            f"| {row['speedup']:.2f}x |"
+        )
+    return "\n".join(lines)
+
+
+@torch.no_grad()
+def main(words: list[str]) -> None:
+    """Gate, time, write, print."""
+    options = arguments(words)
+    device = torch.device(options.device)
+    dtype = getattr(torch, options.dtype)
+    config = shape_of(options.model)
+    weights = random_weights(config, dtype, device, options.seed, options.layers, **EXTRAS[options.extras])
+    record: dict[str, Any] = {"schema": SCHEMA, "kind": "decode", "model": options.model, "weights": "random"}
+    record |= circumstances(device) | {"dtype": options.dtype, "extras": options.extras, "layers": len(weights.layers)}
+    record |= {"seed": options.seed, "levels": options.levels, "command": " ".join(["decode.py", *words])}
+    record |= {"gate": {}, "rows": [], "selection_us": {}}
+    for context in options.contexts:
+        plans = plans_of(weights, context, options)
+        record["gate"][str(context)] = gate(weights, plans, options)
+        rows = compare(weights, plans, [context], options.new_tokens, options.repeats, backend=options.backend)
+        record["rows"] += rows
+        record["selection_us"][str(context)] = selection_us(rows, 4 * len(weights.layers))
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    for context, costs in record["selection_us"].items():
+        for level, cost in costs.items():
+            print(f"context {context}, {level}: one exact selection costs {cost:.2f} us", file=sys.stderr)
+    layers = f", {options.layers} layers only" if options.layers else ""
+    print(f"{options.model}{layers}, extras {options.extras}, {options.dtype}, batch 1, {record['device']}\n")
+    print(table(record["rows"]))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except LarosaError as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from error

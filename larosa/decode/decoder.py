@@ -1,0 +1,232 @@
+"""One token at a time: the sparse step, its static KV cache, and the CUDA graph that holds the whole of it.
+
+Per layer: [adapter] norm, select h1, q k v, attention, select h2, o + residual, [adapter] norm, select h3, gate up,
+SwiGLU, select h4, down + residual; then the final norm, the dense head and argmax. Nothing waits for the host.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from larosa.decode import ops
+from larosa.decode.errors import DecodeError
+from larosa.decode.rules import Rules, SiteRule
+from larosa.decode.weights import DecodeWeights, LayerWeights
+
+_WARM_UPS = 3
+
+
+@dataclass(frozen=True)
+class SiteEvent:
+    """What happened at one site in a step."""
+
+    layer: int
+    site: str
+    before: Tensor
+    """What the site was made from, see Decoder.enter."""
+    x: Tensor
+    keep: Tensor
+    residual: Tensor | None
+    after: Tensor
+    """The product, bias and residual added."""
+
+
+Watcher = Callable[[SiteEvent], None]
+
+
+class Decoder:
+    """A model that decodes: `weights` under `rules`, for `batch` sequences of equal length up to `max_len`.
+
+    `graph`: one CUDA graph a step (GPUs only). Batches above 1 are correct, but not what this is made for.
+    """
+
+    def __init__(
+        self,
+        weights: DecodeWeights,
+        rules: Rules,
+        max_len: int,
+        batch: int = 1,
+        backend: str = "auto",
+        graph: bool = True,
+    ) -> None:
+        weights.check_length(max_len)
+        self.weights, self.rules, self.max_len, self.batch = weights, rules, max_len, batch
+        self.backend = ops.resolve(backend, weights.device)
+        self.length = 0
+        shape, device = weights.shape, weights.device
+        size = (shape.layers, 2, batch, weights.kv_heads, max_len, weights.head_dim)
+        self.cache = torch.zeros(size, dtype=weights.dtype, device=device)
+        self.cos, self.sin = weights.rotary(max_len)
+        self.token = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.tokens = torch.zeros(batch, max_len + 1, dtype=torch.int64, device=device)
+        self.position = torch.zeros(1, dtype=torch.int32, device=device)
+        self.logits = torch.zeros(batch, len(weights.head), dtype=weights.dtype, device=device)
+        self._constants: dict[tuple[int, int, int], Tensor] = {}
+        self._graph: torch.cuda.CUDAGraph | None = None
+        if graph and device.type == "cuda":
+            self._capture()
+
+    @property
+    def graphed(self) -> bool:
+        """Whether a step is one CUDA graph."""
+        return self._graph is not None
+
+    def place(self, length: int) -> None:
+        """Go on after `length` tokens; what the cache holds up to there stays as it is."""
+        if not 0 <= length <= self.max_len:
+            raise DecodeError(f"position {length} is outside of max_len={self.max_len}")
+        self.length = length
+        self.position.fill_(length)
+
+    def step(self, token: int | Tensor) -> Tensor:
+        """Read one token ([B] or an integer for all); returns logits [B, vocabulary], overwritten by the next step."""
+        if isinstance(token, Tensor):
+            self.token.copy_(token.reshape(-1))
+        else:
+            self.token.fill_(token)
+        return self.advance()
+
+    @torch.no_grad()
+    def advance(self) -> Tensor:
+        """A step on the token that the last one found most likely."""
+        if self.length >= self.max_len:
+            raise DecodeError(f"the cache of {self.max_len} tokens is full")
+        self.length += 1
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            self._advance()
+        return self.logits
+
+    @torch.no_grad()
+    def watched(self, token: Tensor, watch: Watcher) -> Tensor:
+        """A step outside of the graph, seen by `watch`, on token [B]; logits [B, vocabulary]."""
+        logits = self._forward(token, watch)
+        self.place(self.length + 1)
+        return logits
+
+    def _advance(self) -> None:
+        self.tokens.index_copy_(1, self.position.long(), self.token[:, None])
+        self.logits.copy_(self._forward(self.token))
+        self.position += 1
+        self.token.copy_(argmax(self.logits))
+
+    @torch.no_grad()
+    def _capture(self) -> None:
+        """Record the step. The tries before it compile kernels; what they write is overwritten before it is read."""
+        side = torch.cuda.Stream(self.weights.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UPS):
+                self._advance()
+                self.place(0)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._advance()
+        self._graph = graph
+        self.place(0)
+
+    def _forward(self, token: Tensor, watch: Watcher | None = None) -> Tensor:
+        h = functional.embedding(token, self.weights.embedding)
+        for layer in range(len(self.weights.layers)):
+            h = self._layer(layer, h, watch)
+        return self.head(h, self.backend)
+
+    def head(self, h: Tensor, backend: str) -> Tensor:
+        """Final norm and head. h: [B, D]; returns [B, vocabulary]."""
+        eps, width = float(self.weights.config.rms_norm_eps), h.shape[1]
+        z, _ = ops.norm_select(h, self.weights.final_norm, eps, width, backend=backend)
+        return functional.linear(z, self.weights.head)
+
+    def _layer(self, layer: int, h: Tensor, watch: Watcher | None) -> Tensor:
+        k_cache, v_cache = self.cache[layer]
+        h = self.adapt(layer, "h1", h, self.backend)
+        qkv = self._read(layer, "h1", h, None, watch)
+        mixed = ops.attend(qkv, self.cos, self.sin, k_cache, v_cache, self.position, backend=self.backend)
+        h = self._read(layer, "h2", mixed, h, watch)
+        gate_up = self._read(layer, "h3", self.adapt(layer, "h3", h, self.backend), None, watch)
+        return self._read(layer, "h4", gate_up, h, watch)
+
+    def _read(self, layer: int, site: str, before: Tensor, residual: Tensor | None, watch: Watcher | None) -> Tensor:
+        x, keep = self.enter(layer, site, before, self.backend)
+        after = self.product(layer, site, x, keep, residual)
+        if watch is not None:
+            watch(SiteEvent(layer, site, before, x, keep, residual, after))
+        return after
+
+    def adapt(self, layer: int, site: str, h: Tensor, backend: str) -> Tensor:
+        """h [B, D] in the basis of the site, by its residual adapter if there is one."""
+        matrix = self.weights.layers[layer].adapters.get(site)
+        return h if matrix is None else self._whole(h, matrix, None, backend)
+
+    def enter(
+        self, layer: int, site: str, before: Tensor, backend: str, rule: SiteRule | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """From a site's raw material [B, ...] to its vector x [B, width] and what stays of it.
+
+        h1, h3: the residual stream; h2: the attention's output; h4: gate and up side by side.
+        `rule` takes the place of the decoder's own.
+        """
+        own, rule = self.weights.layers[layer], rule or self.rules[site][layer]
+        bracket = self._pair(*rule.bracket) if rule.bracket else None
+        limit = None if rule.limit is None else self._pair(ops.limit_bits(rule.limit, before.dtype), -1)
+        if site in ("h1", "h3"):
+            eps = float(self.weights.config.rms_norm_eps)
+            if site not in own.transforms:
+                return ops.norm_select(before, own.norms[site], eps, rule.k, rule.ties, bracket, limit, backend)
+            x, _ = ops.norm_select(before, own.norms[site], eps, before.shape[1], backend=backend)
+            x = self._transformed(own, site, x, backend)
+            return x, self._selected(x, rule, bracket, limit, backend)
+        if site == "h2":
+            x = before if own.scale is None else before * own.scale
+            return x, self._selected(x, rule, bracket, limit, backend)
+        plain, gate = (None, limit) if rule.gated else (limit, None)
+        return ops.swiglu_select(before, rule.k, rule.ties, bracket, plain, gate, backend)
+
+    def product(self, layer: int, site: str, x: Tensor, keep: Tensor, residual: Tensor | None) -> Tensor:
+        """The kept entries of x [B, width] times what reads the site, plus bias and residual."""
+        own = self.weights.layers[layer]
+        return ops.sparse_gemv(x, keep, own.matrices[site], own.biases.get(site), residual, backend=self.backend)
+
+    def _transformed(self, own: LayerWeights, site: str, x: Tensor, backend: str) -> Tensor:
+        transform = own.transforms[site]
+        if transform.matrix.dim() == 2:
+            return self._whole(x, transform.matrix, transform.scale, backend)
+        blocks = x.view(len(x), len(transform.matrix), -1).transpose(0, 1)
+        return torch.bmm(blocks, transform.matrix).transpose(0, 1).reshape(x.shape)
+
+    def _whole(self, x: Tensor, matrix: Tensor, scale: Tensor | None, backend: str) -> Tensor:
+        keep = self._pair(0, x.shape[1], rows=len(x))
+        return ops.sparse_gemv(x, keep, matrix, scale=scale, backend=backend)
+
+    def _selected(
+        self, x: Tensor, rule: SiteRule, bracket: Tensor | None, limit: Tensor | None, backend: str
+    ) -> Tensor:
+        if limit is not None:
+            return limit.repeat(len(x), 1) if len(x) > 1 else limit[None]
+        if rule.k >= x.shape[1]:
+            return self._pair(0, x.shape[1], rows=len(x))
+        return ops.select(x, rule.k, rule.ties, bracket, backend)
+
+    def _pair(self, first: int, second: int, rows: int = 0) -> Tensor:
+        """A constant [2], or [rows, 2], made once: a graph replays no copy from the host."""
+        key = (first, second, rows)
+        if key not in self._constants:
+            pair = torch.tensor([first, second], dtype=torch.int32, device=self.weights.device)
+            self._constants[key] = pair.repeat(rows, 1) if rows else pair
+        return self._constants[key]
+
+
+def argmax(logits: Tensor) -> Tensor:
+    """The first index of the largest entry of each row, by way of parts that a GPU reduces side by side."""
+    parts = math.gcd(logits.shape[1], 128)
+    values, inner = logits.view(len(logits), parts, -1).max(-1)
+    outer = values.argmax(-1, keepdim=True)
+    return (outer * (logits.shape[1] // parts) + inner.gather(1, outer)).squeeze(1)

@@ -1,0 +1,61 @@
+"""Bytes that a decode step reads, and the bandwidth that its GPU has."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from larosa.architecture import SITES
+from larosa.decode.decoder import Decoder, SiteEvent
+from larosa.decode.ops import kept
+
+PEAK_BYTES_S = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.04e12}
+"""Datasheets, by a part of the device's name."""
+
+
+def peak_bandwidth(device: torch.device) -> float | None:
+    """Bytes a second of the GPU's datasheet; None for a device that is not listed."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_BYTES_S.items() if part in name), None)
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def realised(decoder: Decoder, steps: int) -> dict[str, list[float]]:
+    """Site -> the share of entries that stay in each layer, mean over `steps` from where the decoder stands.
+
+    Of Top-K with strict ties it is known; what a limit keeps is seen on the decoder's own greedy tokens.
+    """
+    shape = decoder.weights.shape
+    known = {site: [rule.k / shape.sites[site].width for rule in decoder.rules[site]] for site in SITES}
+    if not any(rule.limit is not None or rule.ties == "keep" for own in decoder.rules.values() for rule in own):
+        return known
+    found = {site: [0.0] * shape.layers for site in SITES}
+
+    def watch(event: SiteEvent) -> None:
+        found[event.site][event.layer] += float(kept(event.x, event.keep).double().mean()) / steps
+
+    start = decoder.length
+    for _ in range(steps):
+        decoder.token.copy_(decoder.watched(decoder.token, watch).argmax(-1))
+    decoder.place(start)
+    return found
+
+
+def step_bytes(decoder: Decoder, context: int, shares: dict[str, list[float]]) -> dict[str, int]:
+    """Bytes that one step reads after `context` tokens, by what they are; `shares` as from :func:`realised`."""
+    weights, cache = decoder.weights, decoder.cache
+    found = dict.fromkeys(("projections", "norms", "biases", "adapters", "transforms", "scales"), 0)
+    for i, layer in enumerate(weights.layers):
+        found["projections"] += sum(round(shares[site][i] * _size(layer.matrices[site])) for site in SITES)
+        for kind, tensor in layer.tensors():
+            if kind != "projections":
+                found[kind] += _size(tensor)
+    found["norms"] += _size(weights.final_norm)
+    found["lm_head"] = _size(weights.head)
+    found["kv_cache"] = _size(cache) // decoder.max_len * context
+    return found | {"total": sum(found.values())}

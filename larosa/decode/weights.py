@@ -1,0 +1,199 @@
+"""The weights of the fast decoder: one copy, input-major, what reads a site side by side.
+
+| site | matrix | |
+|---|---|---|
+| h1 | [D, (heads + 2 kv_heads) head_dim] | q, k, v |
+| h2 | [heads head_dim, D] | o |
+| h3 | [D, 2 I] | gate, up |
+| h4 | [I, D] | down |
+
+Row i of a matrix is what channel i of its site is multiplied with, so a dropped channel is a row that is not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, PretrainedConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from larosa.decode.errors import DecodeError
+from larosa.sites import ModelShape
+
+_FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True)
+class Transform:
+    """z = x @ matrix behind a norm. `matrix` [D, D], int8 with `scale` [D] float32 an output, or blocks [n, b, b]."""
+
+    matrix: Tensor
+    scale: Tensor | None = None
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The matrix without its scale, [..., b, b] in `dtype`."""
+        return self.matrix.to(dtype) if self.scale is None else (self.matrix.float() * self.scale).to(dtype)
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer, by site."""
+
+    matrices: dict[str, Tensor]
+    norms: dict[str, Tensor]
+    """h1, h3 -> [D]"""
+    biases: dict[str, Tensor] = field(default_factory=dict)
+    adapters: dict[str, Tensor] = field(default_factory=dict)
+    """h1: [D, D] that the residual stream goes through before the layer; h3: only the input of the MLP's norm."""
+    transforms: dict[str, Transform] = field(default_factory=dict)
+    scale: Tensor | None = None
+    """[heads head_dim] that h2 is multiplied with before it is ranked; o's rows undo it."""
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors of the layer, under `projections`, `norms`, `biases`, `adapters`, `transforms` or `scales`."""
+        for kind in ("matrices", "norms", "biases", "adapters"):
+            yield from (("projections" if kind == "matrices" else kind, each) for each in getattr(self, kind).values())
+        for transform in self.transforms.values():
+            yield "transforms", transform.matrix
+            if transform.scale is not None:
+                yield "transforms", transform.scale
+        if self.scale is not None:
+            yield "scales", self.scale
+
+
+@dataclass(frozen=True)
+class DecodeWeights:
+    """A whole model. `config` is transformers', `embedding` and `head` are [vocabulary, D]."""
+
+    config: PretrainedConfig
+    layers: tuple[LayerWeights, ...]
+    embedding: Tensor
+    final_norm: Tensor
+    head: Tensor
+
+    def __post_init__(self) -> None:
+        if self.config.hidden_act != "silu":
+            raise DecodeError(f"hidden_act={self.config.hidden_act}: the decoder knows silu only")
+        if self.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+            raise DecodeError(f"the decoder runs in bfloat16, float16 or float32, not {self.dtype}")
+
+    @property
+    def shape(self) -> ModelShape:
+        """Widths of the sites, for as many layers as there are here."""
+        return replace(ModelShape.of(self.config), layers=len(self.layers))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of activations and projections."""
+        return self.embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything is."""
+        return self.embedding.device
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of the KV cache."""
+        return int(self.config.num_key_value_heads)
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return self.shape.sites["h2"].width // int(self.config.num_attention_heads)
+
+    def first(self, layers: int) -> DecodeWeights:
+        """The model cut to its first layers; tensors are shared."""
+        return replace(self, layers=self.layers[:layers])
+
+    def bare(self) -> DecodeWeights:
+        """Without adapters, transforms and scales: as fast as the dense model, but no longer the same function."""
+        layers = (replace(layer, adapters={}, transforms={}, scale=None) for layer in self.layers)
+        return replace(self, layers=tuple(layers))
+
+    def rotary(self, max_len: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [max_len, head_dim] in the model's dtype, as transformers rounds them."""
+        kind = self.config.rope_parameters.get("rope_type", "default")
+        if kind not in _FIXED_ROTARY:
+            raise DecodeError(f"rope_type={kind} depends on the length: expected one of {', '.join(_FIXED_ROTARY)}")
+        module = LlamaRotaryEmbedding(cast(LlamaConfig, self.config))
+        cos, sin = module(torch.empty(0, dtype=self.dtype), torch.arange(max_len)[None])
+        return cos[0].to(self.device), sin[0].to(self.device)
+
+    def check_length(self, max_len: int) -> None:
+        """Raise DecodeError where a sliding window would hide older tokens, which the decoder does not do."""
+        kinds = getattr(self.config, "layer_types", None)
+        sliding = "sliding_attention" in kinds[: len(self.layers)] if kinds else True
+        window = getattr(self.config, "sliding_window", None)
+        if window is not None and sliding and max_len > window:
+            raise DecodeError(f"max_len={max_len} exceeds the sliding window of {window}, which the decoder lacks")
+
+
+def has_bias(config: PretrainedConfig, site: str) -> bool:
+    """Whether the projections that read a site have biases."""
+    if config.model_type == "qwen2":
+        return site == "h1"
+    return bool(getattr(config, "attention_bias" if site in ("h1", "h2") else "mlp_bias", False))
+
+
+def random_weights(
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int,
+    layers: int | None = None,
+    adapters: int = 0,
+    transforms: str | None = None,
+) -> DecodeWeights:
+    """N(0, 0.02) weights at a true shape, made on the device.
+
+    adapters: 1, in front of every layer but the first; 2, and in front of every MLP's norm. transforms: `int8` or
+    `model`, in front of q, k, v and of gate, up. All are one random orthogonal matrix with rows and columns shuffled.
+    """
+    draw = torch.Generator(device).manual_seed(seed)
+    D = int(config.hidden_size)
+
+    def normal(*size: int) -> Tensor:
+        return torch.empty(size, dtype=dtype, device=device).normal_(0.0, 0.02, generator=draw)
+
+    def gamma() -> Tensor:
+        return torch.empty(D, dtype=dtype, device=device).uniform_(0.5, 1.5, generator=draw)
+
+    gaussian = torch.randn(D, D, device=device, generator=draw) if adapters or transforms else torch.eye(1)
+    orthogonal: Tensor = torch.linalg.qr(gaussian).Q
+
+    def shuffled() -> Tensor:
+        rows, columns = (torch.randperm(D, device=device, generator=draw) for _ in range(2))
+        turned: Tensor = orthogonal[rows][:, columns]
+        return turned
+
+    sites = ModelShape.of(config).sites
+
+    def layer(index: int) -> LayerWeights:
+        at = (["h1"] if adapters and index else []) + (["h3"] if adapters > 1 else [])
+        return LayerWeights(
+            matrices={name: normal(site.width, site.fan_out) for name, site in sites.items()},
+            norms={"h1": gamma(), "h3": gamma()},
+            biases={name: normal(site.fan_out) for name, site in sites.items() if has_bias(config, name)},
+            adapters={site: shuffled().to(dtype) for site in at},
+            transforms={site: stored(shuffled(), transforms, dtype) for site in ("h1", "h3")} if transforms else {},
+        )
+
+    count = int(config.num_hidden_layers) if layers is None else layers
+    embedding = normal(int(config.vocab_size), D) * 50
+    head = embedding if config.tie_word_embeddings else normal(int(config.vocab_size), D)
+    return DecodeWeights(config, tuple(layer(i) for i in range(count)), embedding, gamma(), head)
+
+
+def stored(matrix: Tensor, storage: str, dtype: torch.dtype) -> Transform:
+    """A transform [D, D] (input-major) as int8 with a scale an output, or in the model's dtype."""
+    if storage == "model":
+        return Transform(matrix.to(dtype))
+    if storage != "int8":
+        raise DecodeError(f"transforms={storage}: expected int8 or model")
+    scale = matrix.abs().amax(0) / 127
+    return Transform((matrix / scale).round().to(torch.int8), scale.float())

@@ -1,0 +1,184 @@
+"""The decoder against the evaluated transformers model, token by token, on the CPU in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import build_model
+from test_methods import applied
+from test_schedule import method
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from larosa.architecture import SITES
+from larosa.config import MethodConfig
+from larosa.decode.decoder import Decoder, argmax
+from larosa.decode.errors import DecodeError
+from larosa.decode.from_model import weights_of
+from larosa.decode.generate import Sampling, draw, generate
+from larosa.decode.prefill import prefill
+from larosa.decode.rules import dense_rules, level_rules, rules_of
+from larosa.sparsity.top_k import keep_mask
+
+SMALL = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3}
+MODELS = [
+    ("llama", {}),
+    ("llama", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4}),
+    ("mistral", {"sliding_window": None, "head_dim": 24}),
+    ("qwen2", {"tie_word_embeddings": True}),
+]
+METHODS = {
+    "magnitude": ("magnitude", {}),
+    "threshold": ("magnitude", {"rule": "threshold"}),
+    "teal": ("teal", {}),
+    "cats": ("cats", {}),
+    "wina": ("wina", {}),
+    "wina/transform": ("wina/transform", {}),
+    "layer": ("larosa", {}),
+    "block": ("larosa", {"granularity": "block"}),
+    "model": ("larosa", {"granularity": "model"}),
+    "simulated": ("larosa", {"form": "simulated"}),
+    "simulated, scored": ("larosa", {"form": "simulated", "score": "column_norm"}),
+    "int8": ("larosa/output_aware", {}),
+    "int8, scored": ("larosa/output_aware", {"score": "column_norm"}),
+    "blocks": ("larosa/output_aware", {"block_size": 16}),
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAROSA_CACHE", str(tmp_path))
+
+
+def small(kind: str = "llama", **more: object) -> PreTrainedModel:
+    tied = bool(more.pop("tie_word_embeddings", False))
+    return build_model(kind, dtype=torch.float32, tied=tied, **{**SMALL, **more})
+
+
+def chosen(name: str) -> MethodConfig:
+    preset, more = METHODS[name]
+    return method(preset, **more)
+
+
+def stepped(decoder: Decoder, ids: Tensor) -> Tensor:
+    """[B, T, vocabulary], one token at a time."""
+    decoder.place(0)
+    return torch.stack([decoder.step(column).clone() for column in ids.T], 1)
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+@pytest.mark.parametrize(("kind", "more"), MODELS, ids=[f"{k}-{len(m)}" for k, m in MODELS])
+def test_dense_decoder_is_the_model(kind: str, more: dict[str, object], tokens: Tensor) -> None:
+    model = small(kind, **more)
+    weights, ids = weights_of(model), tokens[:2, :12]
+    decoder = Decoder(weights, dense_rules(weights.shape), 16, batch=2)
+    expected = model(ids).logits
+    close(stepped(decoder, ids), expected)
+    close(prefill(decoder, ids), expected)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_sparse_decoder_is_the_sparse_model(kind: str, name: str, tokens: Tensor) -> None:
+    model, ids = small(kind), tokens[:2, :12]
+    with applied(model, tokens, chosen(name)) as handle:
+        weights = weights_of(model, handle)
+        decoder = Decoder(weights, rules_of(handle), 16, batch=2)
+        expected = model(ids).logits
+        close(stepped(decoder, ids), expected)
+        close(prefill(decoder, ids), expected)
+        with handle.level_zero():
+            dense = model(ids).logits
+    close(stepped(Decoder(weights, dense_rules(weights.shape), 16, batch=2), ids), dense)
+    close(prefill(decoder, ids, "dense"), dense)
+    assert not torch.allclose(dense, expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["magnitude", "layer"])
+def test_greedy_generation_is_transformers(name: str, tokens: Tensor) -> None:
+    model, prompt = small("mistral", sliding_window=None), tokens[:2, :6]
+    with applied(model, tokens, chosen(name)) as handle:
+        expected = model.generate(prompt, max_new_tokens=10, min_new_tokens=10, do_sample=False, eos_token_id=None)
+        decoder = Decoder(weights_of(model, handle), rules_of(handle), 16, batch=2)
+    assert torch.equal(generate(decoder, prompt, 10), expected)
+    stop = int(expected[0, 9])
+    cut = generate(decoder, prompt, 10, stop=stop)
+    first = int((expected[0, 6:] == stop).nonzero()[0]) + 6
+    assert torch.equal(cut[0, : first + 1], expected[0, : first + 1])
+    assert bool((cut[0, first:] == stop).all())
+
+
+def test_prefill_then_steps_are_steps(tokens: Tensor) -> None:
+    weights, ids = weights_of(small()), tokens[:1, :12]
+    decoder = Decoder(weights, level_rules(weights.shape, 0.5), 12)
+    expected = stepped(decoder, ids)
+    close(prefill(decoder, ids[:, :8]), expected[:, :8])
+    for i in range(8, 12):
+        close(decoder.step(int(ids[0, i])), expected[:, i])
+    with pytest.raises(DecodeError, match="full"):
+        decoder.advance()
+
+
+def test_sampling_follows_the_distribution_and_its_cuts() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).repeat(20_000, 1)
+    generator = torch.Generator().manual_seed(0)
+
+    def shares(how: Sampling) -> Tensor:
+        return draw(logits, how, generator).bincount(minlength=4) / len(logits)
+
+    torch.testing.assert_close(shares(Sampling(0.7)), (logits[0] / 0.7).softmax(-1), atol=0.01, rtol=0)
+    torch.testing.assert_close(shares(Sampling(1.0, top_k=2))[:2], logits[0, :2].softmax(-1), atol=0.01, rtol=0)
+    assert shares(Sampling(1.0, top_k=2))[2:].sum() == 0
+    assert shares(Sampling(1.0, top_p=0.6))[0] == 1  # the first already has 0.64
+    assert shares(Sampling(1.0, top_p=0.7))[1:].sum() > 0
+
+
+def test_sampled_generation_repeats_with_its_seed(tokens: Tensor) -> None:
+    weights = weights_of(small())
+    decoder = Decoder(weights, level_rules(weights.shape, 0.4), 40)
+    how = Sampling(temperature=1.0, top_k=50, top_p=0.9, seed=3)
+    first = generate(decoder, tokens[:1, :4], 36, how)
+    assert torch.equal(generate(decoder, tokens[:1, :4], 36, how), first)
+    assert torch.equal(decoder.tokens[:, :40], first)
+    assert not torch.equal(generate(decoder, tokens[:1, :4], 36, Sampling(1.0, seed=4)), first)
+
+
+def test_argmax_takes_the_first_of_equals() -> None:
+    logits = torch.tensor([[0.0, 3.0] * 128, [5.0] * 256])
+    assert argmax(logits).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("ties", ["strict", "keep"])
+def test_masks_in_bfloat16_are_those_of_the_sparsifier(ties: str) -> None:
+    from larosa.decode import ops
+
+    x = torch.randn(3, 96, generator=torch.Generator().manual_seed(0)).bfloat16()
+    x[:, ::3] = 0.5  # ties
+    for k in (1, 20, 40, 95):
+        keep = ops.select(x, k, ties, backend="reference")
+        assert torch.equal(ops.kept(x, keep), keep_mask(x, k, ties)), k
+
+
+def test_the_decoder_says_what_it_cannot_do(tokens: Tensor) -> None:
+    weights = weights_of(small("mistral", sliding_window=8))
+    with pytest.raises(DecodeError, match="sliding window"):
+        Decoder(weights, dense_rules(weights.shape), 16)
+    with pytest.raises(DecodeError, match="float64"):
+        weights_of(build_model("llama"))
+    with pytest.raises(DecodeError, match="no channel"):
+        level_rules(weights.shape, 0.999)
+    model = small()
+    with (
+        applied(model, tokens, method("r_sparse")) as handle,
+        pytest.raises(DecodeError, match="low-rank"),
+    ):
+        weights_of(model, handle)
+    decoder = Decoder(weights, dense_rules(weights.shape), 8)
+    with pytest.raises(DecodeError, match="does not fit"):
+        prefill(decoder, tokens[:1, :9])
+    assert set(decoder.rules) == set(SITES)

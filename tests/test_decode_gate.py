@@ -1,0 +1,109 @@
+"""The correctness gate: green on every method, red on a broken weight, mask or product."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SHAPE
+from test_decode import METHODS, chosen, small
+from test_methods import applied
+from torch import Tensor
+from transformers import AutoConfig
+
+from larosa.decode import ops
+from larosa.decode.errors import GateError
+from larosa.decode.from_model import weights_of
+from larosa.decode.gate import check_plain
+from larosa.decode.gate_model import check_model
+from larosa.decode.rules import SiteRule, level_rules
+from larosa.decode.weights import DecodeWeights, random_weights
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAROSA_CACHE", str(tmp_path))
+
+
+def random(kind: str = "qwen2", dtype: torch.dtype = torch.bfloat16, **more: object) -> DecodeWeights:
+    config = AutoConfig.for_model(kind, **SHAPE)
+    return random_weights(config, dtype, torch.device("cpu"), seed=0, layers=2, **more)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_gate_is_green(name: str, tokens: Tensor) -> None:
+    model = small("llama", attention_bias=True, mlp_bias=True)
+    with applied(model, tokens, chosen(name)) as handle:
+        found = check_model(model, handle, weights_of(model, handle), tokens[0, :12])
+    assert found["relative_logits_error"] <= found["bound"] < 1e-3
+    assert found["top1_agreement"] == 1.0
+    assert 0 <= found["kl_nats"] < 1e-8
+    assert found["sites"]["masks_differ_share"] < 1e-3
+    if name not in ("cats", "teal", "threshold"):
+        assert found["level_measured"]["h1"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["magnitude", "layer", "int8", "wina", "threshold"])
+def test_the_gate_is_green_in_bfloat16(name: str, tokens: Tensor) -> None:
+    from conftest import build_model
+    from test_decode import SMALL
+
+    model = build_model("qwen2", dtype=torch.bfloat16, **SMALL)
+    with applied(model, tokens, chosen(name)) as handle:
+        found = check_model(model, handle, weights_of(model, handle), tokens[0, :12])
+    assert found["sites"]["masks_differ_share"] < 0.02
+    assert found["kl_nats"] < 0.2
+
+
+@pytest.mark.parametrize("site", ["h1", "h2", "h3", "h4"])
+def test_a_broken_weight_is_red(site: str, tokens: Tensor) -> None:
+    model = small()
+    with applied(model, tokens, chosen("magnitude")) as handle:
+        weights = weights_of(model, handle)
+        weights.layers[1].matrices[site][3] *= 1.5
+        with pytest.raises(GateError, match="level 0"):
+            check_model(model, handle, weights, tokens[0, :8])
+        with pytest.raises(GateError, match=f"layer 1, {site}: .*product"):  # found by the site alone
+            check_model(model, handle, weights, tokens[0, :8], kappa=[1e6])
+
+
+def test_a_wrong_level_is_red(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small()
+    with applied(model, tokens, chosen("magnitude")) as handle:
+        weights = weights_of(model, handle)
+        less = level_rules(weights.shape, 0.45)
+        monkeypatch.setattr("larosa.decode.gate_model.rules_of", lambda _: less)
+        with pytest.raises(GateError, match="not within a unit"):
+            check_model(model, handle, weights, tokens[0, :8])
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("more", [{}, {"adapters": 1}, {"adapters": 2}, {"transforms": "int8"}], ids=str)
+def test_random_weights_pass_the_plain_gate(kind: str, more: dict[str, object]) -> None:
+    weights = random(kind, **more)
+    for level in (0.0, 0.5, 0.9):
+        found = check_plain(weights, level_rules(weights.shape, level))
+        assert found["relative_logits_error"] <= found["bound"] < 0.3
+        assert found["level_measured"]["h1"] == pytest.approx(level, abs=0.02)
+    limits = {site: (SiteRule(own[0].k, limit=0.1),) * 2 for site, own in level_rules(weights.shape, 0.5).items()}
+    check_plain(weights, limits)
+
+
+def test_the_plain_gate_is_red_on_wrong_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = random(dtype=torch.float32)
+    rules = level_rules(weights.shape, 0.5)
+    check_plain(weights, rules)
+    select, gemv, attend = ops.select, ops.sparse_gemv, ops.attend
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, "select", lambda x, k, *a, **b: select(x, k - 1, *a, **b))
+        with pytest.raises(GateError, match="mask"):
+            check_plain(weights, rules)
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, "sparse_gemv", lambda *a, **b: gemv(*a, **b) * 1.001)
+        with pytest.raises(GateError, match="product"):
+            check_plain(weights, rules)
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, "attend", lambda *a, **b: attend(*a, **b) * 1.01)
+        with pytest.raises(GateError, match="logits"):
+            check_plain(weights, rules)
