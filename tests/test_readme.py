@@ -2,6 +2,8 @@
 
 from conftest import CONF, ROOT
 
+from analysis import methods
+
 README = (ROOT / "README.md").read_text()
 
 
@@ -19,3 +21,8 @@ def test_every_choice_is_listed() -> None:
         row = next(line for line in README.splitlines() if line.startswith(f"| `{group}` |"))
         for path in (CONF / group).rglob("*.yaml"):
             assert path.relative_to(CONF / group).with_suffix("").as_posix() in row, (group, path.name)
+
+
+def test_the_method_table_is_what_the_records_give() -> None:
+    records = str(ROOT / "analysis" / "records" / "methods-smollm2.jsonl")
+    assert methods.main([records, "--readme", str(ROOT / "README.md"), "--check"]) == 0
