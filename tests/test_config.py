@@ -35,13 +35,24 @@ def choices() -> list[str]:
     found = []
     for path in sorted(CONF.glob("*/**/*.yaml")):
         group, *rest = path.relative_to(CONF).with_suffix("").parts
-        found.append(f"{group}={'/'.join(rest)}")
+        found.append(f"{'+' if group == 'experiment' else ''}{group}={'/'.join(rest)}")
     return found
 
 
 @pytest.mark.parametrize("choice", choices())
 def test_every_conf_file_composes(choice: str) -> None:
     parse(choice, *NEEDS.get(choice, "").split())
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+def test_every_method_plans_with_its_own_paper_s_settings(name: str) -> None:
+    """Options of a group that the command line chooses stay open."""
+    config = parse(f"+experiment={name}", "sparsity=0.3")
+    cells = plan_cells(config)
+    assert config.method.name in name
+    assert list(cells)[-1] == config.method.label
+    assert {"teal": 0.5, "wina": 0.99, "r_sparse": 0.1}.get(name, config.tokens.fraction) == config.tokens.fraction
+    assert parse(f"+experiment={name}", "sparsity=0.3", "texts=lambada").texts.keys() == {"lambada"}
 
 
 MODELS = [path.stem for path in sorted((CONF / "model").glob("*.yaml"))]
