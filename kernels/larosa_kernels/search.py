@@ -36,9 +36,12 @@ def pair_words(bits, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _reach(words, candidate, PACKED: tl.constexpr):
-    """Per word, a code whose sum over words tells how many patterns are >= candidate; see `_decode`."""
-    pattern = candidate * 0x10001
+def _reach(words, candidate, INFINITY: tl.constexpr, PACKED: tl.constexpr):
+    """Per word, a code whose sum over words tells how many patterns are >= candidate; `_narrow` reads it.
+
+    0 would count the padding and beyond infinity lie the NaNs: such candidates are moved, and ignored afterwards.
+    """
+    pattern = tl.minimum(tl.maximum(candidate, 1), INFINITY) * 0x10001
     if PACKED == "bf16":
         return tl.inline_asm_elementwise(
             "set.geu.u32.bf16x2 $0, $1, $2;", "=r,r,r", [words, pattern], dtype=tl.int32, is_pure=True, pack=1
@@ -53,28 +56,16 @@ def _reach(words, candidate, PACKED: tl.constexpr):
 
 
 @triton.jit
-def _decode(total, PACKED: tl.constexpr):
-    """The number of patterns from the summed codes. `set` gives 0xFFFF a half: the sum is 65536 (L - H) - L."""
+def _narrow(low, high, at_least, above, k, candidate, code, PACKED: tl.constexpr):
+    """Use one count: the limit is >= candidate iff count >= k. A candidate outside (low, high] tells nothing.
+
+    code: summed codes of L low and H high halves; 65536 H + L, or from `set`, 0xFFFF a half, 65536 (L - H) - L.
+    """
     if PACKED == "none":
-        return (total & 0xFFFF) + (total >> 16)
-    low = (0 - total) & 0xFFFF
-    return 2 * low - ((total + low) >> 16)
-
-
-@triton.jit
-def _add3(a0, a1, a2, b0, b1, b2):
-    return a0 + b0, a1 + b1, a2 + b2
-
-
-@triton.jit
-def _within(candidate, INFINITY: tl.constexpr):
-    """A candidate that may be compared: 0 would count the padding, beyond infinity lie the NaNs."""
-    return tl.minimum(tl.maximum(candidate, 1), INFINITY)
-
-
-@triton.jit
-def _narrow(low, high, at_least, above, k, candidate, count):
-    """Use one count: the limit is >= candidate iff count >= k. A candidate outside (low, high] tells nothing."""
+        count = (code & 0xFFFF) + (code >> 16)
+    else:
+        low_half = (0 - code) & 0xFFFF
+        count = 2 * low_half - ((code + low_half) >> 16)
     inside = (candidate > low) & (candidate <= high)
     reached = inside & (count >= k)
     missed = inside & (count < k)
@@ -86,10 +77,14 @@ def _narrow(low, high, at_least, above, k, candidate, count):
 
 
 @triton.jit
+def _add3(a0, a1, a2, b0, b1, b2):
+    return a0 + b0, a1 + b1, a2 + b2
+
+
+@triton.jit
 def _round1(words, low, high, at_least, above, k, c0, INFINITY: tl.constexpr, PACKED: tl.constexpr):
     """Narrow by one candidate."""
-    count = _decode(tl.sum(_reach(words, _within(c0, INFINITY), PACKED), 0), PACKED)
-    return _narrow(low, high, at_least, above, k, c0, count)
+    return _narrow(low, high, at_least, above, k, c0, tl.sum(_reach(words, c0, INFINITY, PACKED), 0), PACKED)
 
 
 @triton.jit
@@ -97,19 +92,19 @@ def _round3(
     words, low, high, at_least, above, k, c0, c1, c2,
     INFINITY: tl.constexpr, PACKED: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
-    """Narrow by three ascending candidates; TOGETHER sums them in one pass over the warps."""
-    s0 = _reach(words, _within(c0, INFINITY), PACKED)
-    s1 = _reach(words, _within(c1, INFINITY), PACKED)
-    s2 = _reach(words, _within(c2, INFINITY), PACKED)
+    """Narrow by three candidates; TOGETHER sums their codes in one pass over the warps."""
+    s0 = _reach(words, c0, INFINITY, PACKED)
+    s1 = _reach(words, c1, INFINITY, PACKED)
+    s2 = _reach(words, c2, INFINITY, PACKED)
     if TOGETHER:
         s0, s1, s2 = tl.reduce((s0, s1, s2), 0, _add3)
     else:
         s0 = tl.sum(s0, 0)
         s1 = tl.sum(s1, 0)
         s2 = tl.sum(s2, 0)
-    low, high, at_least, above = _narrow(low, high, at_least, above, k, c0, _decode(s0, PACKED))
-    low, high, at_least, above = _narrow(low, high, at_least, above, k, c1, _decode(s1, PACKED))
-    return _narrow(low, high, at_least, above, k, c2, _decode(s2, PACKED))
+    low, high, at_least, above = _narrow(low, high, at_least, above, k, c0, s0, PACKED)
+    low, high, at_least, above = _narrow(low, high, at_least, above, k, c1, s1, PACKED)
+    return _narrow(low, high, at_least, above, k, c2, s2, PACKED)
 
 
 @triton.jit
