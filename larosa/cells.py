@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from transformers import PretrainedConfig
 
 from larosa import models, results
 from larosa.config import ConfigError, MethodConfig, RunConfig
-from larosa.decode.ops import check_backend
 from larosa.evaluation.zero_shot import check_tasks
 from larosa.methods import cats, r_sparse
 from larosa.rotation import bases
@@ -100,7 +100,8 @@ def _check(config: RunConfig, shape_config: PretrainedConfig, shape: ModelShape)
     speed = config.evaluation.speed
     if speed is not None:
         lengths.append(("evaluation.speed, context and new tokens:", max(speed.contexts) + max(speed.new_tokens)))
-        check_backend(speed.backend)
+        if find_spec("triton") is None:
+            raise ConfigError("evaluation=speed needs the package triton, which is not installed here")
     for key, length in lengths:
         if length > longest:
             raise ConfigError(f"{key}={length}, but {config.model.name} reads at most {longest} positions")

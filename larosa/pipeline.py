@@ -31,7 +31,6 @@ from larosa.evaluation import invariance
 from larosa.evaluation.error import probe
 from larosa.evaluation.perplexity import perplexity
 from larosa.evaluation.sparsity import SparsityMeter
-from larosa.evaluation.speed import speed
 from larosa.evaluation.zero_shot import zero_shot
 from larosa.maker import doubts
 from larosa.methods.registry import METHODS
@@ -189,6 +188,8 @@ def measure(cell: Cell, bench: Bench) -> Record:
             scores = zero_shot(bench.model, bench.tokenizer, config.evaluation.zero_shot, config.seed)
             metrics["zero_shot"] = {name: asdict(score) for name, score in scores.items()}
         if config.evaluation.speed is not None:
+            from larosa.evaluation.speed import speed  # triton, which not every machine has
+
             with stages("speed"):
                 prompt = bench.calibration.ids[0]
                 metrics["speed"] = speed(bench.model, handle, prompt, bench.dense.kappa, config.evaluation.speed)

@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 import torch
-from conftest import build_model
 from transformers import PreTrainedModel
 
+from conftest import build_model
 from larosa.api import LaRoSAConfig, sparsify
 from larosa.architecture import ARCHITECTURES, ArchitectureError, architecture_of
 from larosa.config import TokenPolicyConfig

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import build_model
 from test_config import parse
 from test_pipeline import overrides  # noqa: F401
 from test_schedule import ALL, method
 from transformers import PreTrainedModel
 
+from conftest import build_model
 from larosa import allocate as command
 from larosa.architecture import SITES
 from larosa.calibration.calibrator import Calibrator

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import build_model
 
+from conftest import build_model
 from larosa import (
     LaRoSAActivationSparsifier,
     LaRoSAConfig,

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONF, ROOT
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_config import parse
 from test_pipeline import overrides  # noqa: F401
 
+from conftest import CONF, ROOT
 from larosa import coefficients
 from larosa.cells import plan_cells
 from larosa.config import ConfigError, RunConfig

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONF, ROOT
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from conftest import CONF, ROOT
 from larosa.cells import plan_cells
 from larosa.config import ConfigError, RunConfig
 from larosa.errors import LarosaError

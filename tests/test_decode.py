@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build_model
 from test_methods import applied
 from test_schedule import method
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from conftest import build_model
 from larosa.architecture import SITES
 from larosa.config import MethodConfig
 from larosa.decode.decoder import Decoder, argmax

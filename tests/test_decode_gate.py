@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHAPE
 from test_decode import METHODS, chosen, small
 from test_methods import applied
 from torch import Tensor
 from transformers import AutoConfig
 
+from conftest import SHAPE
 from larosa.decode import ops
 from larosa.decode.errors import GateError
 from larosa.decode.from_model import weights_of
@@ -46,8 +46,9 @@ def test_the_gate_is_green(name: str, tokens: Tensor) -> None:
 
 @pytest.mark.parametrize("name", ["magnitude", "layer", "int8", "wina", "threshold"])
 def test_the_gate_is_green_in_bfloat16(name: str, tokens: Tensor) -> None:
-    from conftest import build_model
     from test_decode import SMALL
+
+    from conftest import build_model
 
     model = build_model("qwen2", dtype=torch.bfloat16, **SMALL)
     with applied(model, tokens, chosen(name)) as handle:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SHAPE
 from test_config import parse
 from transformers import AutoConfig
 
+from conftest import ROOT, SHAPE
 from larosa.cells import plan_cells
 from larosa.decode.calibrate import bracketed, kth_bits, limited
 from larosa.decode.decoder import Decoder

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from test_config import parse
 from test_pipeline import write_text
 
@@ -26,6 +25,7 @@ from analysis.extras import adapter_share, share_at_llama2_7b
 from analysis.method_markdown import interval, markdown
 from analysis.records import Entry, Record, RecordsError, load
 from analysis.rows import Row, Rows, build
+from conftest import ROOT
 from larosa.pipeline import run
 
 LAROSA = "larosa/paper (absorbed, pca, per layer)"

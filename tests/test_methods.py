@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import build_model
 from test_schedule import ALL, method, schedule
 from torch import Tensor
 
+from conftest import build_model
 from larosa.accounting import account
 from larosa.calibration.calibrator import Calibrator
 from larosa.calibration.statistics import CalibrationError

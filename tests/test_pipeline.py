@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
 from test_config import parse
 
+from conftest import ROOT
 from larosa.architecture import ModelView
 from larosa.calibration.overlap import OverlapError
 from larosa.evaluation.perplexity import EvaluationError, perplexity

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import build_model
 from test_config import parse
 from test_methods import inputs
 from test_pipeline import overrides  # noqa: F401
 from test_schedule import ALL, method, schedule, shape_of
 from torch import Tensor, nn
 
+from conftest import build_model
 from larosa.accounting import account
 from larosa.architecture import SITES, ModelView
 from larosa.calibration.calibrator import Calibrator

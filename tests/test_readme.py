@@ -1,8 +1,7 @@
 """README's commands are the ones CI runs and the ones that exist."""
 
-from conftest import CONF, ROOT
-
 from analysis import methods
+from conftest import CONF, ROOT
 
 README = (ROOT / "README.md").read_text()
 

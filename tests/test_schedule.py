@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import CONF
 from test_config import parse
 from transformers import AutoConfig
 
+from conftest import CONF
 from larosa.accounting import account
 from larosa.architecture import SITES
 from larosa.config import MethodConfig, ScheduleConfig, TokenPolicyConfig

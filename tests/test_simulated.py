@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import build_model
 from torch import Tensor
 
+from conftest import build_model
 from larosa.api import LaRoSAConfig, sparsify
 from larosa.architecture import norm_epsilon
 from larosa.calibration.statistics import CalibrationError, second_moments, with_gamma

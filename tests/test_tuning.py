@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import build_model
 from test_config import parse
 from test_methods import cache  # noqa: F401
 from test_schedule import ALL, method, schedule
 from torch import Tensor
 
+from conftest import build_model
 from larosa.accounting import account
 from larosa.calibration.calibrator import Calibrator
 from larosa.calibration.statistics import ALL_READERS, weight_moments

@@ -69,7 +69,7 @@ class Decoder:
         self.logits = torch.zeros(batch, len(weights.head), dtype=weights.dtype, device=device)
         self._constants: dict[tuple[int, int, int], Tensor] = {}
         self._graph: torch.cuda.CUDAGraph | None = None
-        if graph and device.type == "cuda":
+        if graph and self.backend == "triton" and device.type == "cuda":  # the references wait for the host
             self._capture()
 
     @property

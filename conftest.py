@@ -1,0 +1,10 @@
+"""Without a GPU, Triton's interpreter runs the kernels. It has to be chosen before transformers imports triton."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")

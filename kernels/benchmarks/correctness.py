@@ -1,0 +1,82 @@
+"""The gate before any timing: every kernel against its reference at the shapes to be timed."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from larosa_kernels import attend, kept_mask, norm_select, select, sparse_gemv, swiglu_select, testing
+from larosa_kernels.search_config import SearchConfig
+from larosa_kernels.select.reference import select_reference
+from larosa_kernels.sparse_gemv.config import GemvConfig, gemv_config
+from rows import CONTEXT, EPS, HEAD_WIDTH, HEADS, PROJECTIONS, WIDTHS, Bench
+from torch import Tensor
+
+
+def bracket_around(keep: Tensor, width: int) -> Tensor:
+    """A calibrated range of `width` patterns around the limit, off centre."""
+    low = keep[0, 0] - width // 3
+    return torch.stack([low, low + width - 1]).int()
+
+
+def gate(bench: Bench, searches: dict[int, list[SearchConfig]]) -> list[str]:
+    """What is wrong, a line each; `searches`: the ways to search that will be timed, by width."""
+    failed = []
+    for n in sorted({n for widths in WIDTHS.values() for n in widths}):
+        x = testing.vector("sorted", 1, n, bench.dtype, "cuda")
+        for k, ties in itertools.product((n // 4, n // 2, n - 1), ("strict", "keep")):
+            wanted = select_reference(x, k, ties)
+            for bracket in (None, bracket_around(wanted, 64), bracket_around(wanted + 200, 64)):
+                for config in searches[n]:
+                    if not torch.equal(select(x, k, ties, bracket, config=config), wanted):
+                        failed.append(f"select n={n} k={k} {ties} {config}")
+        gate_up, h, gamma = bench.normal(1, 2 * n), bench.normal(1, n), bench.normal(n)
+        for chunk in (0, 512):
+            y, keep = swiglu_select(gate_up, n // 2, config=SearchConfig(8, 3, True, chunk))
+            near = (y != swiglu_select(gate_up, backend="reference")[0]).double().mean() < 0.01
+            if not near or not torch.equal(keep, select_reference(y, n // 2)):
+                failed.append(f"swiglu_select n={n} chunk={chunk}")
+        z, keep = norm_select(h, gamma, EPS, n // 2)
+        near = (z != norm_select(h, gamma, EPS, backend="reference")[0]).double().mean() < 0.01
+        if not near or not torch.equal(keep, select_reference(z, n // 2)):
+            failed.append(f"norm_select n={n}")
+    for n, m in sorted(set(PROJECTIONS.values())):
+        x, weight = bench.normal(1, n), bench.normal(n, m)
+        for k in (n // 2, n):
+            failed += gemv_errors(x, weight, k, gemv_config(n, m))
+    return failed + [f"attend {model}" for model in HEADS if not attend_is_right(bench, model)]
+
+
+def gemv_errors(x: Tensor, weight: Tensor, k: int, config: GemvConfig) -> list[str]:
+    """Empty, or what is wrong: the float64 product on few columns, dropped rows being NaN, equal bits on repetition."""
+    keep = select(x, k)
+    kept = kept_mask(x, keep)
+    poisoned = weight.clone()
+    poisoned[~kept[0]] = float("nan")
+    y = sparse_gemv(x, keep, poisoned, config=config)
+    some = slice(None, None, 37)
+    exact = testing.exact_gemv(x, kept, weight[:, some])
+    bound = testing.EPSILON[x.dtype] * exact.abs() * 1.001 + testing.gemv_tolerance(x, weight[:, some])
+    right = bool(((y[:, some].double() - exact).abs() <= bound).all())
+    same = all(torch.equal(y, sparse_gemv(x, keep, poisoned, config=config)) for _ in range(5))
+    return [] if right and same else [f"sparse_gemv {list(weight.shape)} k={k} {config}: right {right}, repeats {same}"]
+
+
+def attention_inputs(bench: Bench, model: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(qkv, cos, sin, k_cache, v_cache, position) at the end of a full context."""
+    kv, per = HEADS[model]
+    angle = torch.rand(CONTEXT, HEAD_WIDTH // 2, device="cuda").repeat(1, 2)
+    caches = [bench.normal(1, kv, CONTEXT, HEAD_WIDTH) for _ in range(2)]
+    position = torch.tensor([CONTEXT - 1], dtype=torch.int32, device="cuda")
+    qkv = bench.normal(1, kv * (per + 2) * HEAD_WIDTH)
+    return qkv, angle.cos().to(bench.dtype), angle.sin().to(bench.dtype), caches[0], caches[1], position
+
+
+def attend_is_right(bench: Bench, model: str) -> bool:
+    """Output and caches against the reference."""
+    qkv, cos, sin, k, v, position = attention_inputs(bench, model)
+    k2, v2 = k.clone(), v.clone()
+    out = attend(qkv, cos, sin, k, v, position)
+    wanted = attend(qkv, cos, sin, k2, v2, position, backend="reference")
+    near = (out.float() - wanted.float()).abs().max() <= 3 * testing.EPSILON[bench.dtype] * v2.abs().max()
+    return bool(near) and torch.equal(k, k2) and torch.equal(v, v2)

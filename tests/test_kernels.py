@@ -1,0 +1,259 @@
+"""Every kernel against its reference: in Triton's interpreter here, compiled on a GPU by the same command.
+
+GPU, with no more than torch, triton, numpy and pytest:
+`PYTHONPATH=kernels python -m pytest --noconftest -m "" tests/test_kernels*.py`.
+The interpreter takes 0.1 s a search, so it runs fewer rows and widths.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from larosa_kernels import attend, kept_mask, limit_from_threshold, norm_select, select, sparse_gemv, swiglu_select
+from larosa_kernels import testing as kt
+from larosa_kernels.attend.workspace import AttendConfig
+from larosa_kernels.search_config import SearchConfig
+from larosa_kernels.select.reference import magnitude_bits, select_reference
+from larosa_kernels.sparse_gemv import workspace as gemv_workspace
+from larosa_kernels.sparse_gemv.config import GemvConfig, gemv_config
+from larosa_kernels.sparse_gemv.reference import sparse_gemv_reference
+from larosa_kernels.swiglu_select.reference import swiglu_reference
+from torch import Tensor
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+HALF = [torch.bfloat16, torch.float16]
+both = pytest.mark.parametrize("dtype", HALF, ids=["bf16", "fp16"])
+ON_GPU = DEVICE == "cuda"
+SEARCHES = [SearchConfig(ways=1), SearchConfig(ways=3)]
+if ON_GPU:
+    SEARCHES += [SearchConfig(packed=False), SearchConfig(num_warps=1), SearchConfig(num_warps=16, ways=1)]
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype).to(DEVICE)
+
+
+def pair(first: int, last: int) -> Tensor:
+    return torch.tensor([first, last], dtype=torch.int32, device=DEVICE)
+
+
+def check_selection(x: Tensor, k: int, strict: Tensor, loose: Tensor) -> None:
+    """k entries, none of the dropped larger than any kept; of ties the lowest index, or all."""
+    size = magnitude_bits(x)
+    kept = kept_mask(x, strict)
+    least_kept = torch.where(kept, size, 1 << 20).amin(1, keepdim=True)
+    assert (kept.sum(1) == k).all()
+    assert (torch.where(kept, -1, size).amax(1, keepdim=True) <= least_kept).all()
+    assert torch.equal(kept_mask(x, loose), size >= least_kept)
+    ties = size == least_kept
+    assert ((kept & ties).int() >= (kept & ties).int().flip(1).cummax(1).values.flip(1) * ties.int()).all()
+
+
+@both
+@pytest.mark.parametrize("kind", kt.KINDS)
+def test_select_is_exact(kind: str, dtype: torch.dtype) -> None:
+    n = 577
+    x = kt.vector(kind, 3 if ON_GPU else 1, n, dtype, DEVICE)
+    for k in (1, 2, 289, n - 1, n) if ON_GPU else (289, n):
+        strict, loose = select_reference(x, k, "strict"), select_reference(x, k, "keep")
+        check_selection(x, k, strict, loose)
+        for config in SEARCHES if ON_GPU else SEARCHES[k % 2 :][:1]:
+            with kt.poisoned_empty():
+                assert torch.equal(select(x, k, "strict", backend="triton", config=config), strict)
+                assert k == n or torch.equal(select(x, k, "keep", backend="triton", config=config), loose)
+
+
+@both
+@pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 1000, *([4096, 11008, 14336, 32768] if ON_GPU else [])])
+def test_select_at_odd_widths(n: int, dtype: torch.dtype) -> None:
+    x = kt.vector("ties", 2, n, dtype, DEVICE, seed=n)
+    for k in {1, n} if n < 65 else {1, n // 2}:
+        assert torch.equal(select(x, k, backend="triton"), select_reference(x, k))
+
+
+@pytest.mark.parametrize("config", SEARCHES, ids=str)
+def test_bracket_changes_nothing(config: SearchConfig) -> None:
+    x = kt.vector("normal", 1, 1000, torch.bfloat16, DEVICE)
+    for k in (1, 500, 999) if ON_GPU else (500,):
+        wanted = select_reference(x, k)
+        at = int(wanted[0, 0])
+        around = [(at - 9, at + 9), (at, at), (at + 1, at + 40), (at - 40, at - 1), (at + 5, at - 5)]
+        for bracket in [*around, (0, 0x7FFF), (-5, 0)]:
+            assert torch.equal(select(x, k, "strict", pair(*bracket), "triton", config), wanted), (k, bracket)
+
+
+def test_lowest_index_first_among_ties() -> None:
+    x = kt.vector("equal", 1, 65, torch.bfloat16, DEVICE)
+    for k in (1, 2, 33, 64):
+        kept = kept_mask(x, select(x, k, backend="triton"))
+        assert kept[0, :k].all()
+        assert not kept[0, k:].any()
+
+
+@both
+def test_limit_from_threshold_is_strictly_greater(dtype: torch.dtype) -> None:
+    x = kt.vector("normal", 1, 1000, dtype, DEVICE)
+    for threshold in (0.0, 0.3, 0.5, float(x[0, 3].abs()), 1e-30, 5.0, 1e30):
+        limit = limit_from_threshold(threshold, dtype, DEVICE)
+        assert torch.equal(kept_mask(x, limit[None]), x.double().abs() > threshold)
+
+
+@both
+@pytest.mark.parametrize("kind", ["normal", "outliers", "zeros", "sorted"])
+def test_norm_select(kind: str, dtype: torch.dtype) -> None:
+    n, k = 577, 240
+    h, weight = kt.vector(kind, 2, n, dtype, DEVICE), 1 + normal(n, seed=1, dtype=dtype) / 4
+    with kt.poisoned_empty():
+        z, keep = norm_select(h, weight, 1e-5, k, backend="triton")
+    assert torch.equal(keep, select_reference(z, k))
+    wide = h.double()
+    exact = wide * torch.rsqrt(wide.square().mean(1, keepdim=True) + 1e-5) * weight.double()
+    tiny = torch.finfo(dtype).smallest_normal * kt.EPSILON[dtype]
+    assert ((z.double() - exact).abs() <= 2.02 * kt.EPSILON[dtype] * exact.abs() + 2 * tiny).all()  # two roundings
+    reference, _ = norm_select(h, weight, 1e-5, k, backend="reference")
+    assert (z != reference).double().mean() < 0.01
+
+
+@both
+def test_norm_select_with_a_limit_or_nothing(dtype: torch.dtype) -> None:
+    h, weight = normal(2, 1000, dtype=dtype), normal(1000, seed=1, dtype=dtype)
+    limit = limit_from_threshold(0.4, dtype, DEVICE)
+    _, keep = norm_select(h, weight, 1e-6, limit=limit, backend="triton")
+    assert torch.equal(keep, limit.repeat(2, 1))
+    _, everything = norm_select(h, weight, 1e-6, backend="triton")
+    assert everything.tolist() == [[0, 1000]] * 2
+    with pytest.raises(ValueError, match="at most one"):
+        norm_select(h, weight, 1e-6, k=3, limit=limit)
+
+
+@both
+@pytest.mark.parametrize("chunk", [0, 64, 256])
+def test_swiglu_select(chunk: int, dtype: torch.dtype) -> None:
+    n, k = 577, 230
+    gate_up = torch.cat([kt.vector("outliers", 3, n, dtype, "cpu") / 64, normal(3, n, seed=2, dtype=dtype).cpu()], 1)
+    gate_up = (gate_up * 2).contiguous().to(DEVICE)
+    config = SearchConfig(chunk=chunk)
+    for _ in range(2):  # the counters are ready again
+        with kt.poisoned_empty():
+            h, keep = swiglu_select(gate_up, k, backend="triton", config=config)
+        assert torch.equal(keep, select_reference(h, k))
+    gate, up = gate_up.double().chunk(2, dim=1)
+    exact = gate * torch.sigmoid(gate) * up
+    tiny = torch.finfo(dtype).smallest_normal * kt.EPSILON[dtype]
+    bound = 2.02 * kt.EPSILON[dtype] * exact.abs() + 2 * tiny * (1 + up.abs())
+    assert ((h.double() - exact).abs() <= bound).all()
+    assert (h != swiglu_reference(gate_up)).double().mean() < 0.01
+
+
+@both
+def test_swiglu_select_with_limits(dtype: torch.dtype) -> None:
+    gate_up = normal(2, 2000, dtype=dtype)
+    limit = limit_from_threshold(0.1, dtype, DEVICE)
+    h, keep = swiglu_select(gate_up, limit=limit, backend="triton")
+    assert torch.equal(keep, limit.repeat(2, 1))
+    gated, keep = swiglu_select(gate_up, gate_limit=limit, backend="triton")
+    assert torch.equal(gated, swiglu_reference(gate_up, limit))
+    assert torch.equal(kept_mask(gated, keep), gated != 0)
+    assert 0 < (gated == 0).double().mean() < 1
+    assert torch.equal(h, swiglu_select(gate_up, backend="triton")[0])
+
+
+GEMV = {
+    "wide": GemvConfig(columns=128, rows=8, splits=4),
+    "piped": GemvConfig(columns=64, rows=16, splits=3, stages=3),
+    "deferred": GemvConfig(columns=128, rows=16, splits=5, num_warps=4, defer=True),
+    "one split": GemvConfig(columns=256, rows=4, splits=1, num_warps=1),
+}
+
+
+def check_gemv(x: Tensor, keep: Tensor, weight: Tensor, config: GemvConfig | None, **more: Any) -> None:
+    """Rows of dropped entries hold NaN, buffers hold NaN: the product is right all the same, twice the same bits."""
+    kept = kept_mask(x, keep)
+    exact = kt.exact_gemv(x, kept, weight, **more)
+    if weight.dtype != torch.int8:
+        weight = weight.clone()
+        weight[~kept.any(0)] = float("nan")
+    gemv_workspace._CACHE.clear()
+    with kt.poisoned_empty():
+        y = sparse_gemv(x, keep, weight, backend="triton", config=config, **more)
+        again = sparse_gemv(x, keep, weight, backend="triton", config=config, **more)
+    assert torch.equal(y, again)
+    assert all(not space.counters.any() for space in gemv_workspace._CACHE.values())
+    tolerance = kt.gemv_tolerance(x, torch.nan_to_num(weight), more.get("scale"))
+    assert ((y.double() - exact).abs() <= kt.EPSILON[x.dtype] * exact.abs() * 1.001 + tolerance).all()
+    reference = sparse_gemv_reference(x, keep, weight, **more)
+    assert ((reference.double() - exact).abs() <= kt.EPSILON[x.dtype] * exact.abs() * 1.001 + tolerance).all()
+
+
+@pytest.mark.parametrize(("config", "dtype"), list(zip(GEMV, HALF * 2, strict=True)), ids=str)
+def test_sparse_gemv_shapes(config: str, dtype: torch.dtype) -> None:
+    n, m = 577, 200
+    x, weight = kt.vector("sorted", 1, n, dtype, DEVICE), normal(n, m, seed=1, dtype=dtype)
+    check_gemv(x, select(x, 251), weight, GEMV[config], residual=normal(1, m, seed=2, dtype=dtype))
+
+
+@pytest.mark.parametrize(("kind", "k"), [("ties", 7), ("equal", 599), ("half_zeros", 600), ("outliers", 1)])
+def test_sparse_gemv_levels(kind: str, k: int) -> None:
+    x, weight = kt.vector(kind, 1, 600, torch.bfloat16, DEVICE), normal(600, 100, seed=1)
+    check_gemv(x, select(x, k), weight, GemvConfig(columns=128, splits=3))
+
+
+def test_sparse_gemv_keeping_nothing_and_zeros() -> None:
+    weight = normal(128, 64, seed=1)
+    x = normal(1, 128)
+    check_gemv(x, torch.tensor([[0x7F80, -1]], dtype=torch.int32, device=DEVICE), weight, None)
+    gated = kt.vector("half_zeros", 1, 128, torch.bfloat16, DEVICE)
+    check_gemv(gated, torch.tensor([[0, -1]], dtype=torch.int32, device=DEVICE), weight, None)
+
+
+@both
+def test_sparse_gemv_batch_bias_residual(dtype: torch.dtype) -> None:
+    x, weight = kt.vector("ties", 3, 97, dtype, DEVICE), normal(97, 130, seed=1, dtype=dtype)
+    more = {"bias": normal(130, seed=2, dtype=dtype), "residual": normal(3, 130, seed=3, dtype=dtype)}
+    check_gemv(x, select(x, 40), weight, GemvConfig(columns=64, splits=2), **more)
+
+
+def test_sparse_gemv_int8() -> None:
+    weight = torch.randint(-128, 128, (97, 130), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
+    x = normal(1, 97)
+    scale = (0.01 + normal(130, seed=1).float().abs()).contiguous()
+    check_gemv(x, select(x, 40), weight.to(DEVICE), GemvConfig(columns=64, splits=2), scale=scale)
+
+
+def test_default_shapes_cover_any_width() -> None:
+    for n, m in ((1, 1), (48, 80), (577, 33), (3584, 4608), (18944, 3584), (28672, 8192)):
+        config = gemv_config(n, m)
+        assert config.slots(n) * config.splits >= n
+        assert config.blocks(m) * config.columns >= m
+
+
+ATTEND = {
+    (1, 1): AttendConfig(splits=4, tile=16),
+    (2, 4): AttendConfig(splits=4, tile=16, dot=True),
+    (2, 3): AttendConfig(splits=2, tile=32),
+    (1, 7): AttendConfig(splits=8, tile=16, dot=True),
+}
+
+
+@pytest.mark.parametrize("heads", ATTEND, ids=["mha", "gqa4", "gqa3", "gqa7"])
+@pytest.mark.parametrize(("at", "dtype"), [(0, HALF[0]), (16, HALF[1]), (77, HALF[0])], ids=str)
+def test_attend(at: int, heads: tuple[int, int], dtype: torch.dtype) -> None:
+    (kv, per), width, longest, rows = heads, 32, 78, 2
+    angle = torch.arange(longest)[:, None] * torch.logspace(0, -3, width // 2)[None, :]
+    cos, sin = (torch.cat([f(angle)] * 2, 1).to(dtype).to(DEVICE).contiguous() for f in (torch.cos, torch.sin))
+    qkv = normal(rows, (kv * per + 2 * kv) * width, dtype=dtype)
+    caches = [normal(rows, kv, longest, width, seed=s, dtype=dtype) for s in (1, 2)]
+    for cache in caches:
+        cache[:, :, at:] = float("nan")  # what is not yet written is not read
+    other = [cache.clone() for cache in caches]
+    position = torch.tensor([at], dtype=torch.int32, device=DEVICE)
+    with kt.poisoned_empty():
+        out = attend(qkv, cos, sin, *caches, position, backend="triton", config=ATTEND[heads])
+    wanted = attend(qkv, cos, sin, *other, position, backend="reference")
+    for cache, reference in zip(caches, other, strict=True):
+        assert torch.equal(cache.nan_to_num(7), reference.nan_to_num(7))
+    # One rounding of the output, and with tensor cores one of the probabilities: each at most u times max |v|.
+    bound = 3 * kt.EPSILON[dtype] * other[1][:, :, : at + 1].float().abs().amax()
+    assert (out.float() - wanted.float()).abs().amax() <= bound

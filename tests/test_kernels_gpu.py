@@ -1,0 +1,72 @@
+"""What only a GPU can show: graph replays, torch.compile, equal bits under real concurrency, model widths.
+
+With no more than torch, triton, numpy and pytest:
+`PYTHONPATH=kernels python -m pytest --noconftest -m gpu tests/test_kernels_gpu.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from larosa_kernels import attend, norm_select, select, sparse_gemv, swiglu_select
+from larosa_kernels import testing as kt
+from larosa_kernels.search_config import SearchConfig
+from test_kernels import DEVICE, ON_GPU, check_gemv, normal
+from torch import Tensor
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")]
+
+
+def gpu_layer() -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Two selections, two products and an attention at LLaMA's widths, scaled down in depth."""
+    gamma, up, down = normal(4096, seed=1), normal(4096, 2 * 4096, seed=2) / 64, normal(4096, 4096, seed=3) / 64
+    cache = [torch.zeros(1, 8, 64, 128, dtype=torch.bfloat16, device=DEVICE) for _ in range(2)]
+    table, position = normal(64, 128, seed=4), torch.tensor([5], device=DEVICE)
+
+    def layer(h: Tensor) -> tuple[Tensor, Tensor]:
+        z, keep = norm_select(h, gamma, 1e-5, 2048)
+        hidden, keep_hidden = swiglu_select(sparse_gemv(z, keep, up), 2048, config=SearchConfig(chunk=512))
+        out = sparse_gemv(hidden, keep_hidden, down, residual=h)
+        return out, attend(torch.cat([out, out[:, :2048]], dim=1), table, table, cache[0], cache[1], position)
+
+    return layer
+
+
+def test_graph_replays_give_the_bits_of_eager_calls() -> None:
+    layer, inputs = gpu_layer(), [normal(1, 4096, seed=s) for s in range(5)]
+    wanted = [layer(h) for h in inputs]
+    static = inputs[0].clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = layer(static)
+    for h, outputs in list(zip(inputs, wanted, strict=True)) * 10:
+        static.copy_(h)
+        graph.replay()
+        assert all(torch.equal(a, b) for a, b in zip(found, outputs, strict=True))
+
+
+def test_capture_before_the_first_call_is_refused() -> None:
+    x, weight = normal(1, 320), normal(320, 96)
+    keep = select(x, 160)
+    with pytest.raises(RuntimeError, match="run it once"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        sparse_gemv(x, keep, weight)
+
+
+def test_compiled_layer_gives_the_same_bits() -> None:
+    layer, h = gpu_layer(), normal(1, 4096)
+    wanted = layer(h)
+    found = torch.compile(layer, fullgraph=True)(h)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(4096, 12288), (11008, 4096), (14336, 4096), (4096, 28672)], ids=str)
+def test_sparse_gemv_at_model_widths(shape: tuple[int, int]) -> None:
+    n, m = shape
+    x, weight = kt.vector("sorted", 1, n, torch.bfloat16, DEVICE), normal(n, m, seed=1)
+    for k in (n // 4, n // 2, n):
+        keep = select(x, k)
+        check_gemv(x, keep, weight, None)
+        first = sparse_gemv(x, keep, weight)
+        assert all(torch.equal(first, sparse_gemv(x, keep, weight)) for _ in range(20))

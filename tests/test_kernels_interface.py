@@ -1,0 +1,66 @@
+"""What the kernels' functions refuse, take in fp32, and register for torch.compile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from larosa_kernels import kept_mask, limit_from_threshold, select, sparse_gemv, swiglu_select
+from test_kernels import DEVICE, normal
+
+
+def test_refusals_say_expected_and_got() -> None:
+    x, weight = normal(2, 64), normal(64, 32)
+    keep = select(x, 8)
+    cases: list[tuple[type[Exception], str, Callable[[], object]]] = [
+        (ValueError, "contiguous", lambda: select(normal(64, 2).t(), 8, backend="triton")),
+        (ValueError, "contiguous", lambda: sparse_gemv(x, keep, normal(32, 64).t(), backend="triton")),
+        (ValueError, "1 to 64, got 0", lambda: select(x, 0)),
+        (ValueError, "1 to 64, got 65", lambda: select(x, 65)),
+        (ValueError, "strict or keep", lambda: select(x, 8, "some")),
+        (ValueError, "backend", lambda: select(x, 8, backend="cuda")),
+        (ValueError, r"shape \[B, n\]", lambda: select(x[0], 8)),
+        (TypeError, "float32", lambda: select(x.float(), 8, backend="triton")),
+        (TypeError, "int32", lambda: sparse_gemv(x, keep.long(), weight)),
+        (ValueError, r"expected shape \[64, 32\], got \[32, 32\]", lambda: sparse_gemv(x, keep, weight[:32])),
+        (ValueError, "scale", lambda: sparse_gemv(x, keep, weight.to(torch.int8))),
+        (ValueError, "residual", lambda: sparse_gemv(x, keep, weight, residual=weight)),
+        (ValueError, "even", lambda: swiglu_select(normal(1, 33), 3)),
+        (ValueError, "at most 32768", lambda: select(normal(1, 32769), 3, backend="triton")),
+        (ValueError, "finite", lambda: limit_from_threshold(-1.0, torch.bfloat16)),
+    ]
+    for kind, message, call in cases:
+        with pytest.raises(kind, match=message):
+            call()
+
+
+def test_references_take_fp32() -> None:
+    x, weight = normal(2, 50).float(), normal(50, 20, seed=1).float()
+    keep = select(x, 20)
+    assert (kept_mask(x, keep).sum(1) == 20).all()
+    dense = torch.where(kept_mask(x, keep), x, 0) @ weight
+    assert torch.allclose(sparse_gemv(x, keep, weight), dense, atol=1e-5)
+
+
+def op_cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    x, w = normal(1, 64), normal(64, 64, seed=1)
+    keep = select(x, 8)
+    cache = normal(1, 1, 8, 16)
+    table = normal(8, 16)
+    position = torch.tensor([3], device=DEVICE)
+    ops = torch.ops.larosa
+    return {
+        "select": (ops.select, (x, 8, True, None, [4, 3, 1, 0])),
+        "norm_select": (ops.norm_select, (x, w[0], 1e-5, 8, True, None, None, [4, 3, 1, 0])),
+        "swiglu_select": (ops.swiglu_select, (x, 8, True, None, None, None, [4, 3, 1, 0])),
+        "sparse_gemv": (ops.sparse_gemv, (x, keep, w, None, None, None, [64, 8, 2, 2, 1, 0])),
+        "attend": (ops.attend, (x, table, table, cache, cache.clone(), position, [2, 16, 4, 1, 0])),
+    }
+
+
+@pytest.mark.parametrize("op", ["select", "norm_select", "swiglu_select", "sparse_gemv", "attend"])
+def test_ops_are_registered_for_compilation(op: str) -> None:
+    function, arguments = op_cases()[op]
+    torch.library.opcheck(function.default, arguments, test_utils=("test_schema", "test_faketensor"))
