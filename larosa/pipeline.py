@@ -30,7 +30,7 @@ from larosa.config import RunConfig
 from larosa.evaluation import invariance
 from larosa.evaluation.error import probe
 from larosa.evaluation.perplexity import perplexity
-from larosa.evaluation.sparsity import SparsityMeter
+from larosa.evaluation.sparsity import SparsityMeter, over_texts
 from larosa.evaluation.zero_shot import zero_shot
 from larosa.maker import doubts
 from larosa.methods.registry import METHODS
@@ -225,7 +225,7 @@ def _perplexities(cell: Cell, bench: Bench, handle: SparsityHandle) -> dict[str,
             label = f"{cell.config.method.label}: perplexity on {name}"
             found[name] = perplexity(bench.model, block.ids, size, label)
     measured = {name: meter.summary() for name, meter in meters.items()}
-    return {"perplexity": found, "measured_sparsity": measured}
+    return {"perplexity": found, "measured_sparsity": measured, "measured_over_texts": over_texts(measured)}
 
 
 def _data(bench: Bench, calibrated: bool) -> dict[str, Any]:

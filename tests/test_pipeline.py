@@ -65,6 +65,7 @@ def test_a_run_leaves_complete_records_and_the_second_returns_them(overrides: li
     measured = found["measured_sparsity"]["text"]
     assert measured["byte_weighted_mean"] == pytest.approx(planned, abs=1e-9)
     assert measured["byte_weighted_std_over_tokens"] == pytest.approx(0, abs=1e-12)
+    assert found["measured_over_texts"] == dict.fromkeys(("mean", "min", "max"), measured["byte_weighted_mean"])
     assert found["accounting"]["extras"]["products"] == 6
     assert len(found["errors"]["layer_error"]) == 3
     assert all(0 < e < 1 for e in found["errors"]["layer_error"])

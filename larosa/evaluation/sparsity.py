@@ -49,3 +49,11 @@ class SparsityMeter:
             "byte_weighted_max": float(share.max()),
             "sparse_tokens": len(share),
         }
+
+
+def over_texts(measured: dict[str, dict[str, Any]]) -> dict[str, float] | None:
+    """Mean, smallest and largest byte-weighted level of the texts' summaries; None without texts."""
+    levels = [summary["byte_weighted_mean"] for summary in measured.values()]
+    if not levels:
+        return None
+    return {"mean": sum(levels) / len(levels), "min": min(levels), "max": max(levels)}
