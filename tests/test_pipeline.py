@@ -53,7 +53,7 @@ def metrics(record: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_run_leaves_complete_records_and_the_second_returns_them(overrides: list[str], tmp_path: Path) -> None:
     records = run(parse(*overrides))
-    assert list(records) == ["dense", "magnitude", "larosa (absorbed, pca, per layer)"]
+    assert list(records) == ["dense", "magnitude", "larosa (explicit, output_aware, per block, int8)"]
     folders = sorted(path.parent for path in (tmp_path / "runs").glob("*/result.json"))
     assert len(folders) == 3
     larosa = json.loads(next(p for p in folders if "larosa" in p.name).joinpath("result.json").read_text())
