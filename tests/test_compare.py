@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 from test_pipeline import write_text
 
+from conftest import ROOT
 from larosa import compare as command
+from larosa.cells import plan_cells
+from larosa.command import read_settings
 from larosa.compare import Comparison, compare
 from larosa.config import ConfigError
 
@@ -125,3 +128,14 @@ def test_impossible_methods_are_refused_before_anything_is_measured(
     with pytest.raises(Exception, match="out of its reach"):
         compare(make({"settings": "method=cats"}, levels=[0.7]), [f"output={tmp_path / 'runs'}"])
     assert not (tmp_path / "runs").exists()
+
+
+def test_every_committed_list_can_be_planned() -> None:
+    for path in sorted((ROOT / "sweeps").glob("*.yaml")):
+        if "methods:" not in path.read_text():
+            continue  # a Hydra sweep
+        listed = Comparison.read(path)
+        for entry in listed.methods:
+            for level in entry.levels or listed.levels:
+                words = [*listed.settings, *entry.settings, "baseline=none", f"sparsity={level}", "schedule=uniform"]
+                assert list(plan_cells(read_settings(words)).values())

@@ -11,14 +11,15 @@ import yaml
 from test_config import parse
 from transformers import AutoConfig
 
-from conftest import CONF
+from conftest import CONF, ROOT
 from larosa.accounting import account
 from larosa.architecture import SITES
+from larosa.cells import plan_cells
 from larosa.config import MethodConfig, ScheduleConfig, TokenPolicyConfig
 from larosa.rotation.rotation import Rotation, build_rotation, rotation_index
 from larosa.sites import ModelShape
 from larosa.sparsity.handle import Plan
-from larosa.sparsity.schedule import ScheduleError, make_levels, table11_constraints
+from larosa.sparsity.schedule import ScheduleError, byte_weighted, make_levels, table11_constraints
 
 
 def shape_of(model: str) -> ModelShape:
@@ -150,3 +151,15 @@ def test_schedule_file(tmp_path: Path) -> None:
         make_levels(shape, chosen, 0.4, "smollm2-135m")
     with pytest.raises(ScheduleError, match="cannot be read"):
         make_levels(shape, schedule("file", path=str(tmp_path / "none.json")), 0.4, "smollm2-135m")
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("schedules/*/*.json")), ids=lambda path: path.stem)
+def test_committed_schedules_are_used_by_name(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    level = path.stem.rpartition("-")[2]
+    more = ["method=magnitude", "schedule=file", f"schedule.path={path.stem}", f"sparsity={level}"]
+    cell = list(plan_cells(parse(f"model={path.parent.name}", *more)).values())[-1]
+    assert byte_weighted(cell.levels.level, shape_of(path.parent.name), cell.levels.skips) == pytest.approx(
+        float(level)
+    )
+    assert len(set(cell.levels.level["h1"])) > 2

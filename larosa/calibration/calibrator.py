@@ -155,7 +155,7 @@ class Calibrator:
             }
         )
         tokens = TokenPolicyConfig(kind="all", n=0, fraction=1.0)
-        grams = weight_moments(self.model, ALL_READERS)
+        grams = weight_moments(self.model, ALL_READERS) if config.objective == "output_error" else None
         return tune(self.model, tuned, Plan(plain, shape, levels, tokens, None), self.tokens, config, grams, self.seed)
 
     def limited(self, plan: Plan) -> Plan:

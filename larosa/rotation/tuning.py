@@ -148,13 +148,22 @@ class _OutputErrors:
 
 
 def tune(
-    model: PreTrainedModel, tuned: Tuned, plan: Plan, tokens: TokenBlock, config: TuningConfig, grams: Tensor, seed: int
+    model: PreTrainedModel,
+    tuned: Tuned,
+    plan: Plan,
+    tokens: TokenBlock,
+    config: TuningConfig,
+    grams: Tensor | None,
+    seed: int,
 ) -> Tensor:
     """Take the steps and return `tuned.result()`.
 
-    plan: plain Top-K at the level to tune for; grams [layers, 2, D, D]: W^T W of the readers with gamma folded in.
+    plan: plain Top-K at the level to tune for; grams [layers, 2, D, D]: W^T W of the readers with gamma folded in, for
+    `output_error`.
     Raises TuningError where the loss is not finite.
     """
+    if (grams is None) == (config.objective == "output_error"):
+        raise ValueError("grams go with the objective output_error, and only with it")
     draw = torch.Generator().manual_seed(seed)
     parameters = list(tuned.parameters())
     optimiser = torch.optim.Adam(parameters, lr=config.learning_rate, betas=_BETAS)
@@ -168,7 +177,7 @@ def tune(
         for _ in range(config.steps):
             ids = tokens.ids[torch.randint(len(tokens.ids), (config.batch_size,), generator=draw)]
             with torch.enable_grad():
-                loss = _loss(model, handle, tuned, ids, config.objective, grams)
+                loss = _loss(model, handle, tuned, ids, grams)
             if not bool(loss.isfinite()):
                 raise TuningError(
                     "the loss is not finite: lower method.tuning.learning_rate, or set model.dtype=float32"
@@ -186,9 +195,7 @@ def _rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / _WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
-def _loss(
-    model: PreTrainedModel, handle: SparsityHandle, tuned: Tuned, ids: Tensor, objective: str, grams: Tensor
-) -> Tensor:
+def _loss(model: PreTrainedModel, handle: SparsityHandle, tuned: Tuned, ids: Tensor, grams: Tensor | None) -> Tensor:
     view = ModelView(model)
     ids = ids.to(view.embedding.weight.device)
     turns = tuned.refresh()
@@ -198,7 +205,7 @@ def _loss(
             site.rotation = turn
             if isinstance(site.rule, TopKSparsification):
                 site.rule.score = turn.score
-    if objective == "output_error":
+    if grams is not None:
         # the folded norms show x without gamma, or with the gain; the grams must speak of the same vector
         errors = _OutputErrors(_seen_grams(grams, tuned), view.embedding.weight.device)
         with handle.observed_by(errors):
