@@ -58,6 +58,14 @@ def extras(plan: Plan, shape: ModelShape | None = None) -> Extras:
     return Extras(kind, products.products, products.bytes + scores)
 
 
+def _share_at_llama2_7b(plan: Plan) -> float | None:
+    """None where the plan's blocks would not fill LLaMA2-7B's width: its extras do not exist there."""
+    if LLAMA2_7B.hidden_size % (plan.method.block_size or 1):
+        return None
+    projections = plan.shape.layers * LLAMA2_7B.layer_weights * COUNTED_BYTES
+    return extras(plan, LLAMA2_7B).bytes / projections
+
+
 def _products(plan: Plan, shape: ModelShape) -> Extras:
     D, rotation, method = shape.hidden_size, plan.rotation, plan.method
     if plan.low_rank is not None:
@@ -106,8 +114,7 @@ def account(plan: Plan) -> dict[str, Any]:
         "projection_bytes": projections,
         "extras": asdict(added),
         "extras_share": added.bytes / projections,
-        "extras_share_llama2_7b": extras(plan, LLAMA2_7B).bytes
-        / (shape.layers * LLAMA2_7B.layer_weights * COUNTED_BYTES),
+        "extras_share_llama2_7b": _share_at_llama2_7b(plan),
         "net_bytes_share": 1.0 - level + added.bytes / projections,
     }
 

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError
@@ -35,6 +36,7 @@ from larosa.pipeline import Bench, measure, open_bench, read_documents
 from larosa.results import Record
 from larosa.schema import Level, Names, Strict, readable
 from larosa.sparsity.schedule import ScheduleError
+from larosa.store import digest
 
 log = logging.getLogger(__name__)
 
@@ -106,15 +108,28 @@ def compare(comparison: Comparison, overrides: list[str]) -> int:
     """Measure everything; returns how many cells failed. Raises LarosaError for a list that cannot work."""
     work = _Work(comparison, overrides)
     entries = [Entry(settings=("method=dense",), schedules=(), levels=(comparison.levels[0],)), *comparison.methods]
+    first = _bench_settings(work.config(entries[0]))
     for entry in entries:
-        for level in entry.levels or comparison.levels:
-            plan_cells(work.config(entry, f"sparsity={level}", "schedule=uniform"))  # mistakes first, in seconds
+        for level in entry.levels or comparison.levels:  # mistakes first, in seconds
+            config = work.config(entry, f"sparsity={level}", "schedule=uniform")
+            plan_cells(config)
+            if _bench_settings(config) != first:
+                raise ConfigError(
+                    f"{' '.join(entry.settings)}: one bench serves all methods, so model, calibration, texts, "
+                    "evaluation.perplexity and seed belong into the list's own settings"
+                )
     tasks = [(entry, level) for entry in entries for level in entry.levels or comparison.levels]
     with tqdm(tasks, unit="method and level") as bar:
         for entry, level in bar:
             bar.set_postfix_str(f"{' '.join(entry.settings)} at {level:g}, {work.failed} failed")
             _one(work, entry, level)
     return work.failed
+
+
+def _bench_settings(config: RunConfig) -> dict[str, Any]:
+    """What :func:`open_bench` reads."""
+    kept = {"model", "calibration", "texts", "seed"}
+    return config.model_dump(mode="json", include=kept) | {"size": config.evaluation.perplexity.model_dump()}
 
 
 def _one(work: _Work, entry: Entry, level: float) -> None:
@@ -149,14 +164,16 @@ def _schedules(work: _Work, entry: Entry, level: float) -> Iterator[tuple[str, .
             yield (known,) if search is None else (known, f"schedule.path={search.format(level=f'{level:g}')}")
             continue
         config = work.config(entry, f"sparsity={level}", *search)
-        path = Path(config.output) / "schedules" / f"{name}-{level:g}-{results.slug(config.method.label)}.json"
+        found = [list(plan_cells(config).values())[-1].identity, config.allocation.model_dump(mode="json")]
+        label = f"{results.slug(config.method.label)}-{digest({'search': found})[:8]}"
+        path = Path(config.output) / "schedules" / f"{name}-{level:g}-{label}.json"
         config = config.model_copy(update={"schedule": config.schedule.model_copy(update={"path": str(path)})})
 
         def find(config: RunConfig = config) -> Record:
             allocate.search(config, work.open(config))
             return {}
 
-        if path.exists() or _guarded(work, entry, find) is not None:
+        if (path.exists() and not config.force) or _guarded(work, entry, find) is not None:
             yield ("schedule=file", f"schedule.path={path}")
 
 

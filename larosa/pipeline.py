@@ -148,8 +148,6 @@ def open_bench(config: RunConfig, documents: Documents) -> Bench:
             name: evaluation_block(documents.held_out[name], tokenizer, text, size.length, size.max_tokens)
             for name, text in config.texts.items()
         }
-    for doubt in doubts(config, texts):
-        log.warning(doubt)
     with stages("load"):
         model = models.load_model(config.model, config.seed)
         calibrator = Calibrator(
@@ -164,6 +162,8 @@ def measure(cell: Cell, bench: Bench) -> Record:
     """Plan, apply, prove and measure one cell; the model is dense again afterwards."""
     config, stages = cell.config, Stages()
     log.info("measuring %s", config.method.label)
+    for doubt in doubts(config, bench.texts):
+        log.warning(doubt)
     shape = ModelShape.of(bench.model.config)
     with stages("calibrate"):
         plan = METHODS[config.method.name](config.method, shape, cell.levels, config.tokens, bench.calibrator)

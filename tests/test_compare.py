@@ -122,6 +122,22 @@ def test_a_list_that_cannot_work_is_refused(
         make({"settings": "method=magnitude"}, **more)
 
 
+@pytest.mark.parametrize("more", ["seed=1", "calibration.sequences=2", "evaluation.perplexity.max_tokens=64"])
+def test_a_method_with_a_bench_of_its_own_is_refused(
+    make: Callable[..., Comparison], more: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="one bench serves all methods"):
+        compare(make({"settings": ["method=magnitude", more]}), [f"output={tmp_path / 'runs'}"])
+
+
+def test_found_schedules_belong_to_their_search(make: Callable[..., Comparison], tmp_path: Path) -> None:
+    entry = {"settings": "method=magnitude", "schedules": ["output"]}
+    out = [f"output={tmp_path / 'runs'}"]
+    assert compare(make(entry), out) == 0
+    assert compare(make(entry), [*out, "calibration.sequences=3"]) == 0
+    assert len(list((tmp_path / "runs" / "schedules").glob("output-0.4-magnitude-*.json"))) == 2
+
+
 def test_impossible_methods_are_refused_before_anything_is_measured(
     make: Callable[..., Comparison], tmp_path: Path
 ) -> None:

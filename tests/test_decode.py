@@ -182,3 +182,9 @@ def test_the_decoder_says_what_it_cannot_do(tokens: Tensor) -> None:
     with pytest.raises(DecodeError, match="does not fit"):
         prefill(decoder, tokens[:1, :9])
     assert set(decoder.rules) == set(SITES)
+
+
+@pytest.mark.parametrize("how", [{"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"temperature": float("inf")}])
+def test_impossible_sampling_is_refused(how: dict[str, float]) -> None:
+    with pytest.raises(DecodeError, match="impossible sampling"):
+        Sampling(**{"temperature": 1.0, **how})

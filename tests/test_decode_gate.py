@@ -108,3 +108,21 @@ def test_the_plain_gate_is_red_on_wrong_operations(monkeypatch: pytest.MonkeyPat
         patch.setattr(ops, "attend", lambda *a, **b: attend(*a, **b) * 1.01)
         with pytest.raises(GateError, match="logits"):
             check_plain(weights, rules)
+
+
+def test_the_plain_gate_is_red_on_a_wrong_gate_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = random(dtype=torch.float32)
+    shape = weights.shape
+    own = SiteRule(shape.sites["h4"].width, limit=0.02, gated=True)
+    rules = {**level_rules(shape, 0.0), "h4": (own,) * shape.layers}
+    found = check_plain(weights, rules)
+    assert 0.02 < found["level_measured"]["h4"] < 0.98
+    swiglu = ops.swiglu_select
+    for other in (0.01, 0.04):
+        wrong = torch.tensor([ops.limit_bits(other, torch.float32), -1], dtype=torch.int32)
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                ops, "swiglu_select", lambda g, k, t, b, p, _gate, how, w=wrong: swiglu(g, k, t, b, p, w, how)
+            )
+            with pytest.raises(GateError, match="the neurons are not those"):
+                check_plain(weights, rules)

@@ -141,6 +141,13 @@ def test_thresholds_drop_the_level_on_average_in_the_rotated_basis(more: dict[st
     assert 0.35 < found["byte_weighted_mean"] < 0.6
 
 
+def test_magnitudes_that_are_no_numbers_are_refused(tokens: Tensor) -> None:
+    model = build_model("llama", dtype=torch.float32)
+    model.model.layers[3].mlp.up_proj.weight.data[5] = float("inf")
+    with pytest.raises(CalibrationError, match="layer 3, h4: the calibration activations hold NaN or infinity"):
+        applied(model, tokens, method("magnitude", rule="threshold"))
+
+
 @pytest.mark.parametrize("other", [{"form": "simulated"}, {"basis": "random"}, {"granularity": "block"}])
 def test_thresholds_of_another_basis_are_refused(other: dict[str, str], tokens: Tensor) -> None:
     model = build_model("llama")

@@ -9,12 +9,13 @@ from test_schedule import method
 from torch import Tensor, nn
 
 from conftest import build_model
+from larosa.decode.errors import DecodeError
 from larosa.decode.sparse_linear import FEW_ROWS, SparseLinear, sparse_linears
 from larosa.evaluation import invariance
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
-@pytest.mark.parametrize("name", ["magnitude", "teal", "larosa/paper", "larosa/output_aware"])
+@pytest.mark.parametrize("name", ["magnitude", "teal", "cats", "larosa/paper", "larosa/output_aware"])
 def test_generate_gives_the_sparse_model_s_tokens(kind: str, name: str, tokens: Tensor) -> None:
     model = build_model(kind, dtype=torch.float32, hidden_size=64, num_attention_heads=4)
     how = {"max_new_tokens": 8, "do_sample": False, "cache_implementation": "static", "eos_token_id": None}
@@ -26,6 +27,15 @@ def test_generate_gives_the_sparse_model_s_tokens(kind: str, name: str, tokens: 
             assert torch.equal(model.generate(tokens[:1, :9], **how), expected)
             torch.testing.assert_close(invariance.logits(model, tokens[:1, :1]), logits, rtol=1e-4, atol=1e-4)
         assert torch.equal(invariance.logits(model, tokens[:1, :1]), logits)
+    assert [id(module) for module in model.modules()] == [id(module) for module in before]
+
+
+def test_what_a_sparse_linear_would_lose_is_refused(tokens: Tensor) -> None:
+    model = build_model("llama", dtype=torch.float32)
+    before = list(model.modules())
+    with applied(model, tokens, method("r_sparse")), pytest.raises(DecodeError, match="forward hooks"):  # noqa: SIM117
+        with sparse_linears(model):
+            pass
     assert [id(module) for module in model.modules()] == [id(module) for module in before]
 
 

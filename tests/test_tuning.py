@@ -19,7 +19,8 @@ from larosa.config import ConfigError, MethodConfig, TuningConfig
 from larosa.errors import LarosaError
 from larosa.evaluation import invariance
 from larosa.methods.registry import METHODS
-from larosa.rotation.explicit import output_aware, split_gain
+from larosa.rotation.explicit import ExplicitTransform, output_aware, split_gain
+from larosa.rotation.tuning import TunedTransforms
 from larosa.sites import ModelShape
 from larosa.sparsity.handle import Plan, SparsityHandle, apply
 from larosa.sparsity.schedule import make_levels
@@ -131,6 +132,26 @@ def test_blocks_are_the_transforms_of_their_own_channels(tokens: Tensor) -> None
     unit, gain = split_gain(found.transforms[2, 1])
     torch.testing.assert_close(unit.norm(dim=1), torch.ones(4, 16, dtype=torch.float64))
     torch.testing.assert_close(gain, G.diagonal().sqrt())
+
+
+@pytest.mark.parametrize("storage", ["int8", "int4"])
+def test_steps_see_the_transform_as_it_will_run(storage: str, tokens: Tensor) -> None:
+    model = build_model("llama", dtype=torch.float32, **WIDE)
+    start = plan(model, tokens, method("larosa/output_aware")).transforms
+    assert start is not None
+    unit, gain = split_gain(start)
+    tuned = TunedTransforms(unit, gain, storage, torch.device("cpu"))
+    tuned.change.data.normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
+    turn = tuned.refresh()[2, "h3"]
+    final, final_gain = split_gain(tuned.result()[2, 1])
+    deployed = ExplicitTransform(final, storage, torch.float32)
+    x = torch.randn(9, 64, generator=torch.Generator().manual_seed(1))
+    expected = deployed(x * final_gain.float())
+    torch.testing.assert_close(
+        turn.rotate(x * gain[2, 1].float()), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())
+    )
+    back = turn.unrotate(turn.rotate(x))
+    torch.testing.assert_close(back, x, rtol=1e-3, atol=1e-3)
 
 
 def test_a_channel_without_weights_leaves_the_transform_invertible() -> None:

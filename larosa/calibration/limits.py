@@ -31,10 +31,10 @@ class MagnitudeCounter:
 
     def observe(self, site: SparseSite, _x: Tensor, _y: Tensor, z: Tensor, _z_sparse: Tensor) -> None:
         """Add the entries of z, [tokens, width]."""
+        if not bool(z.isfinite().all()):
+            raise CalibrationError(f"layer {site.layer}, {site.site}: the calibration activations hold NaN or infinity")
         octave = z.float().abs().log2().clamp(_LOWEST, _HIGHEST - 1e-3)
         bins = ((octave - _LOWEST) * _PER_OCTAVE).reshape(-1)
-        if not bool(bins.isfinite().all()):
-            raise CalibrationError(f"layer {site.layer}, {site.site}: the calibration activations hold NaN or infinity")
         counts = torch.bincount(bins.long(), minlength=_BINS)
         key = (site.site, site.layer)
         self._counts[key] = counts if key not in self._counts else self._counts[key] + counts

@@ -54,6 +54,18 @@ def expected_mask(x: Tensor, rule: SiteRule) -> Tensor:
     return keep_mask(x, rule.k, rule.ties)
 
 
+def _check_gate(layer: int, event: SiteEvent, rule: SiteRule) -> None:
+    """Neurons stay where |silu(gate)|, in float64, exceeds the limit, but for a rounding of either."""
+    gate, up = event.before.double().chunk(2, -1)
+    size, limit = torch.nn.functional.silu(gate).abs(), float(rule.limit or 0.0)
+    slack = 2 * torch.finfo(event.x.dtype).eps * limit
+    lost = (size > limit + slack) & (up != 0) & (event.x == 0)
+    kept = (size < limit - slack) & (event.x != 0)
+    tiny = torch.finfo(event.x.dtype).tiny  # a product may vanish
+    if bool((lost & ((size * up).abs() > tiny)).any()) or bool(kept.any()):
+        raise GateError(f"layer {layer}, {event.site}: the neurons are not those of {rule}")
+
+
 def stepped(decoder: Decoder, ids: Tensor) -> Tensor:
     """Logits [T, vocabulary] of ids [T], fed one by one from position 0."""
     decoder.place(0)
@@ -71,7 +83,9 @@ class _SiteChecks:
     def __call__(self, event: SiteEvent) -> None:
         layer, site, own = event.layer, event.site, self.weights.layers[event.layer]
         mask, rule = ops.kept(event.x, event.keep), self.rules[event.site][event.layer]
-        if not torch.equal(mask, expected_mask(event.x, rule)):
+        if rule.gated:
+            _check_gate(layer, event, rule)
+        elif not torch.equal(mask, expected_mask(event.x, rule)):
             raise GateError(f"layer {layer}, {site}: the mask is not that of {rule}")
         self.masks.setdefault((layer, site), []).append(mask)
         allowed = site_bound(self.weights.dtype, event.x.shape[1])

@@ -24,7 +24,8 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or (self.top_k or 1) < 1 or not 0 < (self.top_p or 1.0) <= 1:
+        top_k, top_p = 1 if self.top_k is None else self.top_k, 1.0 if self.top_p is None else self.top_p
+        if not 0 <= self.temperature < float("inf") or top_k < 1 or not 0 < top_p <= 1:
             raise DecodeError(f"impossible sampling: {self}")
 
 

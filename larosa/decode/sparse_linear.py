@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from larosa.architecture import SITES, ModelView
 from larosa.decode import ops
+from larosa.decode.errors import DecodeError
 
 FEW_ROWS = 8
 """Rows from which one dense product over all weights is cheaper than a sparse one each."""
@@ -68,6 +69,8 @@ def sparse_linears(model: PreTrainedModel, backend: str = "auto") -> Iterator[li
                 parent, _, name = path.rpartition(".")
                 owner = layer.module.get_submodule(parent)
                 linear = getattr(owner, name)
+                if linear._forward_hooks:  # r_sparse: its pairs read what sparse_gemv does not see
+                    raise DecodeError(f"layer {layer.index}: {path} has forward hooks, which a SparseLinear would lose")
                 sparse = SparseLinear(linear, backend)
                 sparse._forward_pre_hooks = linear._forward_pre_hooks  # the sites' own, removable as before
                 sparse._forward_pre_hooks_with_kwargs = linear._forward_pre_hooks_with_kwargs

@@ -28,7 +28,7 @@ from larosa.calibration.tokens import TokenBlock
 from larosa.config import TuningConfig
 from larosa.errors import LarosaError
 from larosa.rotation.absorb import WeightSwaps, fold
-from larosa.rotation.explicit import block_product, quantise, restored
+from larosa.rotation.explicit import block_product, quantise, restored, split_gain
 from larosa.rotation.rotation import Rotation
 from larosa.sparsity.handle import Plan, SparsityHandle, apply
 from larosa.sparsity.site import SparseSite
@@ -112,7 +112,9 @@ class TunedTransforms(nn.Module):
         """The turns of this step."""
         T = self._current()
         if self._storage != "model":
-            T = T + (restored(*quantise(T.detach(), self._storage), T.dtype) - T).detach()
+            unit, lengths = split_gain(T.detach())  # rounded as it will be: columns of length 1, the rest in the norm
+            rounded = restored(*quantise(unit, self._storage), T.dtype)
+            T = T + (rounded * lengths.reshape(*T.shape[:-2], 1, -1) - T).detach()
         back = torch.linalg.inv(T.double()).float()
         return {(layer, site): Turn(T[layer, i], back[layer, i]) for layer in range(len(T)) for i, site in _SITES}
 
