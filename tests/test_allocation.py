@@ -27,7 +27,7 @@ from larosa.evaluation.curves import output_curves
 from larosa.evaluation.divergence import divergence_curves
 from larosa.evaluation.greedy import greedy_allocation
 from larosa.methods.limits import limits_of
-from larosa.pipeline import open_bench, read_documents, run
+from larosa.pipeline import measure, open_bench, read_documents, run
 from larosa.rotation.rotation import build_rotation
 from larosa.sites import ModelShape
 from larosa.sparsity.allocation import AllocationError, allocate
@@ -252,7 +252,8 @@ def test_a_schedule_found_on_an_evaluation_text_or_another_model_is_doubted(
     content["made_by"]["model"]["name"] = "larger-llama"
     path.write_text(json.dumps(content))
     config = parse(*overrides, *more, "schedule=file")
-    open_bench(config, read_documents(config))
+    bench = open_bench(config, read_documents(config))
+    measure(list(plan_cells(config).values())[-1], bench)
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 2
     assert "was made for larger-llama, not for tiny-llama" in warnings[0]
