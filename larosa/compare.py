@@ -5,10 +5,10 @@
 
 The list (YAML) holds `settings`, overrides for all; `levels`; `schedules`, name -> a list of overrides of
 `larosa.allocate` that finds one, the name of a schedule file with `{level}` in it, or nothing for a choice of
-conf/schedule; and `methods`, each with its `settings`, optionally its own
-`schedules` and `levels`. For every method and level all its schedules are measured. A method that misses a level,
-because its thresholds realise another one, is measured again at a corrected level. One with run-time extras is then
-measured, on its best schedule, at the level whose saving is the target once they are paid.
+conf/schedule; and `methods`, each with its `settings`, optionally its own `schedules` and `levels`. All schedules are
+measured for every method and level. A method that misses a level, because its thresholds realise another one, is
+measured again at a corrected level. One with run-time extras is then measured, on its best schedule, at the level whose
+saving is the target once they are paid.
 
 The model is loaded once. A record that exists is not measured again, so a comparison that was interrupted goes on; a
 cell that fails is named and the others go on.

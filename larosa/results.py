@@ -27,6 +27,9 @@ SCHEMA = 1
 MEANING = 1
 """Part of every identity: raise it when a change of the code changes what a result means."""
 
+TUNING_VERSION = 2
+"""The same for tuned bases and transforms alone. 1: steps saw a transform rounded before its columns were scaled."""
+
 UNITS = {
     "level_*, *_share, byte_weighted_*": "fraction",
     "*_bytes, bytes": "bytes; per token where they are read",
@@ -87,6 +90,8 @@ def _method_identity(method: MethodConfig) -> dict[str, Any]:
         del own["transform_storage"], own["block_size"]
     if method.tuning is None:
         del own["tuning"]
+    else:
+        own["tuning_version"] = TUNING_VERSION
     if method.form != "simulated":
         del own["rotation_dtype"]
     if method.name != "r_sparse":

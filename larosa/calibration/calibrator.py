@@ -30,7 +30,7 @@ from larosa.sparsity.handle import Plan
 from larosa.sparsity.low_rank import LowRank, flat, truncated_svds, unflat
 from larosa.sparsity.schedule import make_levels
 
-_VERSION = 2  # raise when the meaning of a cached tensor changes
+_VERSION = 3  # raise when the meaning of a cached tensor changes
 
 
 @dataclass

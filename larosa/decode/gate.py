@@ -46,9 +46,7 @@ def require(what: str, found: float, allowed: float) -> None:
 
 
 def expected_mask(x: Tensor, rule: SiteRule) -> Tensor:
-    """What the rule keeps of x [B, width] itself. Of a gated rule, x is zero already where it drops."""
-    if rule.gated:
-        return x != 0
+    """What the rule keeps of x [B, width] itself; a gated rule acts before x, see :func:`_check_gate`."""
     if rule.limit is not None:
         return x.abs() > rule.limit
     return keep_mask(x, rule.k, rule.ties)
