@@ -11,12 +11,20 @@ from typing import Any
 
 import pytest
 import torch
-from larosa_kernels import attend, kept_mask, limit_from_threshold, norm_select, select, sparse_gemv, swiglu_select
+from larosa_kernels import (
+    attend,
+    kept_mask,
+    limit_from_threshold,
+    norm_select,
+    select,
+    select_gemv,
+    sparse_gemv,
+    swiglu_select,
+)
 from larosa_kernels import testing as kt
 from larosa_kernels.attend.workspace import AttendConfig
 from larosa_kernels.search_config import SearchConfig
 from larosa_kernels.select.reference import magnitude_bits, select_reference
-from larosa_kernels.sparse_gemv import workspace as gemv_workspace
 from larosa_kernels.sparse_gemv.config import GemvConfig, gemv_config
 from larosa_kernels.sparse_gemv.reference import sparse_gemv_reference
 from larosa_kernels.swiglu_select.reference import swiglu_reference
@@ -26,9 +34,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF = [torch.bfloat16, torch.float16]
 both = pytest.mark.parametrize("dtype", HALF, ids=["bf16", "fp16"])
 ON_GPU = DEVICE == "cuda"
-SEARCHES = [SearchConfig(ways=1), SearchConfig(ways=3)]
+SEARCHES = [SearchConfig(num_warps=4), SearchConfig(num_warps=1)]
 if ON_GPU:
-    SEARCHES += [SearchConfig(packed=False), SearchConfig(num_warps=1), SearchConfig(num_warps=16, ways=1)]
+    SEARCHES += [SearchConfig(packed=False), SearchConfig(), SearchConfig(num_warps=16)]
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -129,16 +137,14 @@ def test_norm_select_with_a_limit_or_nothing(dtype: torch.dtype) -> None:
 
 
 @both
-@pytest.mark.parametrize("chunk", [0, 64, 256])
-def test_swiglu_select(chunk: int, dtype: torch.dtype) -> None:
-    n, k = 577, 230
+@pytest.mark.parametrize("n", [577, 600])
+def test_swiglu_select(n: int, dtype: torch.dtype) -> None:
+    k = 230
     gate_up = torch.cat([kt.vector("outliers", 3, n, dtype, "cpu") / 64, normal(3, n, seed=2, dtype=dtype).cpu()], 1)
     gate_up = (gate_up * 2).contiguous().to(DEVICE)
-    config = SearchConfig(chunk=chunk)
-    for _ in range(2):  # the counters are ready again
-        with kt.poisoned_empty():
-            h, keep = swiglu_select(gate_up, k, backend="triton", config=config)
-        assert torch.equal(keep, select_reference(h, k))
+    with kt.poisoned_empty():
+        h, keep = swiglu_select(gate_up, k, backend="triton")
+    assert torch.equal(keep, select_reference(h, k))
     gate, up = gate_up.double().chunk(2, dim=1)
     exact = gate * torch.sigmoid(gate) * up
     tiny = torch.finfo(dtype).smallest_normal * kt.EPSILON[dtype]
@@ -161,10 +167,10 @@ def test_swiglu_select_with_limits(dtype: torch.dtype) -> None:
 
 
 GEMV = {
-    "wide": GemvConfig(columns=128, rows=8, splits=4),
-    "piped": GemvConfig(columns=64, rows=16, splits=3, stages=3),
-    "deferred": GemvConfig(columns=128, rows=16, splits=5, num_warps=4, defer=True),
-    "one split": GemvConfig(columns=256, rows=4, splits=1, num_warps=1),
+    "default": GemvConfig(),
+    "narrow": GemvConfig(columns=32, unroll=4, num_warps=4),
+    "wide": GemvConfig(columns=256, unroll=2, num_warps=2),
+    "one load": GemvConfig(columns=128, unroll=1, num_warps=1),
 }
 
 
@@ -175,12 +181,10 @@ def check_gemv(x: Tensor, keep: Tensor, weight: Tensor, config: GemvConfig | Non
     if weight.dtype != torch.int8:
         weight = weight.clone()
         weight[~kept.any(0)] = float("nan")
-    gemv_workspace._CACHE.clear()
     with kt.poisoned_empty():
         y = sparse_gemv(x, keep, weight, backend="triton", config=config, **more)
         again = sparse_gemv(x, keep, weight, backend="triton", config=config, **more)
     assert torch.equal(y, again)
-    assert all(not space.counters.any() for space in gemv_workspace._CACHE.values())
     tolerance = kt.gemv_tolerance(x, torch.nan_to_num(weight), more.get("scale"))
     assert ((y.double() - exact).abs() <= kt.EPSILON[x.dtype] * exact.abs() * 1.001 + tolerance).all()
     reference = sparse_gemv_reference(x, keep, weight, **more)
@@ -197,7 +201,7 @@ def test_sparse_gemv_shapes(config: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("kind", "k"), [("ties", 7), ("equal", 599), ("half_zeros", 600), ("outliers", 1)])
 def test_sparse_gemv_levels(kind: str, k: int) -> None:
     x, weight = kt.vector(kind, 1, 600, torch.bfloat16, DEVICE), normal(600, 100, seed=1)
-    check_gemv(x, select(x, k), weight, GemvConfig(columns=128, splits=3))
+    check_gemv(x, select(x, k), weight, GemvConfig(columns=128))
 
 
 def test_sparse_gemv_keeping_nothing_and_zeros() -> None:
@@ -212,21 +216,65 @@ def test_sparse_gemv_keeping_nothing_and_zeros() -> None:
 def test_sparse_gemv_batch_bias_residual(dtype: torch.dtype) -> None:
     x, weight = kt.vector("ties", 3, 97, dtype, DEVICE), normal(97, 130, seed=1, dtype=dtype)
     more = {"bias": normal(130, seed=2, dtype=dtype), "residual": normal(3, 130, seed=3, dtype=dtype)}
-    check_gemv(x, select(x, 40), weight, GemvConfig(columns=64, splits=2), **more)
+    check_gemv(x, select(x, 40), weight, GemvConfig(columns=64), **more)
 
 
 def test_sparse_gemv_int8() -> None:
     weight = torch.randint(-128, 128, (97, 130), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
     x = normal(1, 97)
     scale = (0.01 + normal(130, seed=1).float().abs()).contiguous()
-    check_gemv(x, select(x, 40), weight.to(DEVICE), GemvConfig(columns=64, splits=2), scale=scale)
+    check_gemv(x, select(x, 40), weight.to(DEVICE), GemvConfig(columns=64), scale=scale)
+
+
+SITES: dict[str, dict[str, Any]] = {
+    "norm": {"norm": True, "bias": True},
+    "norm, all": {"norm": True, "k": None},
+    "swiglu": {"norm": True, "swiglu": True, "bias": True},
+    "swiglu, gated": {"norm": True, "swiglu": True, "gate_limit": True},
+    "residual": {"residual": True, "ties": "keep"},
+    "limit": {"k": None, "limit": True, "residual": True},
+    "nothing": {"k": None},
+}
+
+
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize(("n", "dtype"), [(600, HALF[0]), (577, HALF[1])], ids=str)
+def test_select_gemv_has_the_bits_of_single_ops(n: int, dtype: torch.dtype, site: str) -> None:
+    asked, rows, m = SITES[site], 2, 96
+    k, ties = asked.get("k", 251), asked.get("ties", "strict")
+    x, weight = kt.vector("outliers", rows, n, dtype, DEVICE) / 30, normal(n, m, seed=1, dtype=dtype)
+    norm = 1 + normal(n, seed=2, dtype=dtype) / 4 if "norm" in asked else None
+    bias = normal(m, seed=3, dtype=dtype) if "bias" in asked else None
+    residual = normal(rows, m, seed=4, dtype=dtype) if "residual" in asked else None
+    pairs = {
+        name: limit_from_threshold(0.05, dtype, DEVICE) if name in asked else None for name in ("limit", "gate_limit")
+    }
+    around: dict[str, Any] = {"bias": bias, "residual": residual}
+    with kt.poisoned_empty():
+        y = select_gemv(
+            x, weight, k, ties, norm=norm, eps=1e-5, swiglu="swiglu" in asked, **pairs, **around, backend="triton"
+        )
+    how: dict[str, Any] = {"backend": "triton"}
+    if norm is not None:
+        z, keep = norm_select(x, norm, 1e-5, k, ties, **how)
+    else:
+        z, keep = x, pairs["limit"].repeat(rows, 1) if pairs["limit"] is not None else select(x, k or n, ties, **how)
+    columns = gemv_config(n, y.shape[1])
+    wanted = sparse_gemv(z, keep, weight, **around, **how, config=columns)
+    if "swiglu" in asked:
+        wanted, _ = swiglu_select(wanted, gate_limit=pairs["gate_limit"], **how)
+    assert torch.equal(y, wanted)
+    reference = select_gemv(
+        x, weight, k, ties, norm=norm, eps=1e-5, swiglu="swiglu" in asked, **pairs, **around, backend="reference"
+    )
+    assert (y.float() - reference.float()).norm() <= 8 * kt.EPSILON[dtype] * reference.float().norm()
 
 
 def test_default_shapes_cover_any_width() -> None:
     for n, m in ((1, 1), (48, 80), (577, 33), (3584, 4608), (18944, 3584), (28672, 8192)):
         config = gemv_config(n, m)
-        assert config.slots(n) * config.splits >= n
         assert config.blocks(m) * config.columns >= m
+        assert config.columns * config.rows(2) == 32 * config.num_warps * 8
 
 
 ATTEND = {

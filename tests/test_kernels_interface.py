@@ -52,10 +52,13 @@ def op_cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     position = torch.tensor([3], device=DEVICE)
     ops = torch.ops.larosa
     return {
-        "select": (ops.select, (x, 8, True, None, [4, 3, 1, 0])),
-        "norm_select": (ops.norm_select, (x, w[0], 1e-5, 8, True, None, None, [4, 3, 1, 0])),
-        "swiglu_select": (ops.swiglu_select, (x, 8, True, None, None, None, [4, 3, 1, 0])),
-        "sparse_gemv": (ops.sparse_gemv, (x, keep, w, None, None, None, [64, 8, 2, 2, 1, 0])),
+        "select": (ops.select, (x, 8, True, None, [4, 1])),
+        "norm_select": (ops.norm_select, (x, w[0], 1e-5, 8, True, None, None, [4, 1])),
+        "swiglu_select": (ops.swiglu_select, (x, 8, True, None, None, None, [4, 1])),
+        "sparse_gemv": (
+            ops.sparse_gemv,
+            (x, w, keep, 64, True, None, None, 0.0, False, None, None, None, None, [64, 4, 1]),
+        ),
         "attend": (ops.attend, (x, table, table, cache, cache.clone(), position, [2, 16, 4, 1, 0])),
     }
 

@@ -8,7 +8,7 @@ from larosa_kernels.attend.functional import attend
 from larosa_kernels.norm_select.functional import norm_select
 from larosa_kernels.select.functional import select
 from larosa_kernels.select.reference import kept_mask, limit_from_threshold
-from larosa_kernels.sparse_gemv.functional import sparse_gemv
+from larosa_kernels.sparse_gemv.functional import select_gemv, sparse_gemv
 from larosa_kernels.swiglu_select.functional import swiglu_select
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "limit_from_threshold",
     "norm_select",
     "select",
+    "select_gemv",
     "sparse_gemv",
     "swiglu_select",
 ]

@@ -1,9 +1,11 @@
 """The k-th largest magnitude of a vector held by one program: device functions that the selecting ops share.
 
-Magnitudes are compared as their 15-bit patterns. Two patterns share an int32 word, so that one instruction compares
-both (`set.geu` on packed halves from compute capability 9.0 on, plain integer arithmetic elsewhere). A round counts,
-for one or three candidates, how many patterns reach them; the range of possible limits shrinks by 2 or 4.
-NaN counts as larger than any number; a limit of NaN is never returned.
+Magnitudes are compared as their 15-bit patterns. Two patterns share an int32 word (pairs.py), so that one instruction
+compares both (`set.geu` on packed halves from compute capability 9.0 on, plain integer arithmetic elsewhere). A round
+counts how many patterns reach each of two candidates, in one reduction over the warps, which is what a round costs.
+The candidates lie on both sides of where the counts so far, taken as linear, put the limit; every fourth round they
+are thirds of what is left, so that no distribution takes more than some 40 rounds. A calibrated range of 80 patterns
+takes 3 to 4. NaN counts as larger than any number; a limit of NaN is never returned.
 """
 
 from __future__ import annotations
@@ -29,15 +31,8 @@ def magnitude_bits(x):
 
 
 @triton.jit
-def pair_words(bits, BLOCK: tl.constexpr):
-    """[BLOCK] patterns to [BLOCK / 2] words: entry 2j in the low half, 2j + 1 in the high half."""
-    low, high = tl.split(tl.reshape(bits, (BLOCK // 2, 2)))
-    return low | (high << 16)
-
-
-@triton.jit
 def _reach(words, candidate, INFINITY: tl.constexpr, PACKED: tl.constexpr):
-    """Per word, a code whose sum over words tells how many patterns are >= candidate; `_narrow` reads it.
+    """Per word a code that, summed, tells how many patterns are >= candidate: 0xFFFF in each half that is.
 
     0 would count the padding and beyond infinity lie the NaNs: such candidates are moved, and ignored afterwards.
     """
@@ -52,20 +47,34 @@ def _reach(words, candidate, INFINITY: tl.constexpr, PACKED: tl.constexpr):
         )
     else:
         # Bit 15 of each half is set (-0x7FFF8000 is 0x80008000) and survives the subtraction iff pattern >= candidate.
-        return (((words | -0x7FFF8000) - pattern) >> 15) & 0x00010001
+        ones = (((words | -0x7FFF8000) - pattern) >> 15) & 0x00010001
+        return (ones << 16) - ones
 
 
 @triton.jit
-def _narrow(low, high, at_least, above, k, candidate, code, PACKED: tl.constexpr):
-    """Use one count: the limit is >= candidate iff count >= k. A candidate outside (low, high] tells nothing.
+def _counted(codes, THREADS: tl.constexpr, VECTOR: tl.constexpr):
+    """How many halves of a thread's words reach, [THREADS]: L low and H high ones sum to 65536 (L - H) - L."""
+    turns: tl.constexpr = codes.shape[0] // (THREADS * VECTOR)
+    code = tl.sum(tl.sum(tl.reshape(codes, (turns, THREADS, VECTOR)), 2), 0)
+    low = (0 - code) & 0xFFFF
+    return 2 * low - ((code + low) >> 16)
 
-    code: summed codes of L low and H high halves; 65536 H + L, or from `set`, 0xFFFF a half, 65536 (L - H) - L.
-    """
-    if PACKED == "none":
-        count = (code & 0xFFFF) + (code >> 16)
-    else:
-        low_half = (0 - code) & 0xFFFF
-        count = 2 * low_half - ((code + low_half) >> 16)
+
+@triton.jit
+def count_two(
+    words, first, second,
+    INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """How many patterns are >= first, and >= second."""
+    one = _counted(_reach(words, first, INFINITY, PACKED), THREADS, VECTOR)
+    two = _counted(_reach(words, second, INFINITY, PACKED), THREADS, VECTOR)
+    both = tl.sum(one | (two << 16), 0)
+    return both & 0xFFFF, (both >> 16) & 0xFFFF
+
+
+@triton.jit
+def _narrow(low, high, at_least, above, k, candidate, count):
+    """Use one count: the limit is >= candidate iff count >= k. A candidate outside (low, high] tells nothing."""
     inside = (candidate > low) & (candidate <= high)
     reached = inside & (count >= k)
     missed = inside & (count < k)
@@ -77,45 +86,13 @@ def _narrow(low, high, at_least, above, k, candidate, code, PACKED: tl.constexpr
 
 
 @triton.jit
-def _add3(a0, a1, a2, b0, b1, b2):
-    return a0 + b0, a1 + b1, a2 + b2
-
-
-@triton.jit
-def _round1(words, low, high, at_least, above, k, c0, INFINITY: tl.constexpr, PACKED: tl.constexpr):
-    """Narrow by one candidate."""
-    return _narrow(low, high, at_least, above, k, c0, tl.sum(_reach(words, c0, INFINITY, PACKED), 0), PACKED)
-
-
-@triton.jit
-def _round3(
-    words, low, high, at_least, above, k, c0, c1, c2,
-    INFINITY: tl.constexpr, PACKED: tl.constexpr, TOGETHER: tl.constexpr,
-):  # fmt: skip
-    """Narrow by three candidates; TOGETHER sums their codes in one pass over the warps."""
-    s0 = _reach(words, c0, INFINITY, PACKED)
-    s1 = _reach(words, c1, INFINITY, PACKED)
-    s2 = _reach(words, c2, INFINITY, PACKED)
-    if TOGETHER:
-        s0, s1, s2 = tl.reduce((s0, s1, s2), 0, _add3)
-    else:
-        s0 = tl.sum(s0, 0)
-        s1 = tl.sum(s1, 0)
-        s2 = tl.sum(s2, 0)
-    low, high, at_least, above = _narrow(low, high, at_least, above, k, c0, s0, PACKED)
-    low, high, at_least, above = _narrow(low, high, at_least, above, k, c1, s1, PACKED)
-    return _narrow(low, high, at_least, above, k, c2, s2, PACKED)
-
-
-@triton.jit
 def kth_magnitude(
     words, n, k, bracket,
-    INFINITY: tl.constexpr, WAYS: tl.constexpr, PACKED: tl.constexpr, TOGETHER: tl.constexpr,
-    BRACKETED: tl.constexpr,
+    INFINITY: tl.constexpr, PACKED: tl.constexpr, BRACKETED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """The k-th largest pattern with its counts: (limit, how many >= limit, how many > limit).
 
-    words: [BLOCK / 2] int32 from `pair_words`, padding 0; bracket: pointer to (low, high), tried first.
+    words: magnitudes, padding 0; bracket: pointer to (low, high), tried first.
     k = n needs no search and gives (0, n, 0).
     """
     low = tl.full([], 0, tl.int32)
@@ -124,31 +101,30 @@ def kth_magnitude(
         high = tl.full([], 0, tl.int32)
     at_least = tl.full([], 0, tl.int32) + n
     above = tl.full([], 0, tl.int32)
+    turn = tl.full([], 0, tl.int32)
     if BRACKETED:
         first = tl.load(bracket)
-        last = tl.load(bracket + 1)
-        if WAYS == 3:
-            middle = (first + last + 1) // 2
-            low, high, at_least, above = _round3(
-                words, low, high, at_least, above, k, first, middle, last + 1, INFINITY, PACKED, TOGETHER
-            )
-        else:
-            low, high, at_least, above = _round1(words, low, high, at_least, above, k, first, INFINITY, PACKED)
-            low, high, at_least, above = _round1(words, low, high, at_least, above, k, last + 1, INFINITY, PACKED)
+        second = tl.load(bracket + 1) + 1
+    else:
+        first = tl.full([], INFINITY // 2 - 512, tl.int32)
+        second = tl.full([], INFINITY // 2 + 256, tl.int32)
     while low < high:
-        step = (high - low + 1 + WAYS) // (WAYS + 1)
-        if WAYS == 3:
-            low, high, at_least, above = _round3(
-                words, low, high, at_least, above, k, low + step, low + 2 * step, low + 3 * step,
-                INFINITY, PACKED, TOGETHER,
-            )  # fmt: skip
-        else:
-            low, high, at_least, above = _round1(words, low, high, at_least, above, k, low + step, INFINITY, PACKED)
+        reach_first, reach_second = count_two(words, first, second, INFINITY, PACKED, THREADS, VECTOR)
+        low, high, at_least, above = _narrow(low, high, at_least, above, k, first, reach_first)
+        low, high, at_least, above = _narrow(low, high, at_least, above, k, second, reach_second)
+        turn += 1
+        span = high - low + 1
+        share = (at_least - k + 0.5) / tl.maximum(at_least - above, 1)
+        guess = low + (share * span).to(tl.int32)
+        thirds = turn % 4 == 0
+        first = tl.maximum(tl.where(thirds, low + span // 3, guess - span // 16), low + 1)
+        second = tl.where(thirds, high - span // 3, guess + span // 16 + 1)
+        second = tl.minimum(tl.maximum(second, first + 1), high)
     return low, at_least, above
 
 
 @triton.jit
-def last_tie(words, limit, room, BLOCK: tl.constexpr):
+def last_tie(words, limit, room):
     """The index of the room-th entry whose pattern equals the limit, lowest index first."""
     low_tie = (words & 0xFFFF) == limit
     ties = low_tie.to(tl.int32) + ((words >> 16) == limit).to(tl.int32)
@@ -156,24 +132,22 @@ def last_tie(words, limit, room, BLOCK: tl.constexpr):
     before = up_to - ties
     here = (before < room) & (up_to >= room)
     in_high_half = 1 - (low_tie & (before == room - 1)).to(tl.int32)
-    return tl.sum(tl.where(here, 2 * tl.arange(0, BLOCK // 2) + in_high_half, 0), 0)
+    return tl.sum(tl.where(here, 2 * tl.arange(0, words.shape[0]) + in_high_half, 0), 0)
 
 
 @triton.jit
-def search_row(
-    bits, n, k, bracket, keep,
-    BLOCK: tl.constexpr, STRICT: tl.constexpr, INFINITY: tl.constexpr, WAYS: tl.constexpr, PACKED: tl.constexpr,
-    TOGETHER: tl.constexpr, BRACKETED: tl.constexpr,
+def find_limit(
+    words, n, k, bracket,
+    STRICT: tl.constexpr, INFINITY: tl.constexpr, PACKED: tl.constexpr, BRACKETED: tl.constexpr,
+    THREADS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """Write (limit_bits, last_index) of one row to keep. bits: [BLOCK] int32, padding 0."""
-    words = pair_words(bits, BLOCK)
-    limit, at_least, above = kth_magnitude(words, n, k, bracket, INFINITY, WAYS, PACKED, TOGETHER, BRACKETED)
+    """(limit_bits, last_index) of the k largest magnitudes. words: [BLOCK / 2] int32, signs cleared, padding 0."""
+    limit, at_least, above = kth_magnitude(words, n, k, bracket, INFINITY, PACKED, BRACKETED, THREADS, VECTOR)
     last_index = tl.full([], 0, tl.int32) + n
     if STRICT:
         if at_least > k:
-            last_index = last_tie(words, limit, k - above, BLOCK)
-    tl.store(keep, limit)
-    tl.store(keep + 1, last_index)
+            last_index = last_tie(words, limit, k - above)
+    return limit, last_index
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""How a search over a vector of n entries is run: warps, candidates a round, programs."""
+"""How a search over a vector of n entries is run by one program."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import triton
 
-from larosa_kernels.dispatch import HALF, INFINITY_BITS, INTERPRETED, has_packed_compare
+from larosa_kernels.dispatch import HALF, INFINITY_BITS, has_packed_compare
 
 MAX_WIDTH = 32768
 
@@ -17,29 +17,20 @@ MAX_WIDTH = 32768
 class SearchConfig:
     """One way to run a search; every way gives the same result.
 
-    num_warps: warps of the searching program. ways: candidates a round, 1 or 3.
+    num_warps: warps of the searching program.
     packed: compare two values an instruction by `set` on packed halves (compute capability 9.0 on).
-    chunk: entries a program computes before the last one to arrive searches; 0: one program does it all.
     """
 
-    num_warps: int = 4
-    ways: int = 3
+    num_warps: int = 8
     packed: bool = True
-    chunk: int = 0
 
     def __post_init__(self) -> None:
-        if self.ways not in (1, 3):
-            raise ValueError(f"ways: expected 1 or 3, got {self.ways}")
         if self.num_warps not in (1, 2, 4, 8, 16, 32):
             raise ValueError(f"num_warps: expected a power of two up to 32, got {self.num_warps}")
-        if self.chunk and (self.chunk < 32 or self.chunk & (self.chunk - 1)):
-            raise ValueError(f"chunk: expected 0 or a power of two from 32 on, got {self.chunk}")
 
 
 def default_search(n: int) -> SearchConfig:
     """Warps so that a thread holds at most 64 entries: more warps make each round's barrier dearer."""
-    if n <= 8192:
-        return SearchConfig(num_warps=4)
     return SearchConfig(num_warps=8 if n <= 16384 else 16)
 
 
@@ -51,19 +42,23 @@ def block_of(n: int) -> int:
 
 
 def search_arguments(
-    n: int, dtype: torch.dtype, device: torch.device, strict: bool, bracketed: bool, config: SearchConfig
+    x: torch.Tensor, strict: bool, bracketed: bool, num_warps: int, packed: bool = True, *others: torch.Tensor
 ) -> dict[str, Any]:
-    """The compile-time arguments that the selecting kernels share."""
-    if dtype not in HALF:
-        raise TypeError(f"x: expected dtype bf16 or fp16, got {dtype}")
-    packed = config.packed and has_packed_compare(device)
+    """The compile-time arguments of ops that read x [B, n], and `others` alike, as words of two entries and rank x."""
+    n = x.shape[1]
+    if x.dtype not in HALF:
+        raise TypeError(f"x: expected dtype bf16 or fp16, got {x.dtype}")
+    block = block_of(n)
+    threads = min(32 * num_warps, block // 2)
+    packed = packed and has_packed_compare(x.device)
     return {
-        "BLOCK": block_of(n),
+        "BLOCK": block,
+        "EVEN": n % 2 == 0 and all(each.data_ptr() % 4 == 0 for each in (x, *others)),
+        "THREADS": threads,
+        "VECTOR": min(4, block // 2 // threads),
         "STRICT": strict,
-        "INFINITY": INFINITY_BITS[dtype],
-        "WAYS": config.ways,
-        "PACKED": ("bf16" if dtype == torch.bfloat16 else "fp16") if packed else "none",
-        "TOGETHER": config.num_warps > 1 and not INTERPRETED,
+        "INFINITY": INFINITY_BITS[x.dtype],
+        "PACKED": ("bf16" if x.dtype == torch.bfloat16 else "fp16") if packed else "none",
         "BRACKETED": bracketed,
-        "num_warps": config.num_warps,
+        "num_warps": num_warps,
     }

@@ -2,6 +2,8 @@
 
 Per layer: [adapter] norm, select h1, q k v, attention, select h2, o + residual, [adapter] norm, select h3, gate up,
 SwiGLU, select h4, down + residual; then the final norm, the dense head and argmax. Nothing waits for the host.
+With Triton a site is one launch: norm, selection, product and SwiGLU or residual (`select_gemv`). A watched step runs
+them one by one instead, which gives the same bits and shows what lies between.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -145,14 +148,48 @@ class Decoder:
         z, _ = ops.norm_select(h, self.weights.final_norm, eps, width, backend=backend)
         return functional.linear(z, self.weights.head)
 
+    @property
+    def fused(self) -> bool:
+        """Whether a site is one launch."""
+        return self.backend == "triton"
+
     def _layer(self, layer: int, h: Tensor, watch: Watcher | None) -> Tensor:
         k_cache, v_cache = self.cache[layer]
+        if self.fused and watch is None:
+            qkv = self._site(layer, "h1", self.adapt(layer, "h1", h, self.backend))
+            mixed = ops.attend(qkv, self.cos, self.sin, k_cache, v_cache, self.position, backend=self.backend)
+            h = self._site(layer, "h2", mixed, h)
+            activated = self._site(layer, "h3", self.adapt(layer, "h3", h, self.backend))
+            return self._site(layer, "h4", activated, h)
         h = self.adapt(layer, "h1", h, self.backend)
         qkv = self._read(layer, "h1", h, None, watch)
         mixed = ops.attend(qkv, self.cos, self.sin, k_cache, v_cache, self.position, backend=self.backend)
         h = self._read(layer, "h2", mixed, h, watch)
         gate_up = self._read(layer, "h3", self.adapt(layer, "h3", h, self.backend), None, watch)
         return self._read(layer, "h4", gate_up, h, watch)
+
+    def _site(self, layer: int, site: str, before: Tensor, residual: Tensor | None = None) -> Tensor:
+        """One site in one launch, or two with a transform; h3 goes on to what h4 ranks."""
+        own, rule = self.weights.layers[layer], self.rules[site][layer]
+        limit = None if rule.limit is None else self._limit(rule, before.dtype)
+        more: dict[str, Any] = {"ties": rule.ties, "bracket": self._pair(*rule.bracket) if rule.bracket else None}
+        if site in ("h1", "h3") and site in own.transforms:
+            before = self._transformed(own, site, before, self.backend)
+        elif site in ("h1", "h3"):
+            more |= {"norm": own.norms[site], "eps": float(self.weights.config.rms_norm_eps)}
+        elif site == "h2" and own.scale is not None:
+            before = before * own.scale
+        if site == "h3":
+            after = self.rules["h4"][layer]
+            more |= {"swiglu": True, "gate_limit": self._limit(after, before.dtype) if after.gated else None}
+        if rule.gated:
+            limit = self._pair(0, -1)  # what did not pass its gate is zero by now
+        more |= {"bias": own.biases.get(site), "residual": residual, "backend": self.backend}
+        k = rule.k if limit is None else None
+        return ops.select_gemv(before, own.matrices[site], k, limit=limit, **more)
+
+    def _limit(self, rule: SiteRule, dtype: torch.dtype) -> Tensor:
+        return self._pair(ops.limit_bits(float(rule.limit or 0.0), dtype), -1)
 
     def _read(self, layer: int, site: str, before: Tensor, residual: Tensor | None, watch: Watcher | None) -> Tensor:
         x, keep = self.enter(layer, site, before, self.backend)
@@ -164,7 +201,7 @@ class Decoder:
     def adapt(self, layer: int, site: str, h: Tensor, backend: str) -> Tensor:
         """h [B, D] in the basis of the site, by its residual adapter if there is one."""
         matrix = self.weights.layers[layer].adapters.get(site)
-        return h if matrix is None else self._whole(h, matrix, None, backend)
+        return h if matrix is None else ops.select_gemv(h, matrix, backend=backend)
 
     def enter(
         self, layer: int, site: str, before: Tensor, backend: str, rule: SiteRule | None = None
@@ -176,13 +213,12 @@ class Decoder:
         """
         own, rule = self.weights.layers[layer], rule or self.rules[site][layer]
         bracket = self._pair(*rule.bracket) if rule.bracket else None
-        limit = None if rule.limit is None else self._pair(ops.limit_bits(rule.limit, before.dtype), -1)
+        limit = None if rule.limit is None else self._limit(rule, before.dtype)
         if site in ("h1", "h3"):
-            eps = float(self.weights.config.rms_norm_eps)
             if site not in own.transforms:
+                eps = float(self.weights.config.rms_norm_eps)
                 return ops.norm_select(before, own.norms[site], eps, rule.k, rule.ties, bracket, limit, backend)
-            x, _ = ops.norm_select(before, own.norms[site], eps, before.shape[1], backend=backend)
-            x = self._transformed(own, site, x, backend)
+            x = self._transformed(own, site, before, backend)
             return x, self._selected(x, rule, bracket, limit, backend)
         if site == "h2":
             x = before if own.scale is None else before * own.scale
@@ -195,16 +231,16 @@ class Decoder:
         own = self.weights.layers[layer]
         return ops.sparse_gemv(x, keep, own.matrices[site], own.biases.get(site), residual, backend=self.backend)
 
-    def _transformed(self, own: LayerWeights, site: str, x: Tensor, backend: str) -> Tensor:
-        transform = own.transforms[site]
+    def _transformed(self, own: LayerWeights, site: str, before: Tensor, backend: str) -> Tensor:
+        """norm(before) behind the site's transform."""
+        transform, eps = own.transforms[site], float(self.weights.config.rms_norm_eps)
         if transform.matrix.dim() == 2:
-            return self._whole(x, transform.matrix, transform.scale, backend)
+            return ops.select_gemv(
+                before, transform.matrix, norm=own.norms[site], eps=eps, scale=transform.scale, backend=backend
+            )
+        x, _ = ops.norm_select(before, own.norms[site], eps, before.shape[1], backend=backend)
         blocks = x.view(len(x), len(transform.matrix), -1).transpose(0, 1)
         return torch.bmm(blocks, transform.matrix).transpose(0, 1).reshape(x.shape)
-
-    def _whole(self, x: Tensor, matrix: Tensor, scale: Tensor | None, backend: str) -> Tensor:
-        keep = self._pair(0, x.shape[1], rows=len(x))
-        return ops.sparse_gemv(x, keep, matrix, scale=scale, backend=backend)
 
     def _selected(
         self, x: Tensor, rule: SiteRule, bracket: Tensor | None, limit: Tensor | None, backend: str

@@ -36,6 +36,11 @@ class DenseDecoder(Decoder):
         self.layout, self._output_major = layout, output_major
         super().__init__(weights, dense_rules(weights.shape), max_len, **how)
 
+    @property
+    def fused(self) -> bool:
+        """The products are torch's own."""
+        return False
+
     def product(self, layer: int, site: str, x: Tensor, keep: Tensor, residual: Tensor | None) -> Tensor:
         """x [B, width] times what reads the site, plus bias and residual; `keep` is not looked at."""
         own = self.weights.layers[layer]

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import torch
-from larosa_kernels import attend, kept_mask, select, sparse_gemv
+from larosa_kernels import attend, kept_mask, select, select_gemv, sparse_gemv
 from larosa_kernels import norm_select as _norm_select
 from larosa_kernels import swiglu_select as _swiglu_select
 from larosa_kernels.attend.reference import rotate_heads
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from larosa.decode.errors import DecodeError
 
-__all__ = ["attend", "keep_all", "kept", "magnitude_bits", "rotate", "select", "sparse_gemv"]
+__all__ = ["attend", "keep_all", "kept", "magnitude_bits", "rotate", "select", "select_gemv", "sparse_gemv"]
 
 kept = kept_mask
 rotate = rotate_heads

@@ -35,8 +35,7 @@ def _norm_select(
     rows, n = h.shape
     z = torch.empty_like(h)
     keep = torch.empty(rows, 2, dtype=torch.int32, device=h.device)
-    way = SearchConfig(config[0], config[1], bool(config[2]))
-    arguments = search_arguments(n, h.dtype, h.device, strict, bracket is not None, way)
+    arguments = search_arguments(h, strict, bracket is not None, config[0], bool(config[1]), weight)
     norm_select_kernel[(rows,)](
         h, weight, keep if bracket is None else bracket, keep if limit is None else limit, z, keep, n, k, eps,
         SEARCH=limit is None, INTERPRETED=INTERPRETED, **arguments,

@@ -17,8 +17,7 @@ from larosa_kernels.select.reference import select_reference
 def _select(x: Tensor, k: int, strict: bool, bracket: Tensor | None, config: list[int]) -> Tensor:
     rows, n = x.shape
     keep = torch.empty(rows, 2, dtype=torch.int32, device=x.device)
-    way = SearchConfig(config[0], config[1], bool(config[2]))
-    arguments = search_arguments(n, x.dtype, x.device, strict, bracket is not None, way)
+    arguments = search_arguments(x, strict, bracket is not None, config[0], bool(config[1]))
     select_kernel[(rows,)](x, bracket if bracket is not None else keep, keep, n, k, **arguments)
     return keep
 

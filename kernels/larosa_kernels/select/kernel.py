@@ -5,17 +5,31 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from larosa_kernels.search import magnitude_bits, search_row
+from larosa_kernels.pairs import load_words
+from larosa_kernels.search import find_limit
+
+
+@triton.jit
+def write_keep(
+    words, n, k, bracket, keep,
+    STRICT: tl.constexpr, INFINITY: tl.constexpr, PACKED: tl.constexpr, BRACKETED: tl.constexpr,
+    THREADS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Search the words of a row and write its pair."""
+    limit, last_index = find_limit(
+        words & 0x7FFF7FFF, n, k, bracket, STRICT, INFINITY, PACKED, BRACKETED, THREADS, VECTOR
+    )
+    tl.store(keep, limit)
+    tl.store(keep + 1, last_index)
 
 
 @triton.jit(do_not_specialize=["k"])
 def select_kernel(
     x, bracket, keep, n, k,
-    BLOCK: tl.constexpr, STRICT: tl.constexpr, INFINITY: tl.constexpr, WAYS: tl.constexpr, PACKED: tl.constexpr,
-    TOGETHER: tl.constexpr, BRACKETED: tl.constexpr,
+    BLOCK: tl.constexpr, EVEN: tl.constexpr, STRICT: tl.constexpr, INFINITY: tl.constexpr, PACKED: tl.constexpr,
+    BRACKETED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """x: [B, n] bf16 or fp16 -> keep: [B, 2] int32; grid (B,)."""
     row = tl.program_id(0).to(tl.int64)
-    index = tl.arange(0, BLOCK)
-    bits = magnitude_bits(tl.load(x + row * n + index, mask=index < n, other=0.0))
-    search_row(bits, n, k, bracket, keep + row * 2, BLOCK, STRICT, INFINITY, WAYS, PACKED, TOGETHER, BRACKETED)
+    words = load_words(x + row * n, tl.arange(0, BLOCK // 2), n, EVEN)
+    write_keep(words, n, k, bracket, keep + row * 2, STRICT, INFINITY, PACKED, BRACKETED, THREADS, VECTOR)

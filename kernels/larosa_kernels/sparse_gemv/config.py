@@ -1,4 +1,4 @@
-"""Launch shapes of the sparse product: a frozen table by (n, m), and a rule for the rest.
+"""Launch shapes of the sparse product: a frozen table by (n, outputs), and a rule for the rest.
 
 Tuned by `python kernels/benchmarks/kernels.py --tune`; nothing is tuned while the op runs.
 """
@@ -12,54 +12,34 @@ import triton
 
 @dataclass(frozen=True)
 class GemvConfig:
-    """columns: output columns a program owns; rows: weight rows gathered at a time; splits: along the input.
+    """columns: outputs a program owns; unroll: loads of 16 bytes a thread has in flight (half as many a matrix where
+    gate and up are read side by side)."""
 
-    stages: software pipelining of the gather loop; defer: keep `rows` sums apart until the end of the loop, which
-    spares warps that hold different rows a reduction an iteration.
-    """
-
-    columns: int = 512
-    rows: int = 8
-    splits: int = 32
-    num_warps: int = 2
-    stages: int = 1
-    defer: bool = False
+    columns: int = 64
+    unroll: int = 16
+    num_warps: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("columns", "rows", "num_warps"):
+        for name in ("columns", "unroll", "num_warps"):
             value = getattr(self, name)
             if value < 1 or value & (value - 1):
                 raise ValueError(f"{name}: expected a power of two, got {value}")
-        if self.splits < 1 or self.stages < 1:
-            raise ValueError(f"splits and stages: expected at least 1, got {self.splits} and {self.stages}")
 
-    def slots(self, n: int) -> int:
-        """The padded number of rows of a split."""
-        return int(max(16, triton.next_power_of_2(triton.cdiv(n, self.splits))))
+    def rows(self, itemsize: int) -> int:
+        """Weight rows that the program's threads load at once, 16 bytes each."""
+        return max(1, 32 * self.num_warps * (16 // itemsize) // self.columns)
 
-    def blocks(self, m: int) -> int:
-        """The number of column blocks."""
-        return int(triton.cdiv(m, self.columns))
+    def blocks(self, outputs: int) -> int:
+        """The number of programs a row of x."""
+        return int(triton.cdiv(outputs, self.columns))
 
 
-TABLE: dict[tuple[int, int], GemvConfig] = {
-    # LLaMA2-7B: qkv, o, gate + up, down
-    (4096, 12288): GemvConfig(splits=64),
-    (4096, 4096): GemvConfig(splits=64),
-    (4096, 22016): GemvConfig(splits=64),
-    (11008, 4096): GemvConfig(splits=64),
-    # LLaMA3-8B
-    (4096, 6144): GemvConfig(splits=64),
-    (4096, 28672): GemvConfig(splits=64),
-    (14336, 4096): GemvConfig(splits=64),
-}
+TABLE: dict[tuple[int, int], GemvConfig] = {}
 
 
-def gemv_config(n: int, m: int) -> GemvConfig:
-    """The table's shape, else columns that m fills and splits for some 800 programs of 32 rows or more."""
-    if (n, m) in TABLE:
-        return TABLE[n, m]
-    columns = min(512, max(64, triton.next_power_of_2(m)))
-    wanted = triton.cdiv(800, triton.cdiv(m, columns))
-    splits = max(1, min(64, triton.next_power_of_2(wanted), n // 32))
-    return GemvConfig(columns=int(columns), splits=int(splits))
+def gemv_config(n: int, outputs: int) -> GemvConfig:
+    """The table's shape, else as many columns, up to 64, as leave most of 132 multiprocessors a program."""
+    if (n, outputs) in TABLE:
+        return TABLE[n, outputs]
+    fitting = [columns for columns in (64, 32, 16) if triton.cdiv(outputs, columns) >= 112]
+    return GemvConfig(columns=fitting[0] if fitting else 16)

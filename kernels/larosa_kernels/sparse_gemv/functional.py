@@ -1,88 +1,109 @@
-"""y = sum over kept i of x_i weight[i, :] (+ bias) (+ residual), weights input-major."""
+"""Products that read only the weight rows of kept entries: `sparse_gemv` told what stays, `select_gemv` choosing it."""
 
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from larosa_kernels.dispatch import HALF, INTERPRETED, expect, expect_vector, use_triton
+from larosa_kernels.dispatch import (
+    HALF,
+    INTERPRETED,
+    check_k,
+    check_ties,
+    expect,
+    expect_pair,
+    expect_vector,
+    pdl_arguments,
+    refuse_first_use_in_capture,
+    use_triton,
+)
+from larosa_kernels.search_config import search_arguments
 from larosa_kernels.sparse_gemv.config import GemvConfig, gemv_config
 from larosa_kernels.sparse_gemv.kernel import sparse_gemv_kernel
-from larosa_kernels.sparse_gemv.reference import sparse_gemv_reference
-from larosa_kernels.sparse_gemv.workspace import GemvWorkspace, cached_workspace
+from larosa_kernels.sparse_gemv.reference import select_gemv_reference, sparse_gemv_reference
+
+_REGISTERS = 128
+"""A thread's, so that two programs of 8 warps fit a multiprocessor: the second one starts early."""
 
 
-def launch_sparse_gemv(
-    x: Tensor,
-    keep: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    scale: Tensor | None,
-    config: GemvConfig,
-    space: GemvWorkspace,
-    y: Tensor,
-) -> None:
-    """Run the kernel on checked tensors; y: [B, m] is written whole."""
-    rows, n = x.shape
-    m = weight.shape[1]
-    sparse_gemv_kernel[(config.blocks(m), config.splits, rows)](
-        x, keep, weight, y if scale is None else scale, y if bias is None else bias,
-        y if residual is None else residual, y, space.partials, space.counters, space.rows, space.values, n, m,
-        SPLITS=config.splits, SLOTS=config.slots(n), COLUMNS=config.columns, ROWS=config.rows,
-        STAGES=config.stages, DEFER=config.defer, BATCH=min(16, 1 << (config.splits - 1).bit_length()),
-        HAS_SCALE=scale is not None, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
-        INTERPRETED=INTERPRETED, num_warps=config.num_warps,
-    )  # fmt: skip
+@cache
+def _one(device: torch.device) -> Tensor:
+    """1.0 where a kernel can read it."""
+    refuse_first_use_in_capture("sparse_gemv")
+    return torch.ones(1, dtype=torch.float32, device=device)
 
 
 @torch.library.custom_op("larosa::sparse_gemv", mutates_args=())
 def _sparse_gemv(
     x: Tensor,
-    keep: Tensor,
     weight: Tensor,
+    keep: Tensor | None,
+    k: int,
+    strict: bool,
+    bracket: Tensor | None,
+    norm: Tensor | None,
+    eps: float,
+    swiglu: bool,
+    gate_limit: Tensor | None,
+    scale: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
-    scale: Tensor | None,
     config: list[int],
 ) -> Tensor:
-    columns, rows, splits, num_warps, stages, defer = config
-    way = GemvConfig(columns, rows, splits, num_warps, stages, bool(defer))
-    y = torch.empty(x.shape[0], weight.shape[1], dtype=x.dtype, device=x.device)
-    space = cached_workspace(x.shape[0], weight.shape[0], weight.shape[1], way, x.device)
-    launch_sparse_gemv(x, keep, weight, bias, residual, scale, way, space, y)
+    (batch, n), m, way = x.shape, weight.shape[1], GemvConfig(*config)
+    outputs = m // 2 if swiglu else m
+    rule = "given" if keep is not None else "search" if k < n else "all"
+    blocks, rows = way.blocks(outputs), way.rows(weight.element_size())
+    unroll = max(1, min(way.unroll // 2 if swiglu else way.unroll, 2 ** (-(-n // rows) - 1).bit_length()))
+    y = torch.empty(batch, outputs, dtype=x.dtype, device=x.device)
+    line = torch.empty((blocks, batch, n) if norm is not None or rule != "all" else 1, dtype=x.dtype, device=x.device)
+    words = search_arguments(x, strict, bracket is not None, way.num_warps, True, x if norm is None else norm)
+    sparse_gemv_kernel[(blocks, batch)](
+        x, norm if norm is not None else x, bracket if bracket is not None else x, keep if keep is not None else x,
+        weight, scale if scale is not None else x, bias if bias is not None else x,
+        gate_limit if gate_limit is not None else x, residual if residual is not None else x, y, line, _one(x.device),
+        n, m, k, eps, RULE=rule, NORM=norm is not None, SWIGLU=swiglu, GATED=gate_limit is not None,
+        HAS_SCALE=scale is not None, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
+        KEEP_STRIDE=2 if keep is not None and keep.dim() == 2 else 0, COLUMNS=way.columns, ROWS=rows, UNROLL=unroll,
+        WIDE=n * m >= 2**31, INTERPRETED=INTERPRETED, maxnreg=_REGISTERS, **words, **pdl_arguments(x.device),
+    )  # fmt: skip
     return y
 
 
 @_sparse_gemv.register_fake
 def _(
     x: Tensor,
-    keep: Tensor,
     weight: Tensor,
+    keep: Tensor | None,
+    k: int,
+    strict: bool,
+    bracket: Tensor | None,
+    norm: Tensor | None,
+    eps: float,
+    swiglu: bool,
+    gate_limit: Tensor | None,
+    scale: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
-    scale: Tensor | None,
     config: list[int],
 ) -> Tensor:
-    return x.new_empty((x.shape[0], weight.shape[1]))
+    return x.new_empty((x.shape[0], weight.shape[1] // (2 if swiglu else 1)))
 
 
 def _check(
     x: Tensor,
-    keep: Tensor,
     weight: Tensor,
+    outputs: int,
+    triton: bool,
+    scale: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
-    scale: Tensor | None,
-    triton: bool,
 ) -> None:
-    expect_vector("x", x, triton)
     rows, n = x.shape
-    expect("keep", keep, [rows, 2], [torch.int32], x.device)
-    if weight.dim() != 2:
-        raise ValueError(f"weight: expected shape [{n}, m], got {list(weight.shape)}")
     m = weight.shape[1]
     expect("weight", weight, [n, m], [*HALF, torch.int8, *([] if triton else [torch.float32])], x.device)
     if (weight.dtype == torch.int8) != (scale is not None):
@@ -92,7 +113,13 @@ def _check(
     if bias is not None:
         expect("bias", bias, [m], [*HALF, torch.float32], x.device)
     if residual is not None:
-        expect("residual", residual, [rows, m], [*HALF, torch.float32], x.device)
+        expect("residual", residual, [rows, outputs], [*HALF, torch.float32], x.device)
+
+
+def _columns(x: Tensor, weight: Tensor) -> int:
+    if weight.dim() != 2:
+        raise ValueError(f"weight: expected shape [{x.shape[1]}, m], got {list(weight.shape)}")
+    return weight.shape[1]
 
 
 def sparse_gemv(
@@ -104,22 +131,75 @@ def sparse_gemv(
     scale: Tensor | None = None,
     backend: str = "auto",
     config: GemvConfig | None = None,
-    workspace: GemvWorkspace | None = None,
 ) -> Tensor:
     """x: [B, n], keep: [B, 2], weight: [n, m] input-major -> y [B, m] in x's dtype.
 
     fp32 sums in a fixed order; bias [m] and residual [B, m] are added in fp32 before the one rounding. An int8 weight
-    comes with scale [m] fp32, one an output. Weight rows of dropped entries are never read. `workspace` is for calls
-    that may overlap with others of this shape; without it a buffer cached per shape is used (and torch.compile works).
+    comes with scale [m] fp32, one an output. Weight rows of dropped entries are never read.
     """
     triton = use_triton(backend, x)
-    _check(x, keep, weight, bias, residual, scale, triton)
+    expect_vector("x", x, triton)
+    expect("keep", keep, [x.shape[0], 2], [torch.int32], x.device)
+    m = _columns(x, weight)
+    _check(x, weight, m, triton, scale, bias, residual)
     if not triton:
         return sparse_gemv_reference(x, keep, weight, bias, residual, scale)
-    way = config or gemv_config(weight.shape[0], weight.shape[1])
-    if workspace is not None:
-        y = torch.empty(x.shape[0], weight.shape[1], dtype=x.dtype, device=x.device)
-        launch_sparse_gemv(x, keep, weight, bias, residual, scale, way, workspace, y)
-        return y
-    result: Tensor = _sparse_gemv(x, keep, weight, bias, residual, scale, list(map(int, dataclasses.astuple(way))))
+    way = list(dataclasses.astuple(config or gemv_config(x.shape[1], m)))
+    result: Tensor = _sparse_gemv(
+        x, weight, keep, x.shape[1], True, None, None, 0.0, False, None, scale, bias, residual, way
+    )
+    return result
+
+
+def select_gemv(
+    x: Tensor,
+    weight: Tensor,
+    k: int | None = None,
+    ties: str = "strict",
+    bracket: Tensor | None = None,
+    limit: Tensor | None = None,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    swiglu: bool = False,
+    gate_limit: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    scale: Tensor | None = None,
+    backend: str = "auto",
+    config: GemvConfig | None = None,
+) -> Tensor:
+    """One launch for a site: [RMSNorm,] selection, product[, SwiGLU][, residual]. x: [B, n] -> y [B, outputs].
+
+    norm: [n], x is normed with eps and multiplied by it first. The k largest entries stay (None: all), or what passes
+    the calibrated pair `limit` [2]; bracket: as in `select`. swiglu: weight [n, 2 I] holds gate, then up, and
+    y [B, I] = silu(gate) * up, zero where |silu(gate)| does not pass the pair `gate_limit` [2] (CATS).
+    Otherwise as `sparse_gemv`; the roundings are those of the single ops, and so are the bits.
+    """
+    triton = use_triton(backend, x)
+    expect_vector("x", x, triton)
+    n, m = x.shape[1], _columns(x, weight)
+    if swiglu and m % 2:
+        raise ValueError(f"weight: expected an even width (gates, then ups), got {m}")
+    if k is not None and limit is not None:
+        raise ValueError("k and limit: expected at most one of them")
+    if gate_limit is not None and not swiglu:
+        raise ValueError("gate_limit goes with swiglu")
+    if residual is not None and swiglu:
+        raise ValueError("residual does not go with swiglu")
+    k = n if k is None else k
+    check_k(k, n)
+    check_ties(ties)
+    for name, pair in (("bracket", bracket), ("limit", limit), ("gate_limit", gate_limit)):
+        expect_pair(name, pair, x.device)
+    if norm is not None:
+        expect("norm", norm, [n], [x.dtype], x.device)
+    outputs = m // 2 if swiglu else m
+    _check(x, weight, outputs, triton, scale, bias, residual)
+    around: dict[str, Any] = {"bias": bias, "residual": residual, "scale": scale}
+    if not triton:
+        return select_gemv_reference(x, weight, k, ties, limit, norm, eps, swiglu, gate_limit, **around)
+    way = list(dataclasses.astuple(config or gemv_config(n, outputs)))
+    result: Tensor = _sparse_gemv(
+        x, weight, limit, k, ties == "strict", bracket, norm, eps, swiglu, gate_limit, scale, bias, residual, way
+    )
     return result

@@ -1,122 +1,143 @@
-"""Sparse matrix-vector product with the compaction inside.
+"""Matrix-vector product over the kept entries of x, with what stands around it in a layer.
 
-Grid (column blocks, splits, B). Row i of the weight belongs to split i mod SPLITS: a basis sorted by variance keeps its
-large entries in front, and strided rows give every split its share. A program
-1. reads its rows' x, finds which stay, and writes their indices and values densely to a scratch line of its own;
-2. walks that line ROWS at a time, gathering weight rows (coalesced along the columns) into fp32 sums;
-3. writes its partial sums and counts itself in; the last of a column block adds all partials in the order of splits.
-No sum depends on the order of arrival, so the output is the same to the bit from run to run.
+Grid (column blocks, B). A program owns COLUMNS outputs and walks all rows of the weight, so nothing is shared between
+programs and every sum has one order. What is small is done by every program again, which is cheaper than a launch:
+1. x is read as words of two entries, normed (NORM) and ranked (search.py); the kept entries, zeros elsewhere, go to a
+   line of scratch that only this program reads;
+2. UNROLL rows a thread are loaded at once, those of dropped entries not at all, and summed in fp32;
+3. the warps' sums meet; scale, bias, SwiGLU and its gate, residual; one rounding.
+With programmatic dependent launch a program starts while its predecessor still runs and waits before it reads x.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from larosa_kernels.search import magnitude_bits, round_to, stays
-
-
-@triton.jit
-def compact_rows(
-    x, keep, rows, values, split, n,
-    SPLITS: tl.constexpr, SLOTS: tl.constexpr,
-):  # fmt: skip
-    """Write the kept rows of a split and their x to the scratch lines `rows` and `values`; return how many."""
-    limit = tl.load(keep)
-    last_index = tl.load(keep + 1)
-    index = split + tl.arange(0, SLOTS) * SPLITS
-    entry = tl.load(x + index, mask=index < n, other=0.0)
-    kept = stays(magnitude_bits(entry), index, limit, last_index) & (index < n)
-    position = tl.cumsum(kept.to(tl.int32), 0) - 1
-    tl.store(rows + position, index, mask=kept)
-    tl.store(values + position, entry.to(tl.float32), mask=kept)
-    return tl.sum(kept.to(tl.int32), 0)
+from larosa_kernels.pairs import load_words, norm_words, store_words, swiglu
+from larosa_kernels.search import find_limit, round_to, stays
 
 
 @triton.jit
-def gather_rows(
-    weight, rows, values, count, column, m,
-    COLUMNS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, DEFER: tl.constexpr,
+def choose(
+    words, n, k, bracket, keep,
+    RULE: tl.constexpr, STRICT: tl.constexpr, INFINITY: tl.constexpr, PACKED: tl.constexpr, BRACKETED: tl.constexpr,
+    THREADS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """[COLUMNS] fp32: sum of value * weight[row, column] over the scratch lines. DEFER: add up ROWS sums at the end."""
-    inside = column < m
-    partial = tl.zeros([COLUMNS], dtype=tl.float32)
-    if DEFER:
-        tile = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
-    for first in tl.range(0, count, ROWS, num_stages=STAGES):
-        slot = first + tl.arange(0, ROWS)
-        taken = slot < count
-        row = tl.load(rows + slot, mask=taken, other=0).to(tl.int64)
-        value = tl.load(values + slot, mask=taken, other=0.0)
-        w = tl.load(
-            weight + row[:, None] * m + column[None, :],
-            mask=taken[:, None] & inside[None, :],
-            other=0,
-            eviction_policy="evict_first",
+    """(limit_bits, last_index): searched, or the given pair."""
+    if RULE == "search":
+        limit, last_index = find_limit(
+            words & 0x7FFF7FFF, n, k, bracket, STRICT, INFINITY, PACKED, BRACKETED, THREADS, VECTOR
         )
-        if DEFER:
-            tile += w.to(tl.float32) * value[:, None]
-        else:
-            partial += tl.sum(w.to(tl.float32) * value[:, None], 0)
-    if DEFER:
-        partial = tl.sum(tile, 0)
-    return partial
+    else:
+        limit = tl.load(keep)
+        last_index = tl.load(keep + 1)
+    return limit, last_index
 
 
 @triton.jit
-def finish_columns(
-    partials, scale, bias, residual, y, column, m,
-    SPLITS: tl.constexpr, COLUMNS: tl.constexpr, BATCH: tl.constexpr, HAS_SCALE: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, INTERPRETED: tl.constexpr,
-):  # fmt: skip
-    """Add the partials of all splits in order, BATCH splits a load, then scale, bias and residual; round once."""
-    inside = column < m
-    total = tl.zeros([COLUMNS], dtype=tl.float32)
-    for first in tl.static_range(0, SPLITS, BATCH):
-        split = first + tl.arange(0, BATCH)
-        total += tl.sum(
-            tl.load(
-                partials + split[:, None].to(tl.int64) * m + column[None, :],
-                mask=(split < SPLITS)[:, None] & inside[None, :],
-                other=0.0,
-                cache_modifier=".cg",
-            ),
-            0,
-        )
+def mask_words(words, i, limit, last_index):
+    """Two entries a word, zero where they do not stay."""
+    low = stays(words & 0x7FFF, 2 * i, limit, last_index)
+    high = stays((words >> 16) & 0x7FFF, 2 * i + 1, limit, last_index)
+    return tl.where(low, words & 0xFFFF, 0) | tl.where(high, words & -65536, 0)
+
+
+@triton.jit
+def finish(total, scale, bias, column, fit, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """fp32 sums with scale and bias."""
     if HAS_SCALE:
-        total = total * tl.load(scale + column, mask=inside, other=0.0)
+        total = total * tl.load(scale + column, mask=fit, other=0.0)
     if HAS_BIAS:
-        total += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
-    if HAS_RESIDUAL:
-        total += tl.load(residual + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + column, round_to(total, y.dtype.element_ty, INTERPRETED), mask=inside)
+        total += tl.load(bias + column, mask=fit, other=0.0).to(tl.float32)
+    return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def sparse_gemv_kernel(
-    x, keep, weight, scale, bias, residual, y, partials, counters, rows, values, n, m,
-    SPLITS: tl.constexpr, SLOTS: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
-    DEFER: tl.constexpr, BATCH: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, INTERPRETED: tl.constexpr,
+    x, norm, bracket, keep, weight, scale, bias, gate_limit, residual, y, line, one, n, m, k, eps,
+    RULE: tl.constexpr, NORM: tl.constexpr, SWIGLU: tl.constexpr, GATED: tl.constexpr, HAS_SCALE: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, KEEP_STRIDE: tl.constexpr, COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr, UNROLL: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr, INTERPRETED: tl.constexpr,
+    BLOCK: tl.constexpr, EVEN: tl.constexpr, STRICT: tl.constexpr, INFINITY: tl.constexpr, PACKED: tl.constexpr,
+    BRACKETED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """See the module; shapes in functional.py. partials: [B, SPLITS, m] fp32, counters: [B, blocks] int32 zeros."""
+    """RULE: `all`, `search` (the k largest), or `given` (the pairs at keep). Shapes in functional.py.
+
+    line: [blocks, B, n] scratch; one: a pointer to 1.0, see the loop; WIDE: the weight has 2^31 entries or more;
+    KEEP_STRIDE: 2, or 0 for one pair for all rows.
+    """
     block = tl.program_id(0)
-    split = tl.program_id(1)
-    batch = tl.program_id(2).to(tl.int64)
-    blocks = tl.num_programs(0)
-    line = ((batch * SPLITS + split) * blocks + block) * SLOTS
-    count = compact_rows(x + batch * n, keep + batch * 2, rows + line, values + line, split, n, SPLITS, SLOTS)
-    tl.debug_barrier()  # the scratch lines are read by other threads than wrote them
+    batch = tl.program_id(1).to(tl.int64)
+    dtype: tl.constexpr = x.dtype.element_ty
     column = block * COLUMNS + tl.arange(0, COLUMNS)
-    partial = gather_rows(weight, rows + line, values + line, count, column, m, COLUMNS, ROWS, STAGES, DEFER)
-    row = partials + batch * SPLITS * m
-    tl.store(row + split.to(tl.int64) * m + column, partial, mask=column < m)
-    tl.debug_barrier()  # every thread's partials come before the release below
-    counter = counters + batch * blocks + block
-    arrived = tl.atomic_add(counter, 1, sem="acq_rel")
-    if arrived == SPLITS - 1:
-        finish_columns(
-            row, scale, bias, residual + batch * m, y + batch * m, column, m,
-            SPLITS, COLUMNS, BATCH, HAS_SCALE, HAS_BIAS, HAS_RESIDUAL, INTERPRETED,
-        )  # fmt: skip
-        tl.store(counter, 0)  # ready for the next launch, a graph's replay included
+    width = m // 2 if SWIGLU else m
+    fit = column < width
+    i = tl.arange(0, BLOCK // 2)
+    if NORM:
+        gamma = load_words(norm, i, n, EVEN)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    source = x + batch * n
+    if HAS_RESIDUAL:
+        old = tl.load(residual + batch * width + column, mask=fit, other=0.0).to(tl.float32)
+    if NORM or RULE != "all":
+        words = load_words(source, i, n, EVEN)
+        if NORM:
+            words = norm_words(words, gamma, n, eps, dtype, INTERPRETED)
+        if RULE != "all":
+            limit, last_index = choose(
+                words, n, k, bracket, keep + batch * KEEP_STRIDE,
+                RULE, STRICT, INFINITY, PACKED, BRACKETED, THREADS, VECTOR,
+            )  # fmt: skip
+            words = mask_words(words, i, limit, last_index)
+        source = line + (block * tl.num_programs(1) + batch) * n
+        store_words(source, i, words, n, EVEN)
+        tl.debug_barrier()  # the line is read by other threads than wrote it
+
+    row = tl.arange(0, ROWS)
+    total = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
+    if SWIGLU:
+        total_up = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
+    entries = ()
+    for j in tl.static_range(UNROLL):
+        at = j * ROWS + row
+        entries = entries + (tl.load(source + at, mask=at < n, other=0.0),)
+    for first in tl.range(0, n, UNROLL * ROWS, num_stages=1):
+        # The next turn's entries first: behind the weights they would wait for them.
+        upcoming = ()
+        for j in tl.static_range(UNROLL):
+            at = first + (UNROLL + j) * ROWS + row
+            upcoming = upcoming + (tl.load(source + at, mask=at < n, other=0.0),)
+        tiles = ()
+        tiles_up = ()
+        for j in tl.static_range(UNROLL):
+            at = first + j * ROWS + row
+            if RULE == "all":
+                taken = at < n
+            else:
+                taken = entries[j] != 0
+            cell = weight + (at.to(tl.int64) if WIDE else at)[:, None] * m + column[None, :]
+            mask = taken[:, None] & fit[None, :]
+            tiles = tiles + (tl.load(cell, mask=mask, other=0, eviction_policy="evict_first"),)
+            if SWIGLU:
+                tiles_up = tiles_up + (tl.load(cell + width, mask=mask, other=0, eviction_policy="evict_first"),)
+        # A factor of 1 that is loaded behind the barrier keeps the compiler from waiting for a tile between two loads.
+        tl.debug_barrier()
+        unit = tl.load(one, volatile=True)
+        for j in tl.static_range(UNROLL):
+            value = (entries[j].to(tl.float32) * unit)[:, None]
+            total += tiles[j].to(tl.float32) * value
+            if SWIGLU:
+                total_up += tiles_up[j].to(tl.float32) * value
+        entries = upcoming
+    out = finish(tl.sum(total, 0), scale, bias, column, fit, HAS_SCALE, HAS_BIAS)
+    if SWIGLU:
+        up = finish(tl.sum(total_up, 0), scale, bias, column + width, fit, HAS_SCALE, HAS_BIAS)
+        gate = round_to(out, dtype, INTERPRETED).to(tl.float32)
+        out = swiglu(gate, round_to(up, dtype, INTERPRETED).to(tl.float32), gate_limit, dtype, GATED, INTERPRETED)
+    if HAS_RESIDUAL:
+        out += old
+    tl.store(y + batch * width + column, round_to(out, dtype, INTERPRETED), mask=fit)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from larosa_kernels.select.reference import kept_mask
+from larosa_kernels.norm_select.reference import norm_reference
+from larosa_kernels.select.reference import kept_mask, select_reference
+from larosa_kernels.swiglu_select.reference import swiglu_reference
 
 
 def sparse_gemv_reference(
@@ -36,3 +38,24 @@ def sparse_gemv_reference(
     if residual is not None:
         y = y + residual.float()
     return y.to(x.dtype)
+
+
+def select_gemv_reference(
+    x: Tensor,
+    weight: Tensor,
+    k: int,
+    ties: str = "strict",
+    limit: Tensor | None = None,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    swiglu: bool = False,
+    gate_limit: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """The single ops, one after another; see functional.py."""
+    z = x if norm is None else norm_reference(x, norm, eps)
+    keep = select_reference(z, k, ties) if limit is None else limit.repeat(x.shape[0], 1)
+    y = sparse_gemv_reference(z, keep, weight, bias, residual, scale)
+    return swiglu_reference(y, gate_limit) if swiglu else y

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cache
 
 import torch
-import triton as triton_package
 from torch import Tensor
 
 from larosa_kernels.dispatch import (
@@ -15,21 +13,11 @@ from larosa_kernels.dispatch import (
     check_ties,
     expect_pair,
     expect_vector,
-    refuse_first_use_in_capture,
     use_triton,
 )
 from larosa_kernels.search_config import SearchConfig, default_search, search_arguments
 from larosa_kernels.swiglu_select.kernel import swiglu_select_kernel
 from larosa_kernels.swiglu_select.reference import swiglu_select_reference
-
-LIMIT_CHUNK = 1024
-
-
-@cache
-def _counters(rows: int, device: torch.device) -> Tensor:
-    """[rows] int32 zeros, which every launch leaves at zero; shared by the calls of one stream."""
-    refuse_first_use_in_capture("swiglu_select with chunks")
-    return torch.zeros(rows, dtype=torch.int32, device=device)
 
 
 @torch.library.custom_op("larosa::swiglu_select", mutates_args=())
@@ -45,15 +33,11 @@ def _swiglu_select(
     rows, n = gate_up.shape[0], gate_up.shape[1] // 2
     h = torch.empty(rows, n, dtype=gate_up.dtype, device=gate_up.device)
     keep = torch.empty(rows, 2, dtype=torch.int32, device=gate_up.device)
-    way = SearchConfig(config[0], config[1], bool(config[2]), config[3])
-    arguments = search_arguments(n, gate_up.dtype, gate_up.device, strict, bracket is not None, way)
-    search = limit is None and gate_limit is None
-    chunk = min(way.chunk or arguments["BLOCK"], arguments["BLOCK"]) if search else LIMIT_CHUNK
-    counters = _counters(rows, gate_up.device) if search and chunk < arguments["BLOCK"] else keep
-    swiglu_select_kernel[(triton_package.cdiv(n, chunk), rows)](
+    arguments = search_arguments(h, strict, bracket is not None, config[0], bool(config[1]), gate_up)
+    swiglu_select_kernel[(rows,)](
         gate_up, keep if bracket is None else bracket, keep if limit is None else limit,
-        keep if gate_limit is None else gate_limit, h, keep, counters, n, k,
-        SEARCH=search, GATED=gate_limit is not None, CHUNK=chunk, INTERPRETED=INTERPRETED, **arguments,
+        keep if gate_limit is None else gate_limit, h, keep, n, k,
+        SEARCH=limit is None and gate_limit is None, GATED=gate_limit is not None, INTERPRETED=INTERPRETED, **arguments,
     )  # fmt: skip
     return h, keep
 

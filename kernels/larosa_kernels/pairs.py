@@ -1,0 +1,92 @@
+"""Vectors of half precision as int32 words, two entries each: device functions of the ops that norm and rank."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from larosa_kernels.search import magnitude_bits, round_to, stays
+
+
+@triton.jit
+def load_words(x, i, n, EVEN: tl.constexpr):
+    """Entries 2i (low half) and 2i + 1 (high half) of x [n]; zero past its end. EVEN: x and n allow whole words."""
+    if EVEN:
+        words = tl.load(x.to(tl.pointer_type(tl.int32)) + i, mask=i < n // 2, other=0)
+    else:
+        low = tl.load(x + 2 * i, mask=2 * i < n, other=0.0)
+        high = tl.load(x + 2 * i + 1, mask=2 * i + 1 < n, other=0.0)
+        words = bits(low) | (bits(high) << 16)
+    return words
+
+
+@triton.jit
+def store_words(x, i, words, n, EVEN: tl.constexpr):
+    """Write entries 2i and 2i + 1 of x [n]."""
+    if EVEN:
+        tl.store(x.to(tl.pointer_type(tl.int32)) + i, words, mask=i < n // 2)
+    else:
+        dtype: tl.constexpr = x.dtype.element_ty
+        tl.store(x + 2 * i, words.to(tl.int16).to(dtype, bitcast=True), mask=2 * i < n)
+        tl.store(x + 2 * i + 1, (words >> 16).to(tl.int16).to(dtype, bitcast=True), mask=2 * i + 1 < n)
+
+
+@triton.jit
+def bits(x):
+    """The 16 bits of an entry as int32."""
+    return x.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+
+
+@triton.jit
+def low_half(words, dtype: tl.constexpr):
+    """The even entries in fp32."""
+    if dtype == tl.bfloat16:
+        return (words << 16).to(tl.float32, bitcast=True)
+    return words.to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def high_half(words, dtype: tl.constexpr):
+    """The odd entries in fp32."""
+    if dtype == tl.bfloat16:
+        return (words & -65536).to(tl.float32, bitcast=True)
+    return (words >> 16).to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def _scaled(wide, scale, gamma, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
+    inner = round_to(wide * scale, dtype, INTERPRETED).to(tl.float32)
+    return bits(round_to(gamma * inner, dtype, INTERPRETED))
+
+
+@triton.jit
+def norm_words(words, gamma, n, eps, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
+    """RMSNorm times gamma, both as words, rounded where transformers rounds: after the norm and after gamma."""
+    low = low_half(words, dtype)
+    high = high_half(words, dtype)
+    scale = tl.rsqrt(tl.sum(low * low + high * high, 0) / n + eps)
+    normed_low = _scaled(low, scale, low_half(gamma, dtype), dtype, INTERPRETED)
+    normed_high = _scaled(high, scale, high_half(gamma, dtype), dtype, INTERPRETED)
+    return normed_low | (normed_high << 16)
+
+
+@triton.jit
+def swiglu(gate, up, gate_limit, dtype: tl.constexpr, GATED: tl.constexpr, INTERPRETED: tl.constexpr):
+    """silu(gate) * up of fp32 that `dtype` holds: rounded after silu, the product not yet rounded.
+
+    GATED: zero where |silu(gate)| does not pass the pair at gate_limit (CATS).
+    """
+    activated = round_to(gate / (1 + tl.exp(-gate)), dtype, INTERPRETED)
+    product = activated.to(tl.float32) * up
+    if GATED:
+        passes = stays(magnitude_bits(activated), 0, tl.load(gate_limit), tl.load(gate_limit + 1))
+        product = tl.where(passes, product, 0.0)
+    return product
+
+
+@triton.jit
+def swiglu_words(gate, up, gate_limit, dtype: tl.constexpr, GATED: tl.constexpr, INTERPRETED: tl.constexpr):
+    """`swiglu` of words."""
+    low = swiglu(low_half(gate, dtype), low_half(up, dtype), gate_limit, dtype, GATED, INTERPRETED)
+    high = swiglu(high_half(gate, dtype), high_half(up, dtype), gate_limit, dtype, GATED, INTERPRETED)
+    return bits(round_to(low, dtype, INTERPRETED)) | (bits(round_to(high, dtype, INTERPRETED)) << 16)
