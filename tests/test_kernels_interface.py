@@ -56,7 +56,7 @@ def op_cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "norm_select": (ops.norm_select, (x, w[0], 1e-5, 8, True, None, None, [4, 3, 1, 0])),
         "swiglu_select": (ops.swiglu_select, (x, 8, True, None, None, None, [4, 3, 1, 0])),
         "sparse_gemv": (ops.sparse_gemv, (x, keep, w, None, None, None, [64, 8, 2, 2, 1, 0])),
-        "attend": (ops.attend, (x, table, table, cache, cache.clone(), position, [2, 16, 4, 1, 0])),
+        "attend": (ops.attend, (x, table, table, cache, cache.clone(), position, [2, 16, 4, 0])),
     }
 
 

@@ -129,8 +129,8 @@ def time_attention(bench: Bench, model: str, every: bool) -> None:
     shape, read = (CONTEXT, kv * per), 2 * 2 * kv * CONTEXT * HEAD_WIDTH
     configs = [default_attend(1, kv, per)]
     if every:
-        for splits, tile, warps, stages in itertools.product((4, 8, 16, 32), (32, 64), (2, 4), (1, 2, 3)):
-            configs.append(AttendConfig(splits, tile, warps, stages, per > 1))
+        for splits, tile, warps in itertools.product((4, 8, 16, 32), (32, 64, 128), (4, 8, 16)):
+            configs.append(AttendConfig(splits, tile, warps, per > 1))
     for config in configs:
         calls = [partial(attend, *given, config=config) for given in inputs]
         bench.time("attend", model, "-", str(config), shape, 0, read, calls, 4)
