@@ -70,3 +70,18 @@ def test_sparse_gemv_at_model_widths(shape: tuple[int, int]) -> None:
         check_gemv(x, keep, weight, None)
         first = sparse_gemv(x, keep, weight)
         assert all(torch.equal(first, sparse_gemv(x, keep, weight)) for _ in range(20))
+
+
+@pytest.mark.parametrize("at", [0, 1023, 4095])
+@pytest.mark.parametrize("heads", [(32, 1), (8, 4), (4, 7)], ids=str)
+def test_attend_at_model_widths(heads: tuple[int, int], at: int) -> None:
+    kv, per = heads
+    table = normal(at + 1, 128, seed=1)
+    caches = [normal(1, kv, at + 1, 128, seed=s) for s in (2, 3)]
+    other = [cache.clone() for cache in caches]
+    position, qkv = torch.tensor([at], device=DEVICE), normal(1, kv * (per + 2) * 128)
+    out = attend(qkv, table, table, *caches, position)
+    wanted = attend(qkv, table, table, *other, position, backend="reference")
+    assert all(torch.equal(a, b) for a, b in zip(caches, other, strict=True))
+    assert (out.float() - wanted.float()).abs().amax() <= 3 * kt.EPSILON[out.dtype] * other[1].float().abs().amax()
+    assert all(torch.equal(out, attend(qkv, table, table, *caches, position)) for _ in range(20))

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from larosa_kernels import kept_mask, limit_from_threshold, select, sparse_gemv, swiglu_select
+from larosa_kernels.attend.workspace import AttendConfig, default_attend
+from larosa_kernels.dispatch import pdl_arguments
 from test_kernels import DEVICE, normal
 
 
@@ -42,6 +44,26 @@ def test_references_take_fp32() -> None:
     assert (kept_mask(x, keep).sum(1) == 20).all()
     dense = torch.where(kept_mask(x, keep), x, 0) @ weight
     assert torch.allclose(sparse_gemv(x, keep, weight), dense, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [{"splits": 3}, {"num_warps": 0}, {"tile": 8, "dot": True}], ids=str)
+def test_launch_shapes_of_attend_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        AttendConfig(**wrong)
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (32, 1), (8, 4), (4, 7), (8, 16), (1, 71)], ids=str)
+def test_default_attend_combines_lightly(heads: tuple[int, int]) -> None:
+    kv_heads, per = heads
+    for rows in (1, 3, 64):
+        assert default_attend(rows, kv_heads, per).combines_lightly(per)
+
+
+def test_dependent_launch_is_for_new_gpus_only() -> None:
+    if DEVICE == "cpu":
+        assert pdl_arguments(torch.device("cpu")) == {"PDL": False}
+    else:
+        assert pdl_arguments(torch.device("cuda"))["PDL"] == (torch.cuda.get_device_capability() >= (9, 0))
 
 
 def op_cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:

@@ -130,7 +130,7 @@ def time_attention(bench: Bench, model: str, every: bool) -> None:
     configs = [default_attend(1, kv, per)]
     if every:
         for splits, tile, warps in itertools.product((4, 8, 16, 32), (32, 64, 128), (4, 8, 16)):
-            configs.append(AttendConfig(splits, tile, warps, per > 1))
+            configs += [way for way in [AttendConfig(splits, tile, warps, per > 1)] if way.combines_lightly(per)]
     for config in configs:
         calls = [partial(attend, *given, config=config) for given in inputs]
         bench.time("attend", model, "-", str(config), shape, 0, read, calls, 4)

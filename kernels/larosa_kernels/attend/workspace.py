@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -29,7 +29,7 @@ class AttendConfig:
             if value < 1 or value & (value - 1):
                 raise ValueError(f"{name}: expected a power of two, got {value}")
         if self.dot and self.tile < 16:
-            raise ValueError(f"tile: tensor cores expect at least 16 positions, got {self.tile}")
+            raise ValueError(f"tile: expected at least 16 positions for tensor cores, got {self.tile}")
 
     def group(self, per: int) -> int:
         """Query heads a KV head, padded to a power of two."""
@@ -43,12 +43,18 @@ class AttendConfig:
         """Partial sums that a head's programs leave: one a program, or elementwise one a warp."""
         return self.splits if self.dot else self.splits * self.num_warps
 
+    def combines_lightly(self, per: int) -> bool:
+        """Whether the last program holds all partial sums of `per` heads in registers: beyond, it spills them."""
+        return self.lines() * self.group(per) <= 16 * self.num_warps
+
 
 def default_attend(rows: int, kv_heads: int, per: int) -> AttendConfig:
     """Two programs a streaming multiprocessor, or where query heads share a KV head one, on tensor cores."""
     wanted = triton.cdiv(256 if per == 1 else 128, rows * kv_heads)
-    splits = min(32, max(1, int(triton.next_power_of_2(wanted))))
-    return AttendConfig(splits=splits, dot=per > 1)
+    config = AttendConfig(splits=int(triton.next_power_of_2(wanted)), dot=per > 1)
+    while config.splits > 1 and not config.combines_lightly(per):
+        config = replace(config, splits=config.splits // 2)
+    return config
 
 
 @dataclass(frozen=True)
