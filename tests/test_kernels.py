@@ -278,30 +278,70 @@ def test_default_shapes_cover_any_width() -> None:
 
 
 ATTEND = {
-    (1, 1): AttendConfig(splits=4, tile=16),
-    (2, 4): AttendConfig(splits=4, tile=16, dot=True),
-    (2, 3): AttendConfig(splits=2, tile=32),
-    (1, 7): AttendConfig(splits=8, tile=16, dot=True),
+    "mha": (1, 1, AttendConfig(splits=4, tile=16, num_warps=1)),
+    "mha_one_split": (2, 1, AttendConfig(splits=1, tile=8, num_warps=1)),
+    "mha_many_lines": (1, 1, AttendConfig(splits=16, tile=32, num_warps=4)),
+    "mha_dot": (1, 1, AttendConfig(splits=2, tile=16, num_warps=4, dot=True)),
+    "gqa3": (2, 3, AttendConfig(splits=2, tile=32, num_warps=2)),
+    "gqa4": (2, 4, AttendConfig(splits=4, tile=16, num_warps=4, dot=True)),
+    "gqa7": (1, 7, AttendConfig(splits=8, tile=16, num_warps=4, dot=True)),
+    "gqa16": (1, 16, AttendConfig(splits=2, tile=16, num_warps=4, dot=True)),
 }
 
 
-@pytest.mark.parametrize("heads", ATTEND, ids=["mha", "gqa4", "gqa3", "gqa7"])
-@pytest.mark.parametrize(("at", "dtype"), [(0, HALF[0]), (16, HALF[1]), (77, HALF[0])], ids=str)
-def test_attend(at: int, heads: tuple[int, int], dtype: torch.dtype) -> None:
-    (kv, per), width, longest, rows = heads, 32, 78, 2
+def check_attend(name: str, at: int, dtype: torch.dtype, width: int = 32, large: float = 1.0) -> None:
+    """Output and caches against the reference, the cache from `at` on being NaN; `large` scales the scores."""
+    kv, per, config = ATTEND[name]
+    longest, rows = 78, 2
     angle = torch.arange(longest)[:, None] * torch.logspace(0, -3, width // 2)[None, :]
     cos, sin = (torch.cat([f(angle)] * 2, 1).to(dtype).to(DEVICE).contiguous() for f in (torch.cos, torch.sin))
     qkv = normal(rows, (kv * per + 2 * kv) * width, dtype=dtype)
+    qkv[:, : kv * per * width] *= large
     caches = [normal(rows, kv, longest, width, seed=s, dtype=dtype) for s in (1, 2)]
     for cache in caches:
         cache[:, :, at:] = float("nan")  # what is not yet written is not read
     other = [cache.clone() for cache in caches]
     position = torch.tensor([at], dtype=torch.int32, device=DEVICE)
     with kt.poisoned_empty():
-        out = attend(qkv, cos, sin, *caches, position, backend="triton", config=ATTEND[heads])
+        out = attend(qkv, cos, sin, *caches, position, backend="triton", config=config)
     wanted = attend(qkv, cos, sin, *other, position, backend="reference")
     for cache, reference in zip(caches, other, strict=True):
         assert torch.equal(cache.nan_to_num(7), reference.nan_to_num(7))
     # One rounding of the output, and with tensor cores one of the probabilities: each at most u times max |v|.
-    bound = 3 * kt.EPSILON[dtype] * other[1][:, :, : at + 1].float().abs().amax()
-    assert (out.float() - wanted.float()).abs().amax() <= bound
+    # A score of size s is known to s times 2**-24 times its terms: so is its exponential, relatively.
+    doubt = 3 * kt.EPSILON[dtype] + 2**-24 * width * large * width**0.5
+    assert (out.float() - wanted.float()).abs().amax() <= doubt * other[1][:, :, : at + 1].float().abs().amax()
+
+
+@pytest.mark.parametrize("name", ATTEND)
+@pytest.mark.parametrize(("at", "dtype"), [(0, HALF[0]), (16, HALF[1]), (77, HALF[0])], ids=str)
+def test_attend(name: str, at: int, dtype: torch.dtype) -> None:
+    check_attend(name, at, dtype)
+
+
+@pytest.mark.parametrize("at", [1, 3, 7, 8, 15, 31, 32, 33, 63, 64, 65])
+@pytest.mark.parametrize("name", ["mha", "gqa4"])
+def test_attend_at_the_bounds_of_splits_and_tiles(name: str, at: int) -> None:
+    """Of 4 splits some have no position, or only the new one; tiles of 16 end before, at or after the stretch."""
+    check_attend(name, at, HALF[0])
+
+
+@both
+@pytest.mark.parametrize("name", ["mha", "gqa4"])
+def test_attend_is_stable_over_scores_of_a_thousand(name: str, dtype: torch.dtype) -> None:
+    check_attend(name, 70, dtype, large=400)
+
+
+@pytest.mark.parametrize("width", [16, 64, 128, 256])
+@pytest.mark.parametrize("name", ["mha", "gqa7"])
+def test_attend_at_other_head_widths(name: str, width: int) -> None:
+    check_attend(name, 40, HALF[0], width)
+
+
+def test_attend_repeats_its_bits_and_resets_its_counters() -> None:
+    qkv, table = normal(1, 2 * (4 + 2) * 32), normal(40, 32, seed=1)
+    caches = [normal(1, 2, 40, 32, seed=s) for s in (2, 3)]
+    position = torch.tensor([37], device=DEVICE)
+    with kt.poisoned_empty():
+        runs = [attend(qkv, table, table, *caches, position, backend="triton") for _ in range(20 if ON_GPU else 2)]
+    assert all(torch.equal(runs[0], run) for run in runs)

@@ -10,9 +10,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from larosa_kernels import attend, norm_select, select, sparse_gemv, swiglu_select
+from larosa_kernels import attend, norm_select, select, select_gemv, sparse_gemv, swiglu_select
 from larosa_kernels import testing as kt
-from larosa_kernels.search_config import SearchConfig
 from test_kernels import DEVICE, ON_GPU, check_gemv, normal
 from torch import Tensor
 
@@ -27,8 +26,13 @@ def gpu_layer() -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
     def layer(h: Tensor) -> tuple[Tensor, Tensor]:
         z, keep = norm_select(h, gamma, 1e-5, 2048)
-        hidden, keep_hidden = swiglu_select(sparse_gemv(z, keep, up), 2048, config=SearchConfig(chunk=512))
+        hidden, keep_hidden = swiglu_select(
+            sparse_gemv(z, keep, up),
+            2048,
+        )
         out = sparse_gemv(hidden, keep_hidden, down, residual=h)
+        fused = select_gemv(h, up, 2048, norm=gamma, eps=1e-5, swiglu=True)
+        out = out + select_gemv(fused, down, 2048, residual=h)
         return out, attend(torch.cat([out, out[:, :2048]], dim=1), table, table, cache[0], cache[1], position)
 
     return layer
@@ -70,3 +74,18 @@ def test_sparse_gemv_at_model_widths(shape: tuple[int, int]) -> None:
         check_gemv(x, keep, weight, None)
         first = sparse_gemv(x, keep, weight)
         assert all(torch.equal(first, sparse_gemv(x, keep, weight)) for _ in range(20))
+
+
+@pytest.mark.parametrize("at", [0, 1023, 4095])
+@pytest.mark.parametrize("heads", [(32, 1), (8, 4), (4, 7)], ids=str)
+def test_attend_at_model_widths(heads: tuple[int, int], at: int) -> None:
+    kv, per = heads
+    table = normal(at + 1, 128, seed=1)
+    caches = [normal(1, kv, at + 1, 128, seed=s) for s in (2, 3)]
+    other = [cache.clone() for cache in caches]
+    position, qkv = torch.tensor([at], device=DEVICE), normal(1, kv * (per + 2) * 128)
+    out = attend(qkv, table, table, *caches, position)
+    wanted = attend(qkv, table, table, *other, position, backend="reference")
+    assert all(torch.equal(a, b) for a, b in zip(caches, other, strict=True))
+    assert (out.float() - wanted.float()).abs().amax() <= 3 * kt.EPSILON[out.dtype] * other[1].float().abs().amax()
+    assert all(torch.equal(out, attend(qkv, table, table, *caches, position)) for _ in range(20))

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from larosa_kernels import kept_mask, limit_from_threshold, select, sparse_gemv, swiglu_select
+from larosa_kernels.attend.workspace import AttendConfig, default_attend
+from larosa_kernels.dispatch import pdl_arguments
 from test_kernels import DEVICE, normal
 
 
@@ -44,6 +46,26 @@ def test_references_take_fp32() -> None:
     assert torch.allclose(sparse_gemv(x, keep, weight), dense, atol=1e-5)
 
 
+@pytest.mark.parametrize("wrong", [{"splits": 3}, {"num_warps": 0}, {"tile": 8, "dot": True}], ids=str)
+def test_launch_shapes_of_attend_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        AttendConfig(**wrong)
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (32, 1), (8, 4), (4, 7), (8, 16), (1, 71)], ids=str)
+def test_default_attend_combines_lightly(heads: tuple[int, int]) -> None:
+    kv_heads, per = heads
+    for rows in (1, 3, 64):
+        assert default_attend(rows, kv_heads, per).combines_lightly(per)
+
+
+def test_dependent_launch_is_for_new_gpus_only() -> None:
+    if DEVICE == "cpu":
+        assert pdl_arguments(torch.device("cpu")) == {"PDL": False}
+    else:
+        assert pdl_arguments(torch.device("cuda"))["PDL"] == (torch.cuda.get_device_capability() >= (9, 0))
+
+
 def op_cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     x, w = normal(1, 64), normal(64, 64, seed=1)
     keep = select(x, 8)
@@ -59,7 +81,7 @@ def op_cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
             ops.sparse_gemv,
             (x, w, keep, 64, True, None, None, 0.0, False, None, None, None, None, [64, 4, 1]),
         ),
-        "attend": (ops.attend, (x, table, table, cache, cache.clone(), position, [2, 16, 4, 1, 0])),
+        "attend": (ops.attend, (x, table, table, cache, cache.clone(), position, [2, 16, 4, 0])),
     }
 
 

@@ -13,20 +13,22 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from correctness import attention_inputs, bracket_around, gate
-from larosa_kernels import attend, norm_select, select, sparse_gemv, swiglu_select
+from larosa_kernels import attend, norm_select, select, select_gemv
 from larosa_kernels.attend.workspace import AttendConfig, default_attend
 from larosa_kernels.search_config import SearchConfig, default_search
 from larosa_kernels.select.reference import select_reference
 from larosa_kernels.sparse_gemv.config import GemvConfig, gemv_config
 from larosa_kernels.timing import environment
 from rows import CONTEXT, EPS, HEAD_WIDTH, HEADS, LAYERS, PROJECTIONS, WIDTHS, Bench, table
+from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 
@@ -34,8 +36,8 @@ def search_configs(n: int, every: bool) -> list[SearchConfig]:
     """The default, and with `every` its alternatives."""
     if not every:
         return [default_search(n)]
-    tried = [SearchConfig(warps, ways) for warps in (1, 4, 8, 16) for ways in (1, 3) if n // warps <= 8192]
-    return list(dict.fromkeys([default_search(n), *tried, SearchConfig(8, 3, packed=False)]))
+    tried = [SearchConfig(warps) for warps in (4, 8, 16) if n // warps <= 2048]
+    return list(dict.fromkeys([default_search(n), *tried, SearchConfig(8, packed=False)]))
 
 
 def time_select(bench: Bench, model: str, n: int, every: bool) -> None:
@@ -43,83 +45,60 @@ def time_select(bench: Bench, model: str, n: int, every: bool) -> None:
     xs = [bench.normal(1, n) for _ in range(LAYERS)]
     near = bracket_around(select_reference(xs[0], n // 2), 64)
     for config, ties, bracket in itertools.product(search_configs(n, every), ("strict", "keep"), (None, near)):
-        way = f"warps={config.num_warps} ways={config.ways} packed={config.packed}"
-        name = f"{ties}{'' if bracket is None else ' bracket'} {way}"
+        name = f"{ties}{'' if bracket is None else ' bracket'} warps={config.num_warps} packed={config.packed}"
         calls = [partial(select, x, n // 2, ties, bracket, config=config) for x in xs]
         bench.time("select", model, "-", name, (n, 1), 0.5, 2 * n, calls, 8)
 
 
-def time_norm(bench: Bench, model: str, n: int) -> None:
-    """`norm_select` of half the entries, and under a calibrated limit."""
-    xs = [bench.normal(1, n) for _ in range(LAYERS)]
-    gamma = bench.normal(n)
-    found = norm_select(xs[0], gamma, EPS, n // 2)[1]
-    for name, bracket in (("strict", None), ("strict bracket", bracket_around(found, 64))):
-        calls = [partial(norm_select, x, gamma, EPS, n // 2, bracket=bracket) for x in xs]
-        bench.time("norm_select", model, "-", name, (n, 1), 0.5, 4 * n, calls, 8)
-    limited = [partial(norm_select, x, gamma, EPS, limit=found[0].contiguous()) for x in xs]
-    bench.time("norm_select", model, "-", "limit", (n, 1), 0.5, 4 * n, limited, 8)
-
-
-def time_swiglu(bench: Bench, model: str, n: int, every: bool) -> None:
-    """`swiglu_select` of half the entries, in one program and in chunks, and under a calibrated limit."""
-    pairs = [bench.normal(1, 2 * n) for _ in range(LAYERS)]
-    found = swiglu_select(pairs[0], n // 2)[1]
-    shapes = [(w, c) for w in (8, 16, 32) for c in (0, 256, 512, 1024)] if every else [(8, 0), (16, 0), (8, 512)]
-    for (warps, chunk), bracket in itertools.product(shapes, (None, bracket_around(found, 64))):
-        config = SearchConfig(warps, 3, True, chunk)
-        calls = [partial(swiglu_select, pair, n // 2, bracket=bracket, config=config) for pair in pairs]
-        name = f"strict{'' if bracket is None else ' bracket'} warps={warps} chunk={chunk}"
-        bench.time("swiglu_select", model, "-", name, (n, 1), 0.5, 4 * n, calls, 8)
-    limited = [partial(swiglu_select, pair, limit=found[0].contiguous()) for pair in pairs]
-    bench.time("swiglu_select", model, "-", "limit", (n, 1), 0.5, 4 * n, limited, 8)
-
-
 def time_selections(bench: Bench, every: bool) -> None:
-    """A no-op's place in a graph, then the three selections at each width once."""
+    """A no-op's place in a graph, then the search at each width once."""
     bench.time("no-op", "-", "-", "1-element fill", (1, 1), 0, 0, [torch.zeros(1, device="cuda").zero_], 64)
-    hidden: set[int] = set()
-    for model, (narrow, wide) in WIDTHS.items():
-        time_select(bench, model, wide, every)
-        time_swiglu(bench, model, wide, every)
-        if narrow not in hidden:
-            hidden.add(narrow)
-            time_select(bench, model, narrow, every)
-            time_norm(bench, model, narrow)
+    for model, n in {n: (model, n) for model, widths in WIDTHS.items() for n in widths}.values():
+        time_select(bench, model, n, every)
 
 
-def gemv_candidates() -> Iterator[GemvConfig]:
+def gemv_candidates(swiglu: bool) -> Iterator[GemvConfig]:
     """Launch shapes worth trying on a GPU with some 130 multiprocessors."""
-    for columns, warps in ((512, 2), (256, 1), (1024, 4)):
-        for rows, splits in itertools.product((4, 8, 16), (16, 32, 64)):
-            yield GemvConfig(columns, rows, splits, warps)
-    for splits, stages in itertools.product((8, 16, 32), (3, 4)):
-        yield GemvConfig(64, 16, splits, 2, stages)
-        yield GemvConfig(128, 16, splits, 4, stages)
-    for splits in (8, 16, 32):
-        yield GemvConfig(512, 32, splits, 8, 1, True)
-        yield GemvConfig(256, 32, splits, 4, 1, True)
+    for columns, unroll, warps in itertools.product((32, 64, 128), (8, 16), (4, 8, 16)):
+        if not (swiglu and columns == 32) and not (warps == 16 and unroll == 16):
+            yield GemvConfig(columns, unroll, warps)
 
 
-def time_product(bench: Bench, model: str, site: str, every: bool) -> None:
-    """cuBLAS and the sparse product by level; with `every`, all launch shapes at 50 %."""
+def site_calls(bench: Bench, model: str, site: str) -> Callable[[GemvConfig, float], list[Callable[[], Tensor]]]:
+    """What a decoder launches for a site, on the weights of LAYERS layers, by launch shape and level."""
     n, m = PROJECTIONS[model, site]
+    around: dict[str, Any] = {"norm": bench.normal(n), "eps": EPS} if site in ("qkv", "gate+up") else {}
+    around |= {"residual": bench.normal(1, m)} if site in ("o", "down") else {}
+    around |= {"swiglu": site == "gate+up"}
     xs = [bench.normal(1, n) for _ in range(LAYERS)]
     weights = [bench.normal(n, m) for _ in range(LAYERS)]
-    dense = [partial(linear, x, weight.t().contiguous()) for x, weight in zip(xs, weights, strict=True)]
-    bench.time("dense", model, site, "cuBLAS linear", (n, m), 0, 2 * n * m, dense)
-    del dense
-    found: dict[GemvConfig, float] = {}
-    configs = list(gemv_candidates()) if every else [gemv_config(n, m)]
-    for config, level in itertools.product(configs, (0.5,) if every else (0, 0.25, 0.4, 0.5, 0.6, 0.75)):
+    z = norm_select(xs[0], around["norm"], EPS, n)[0] if "norm" in around else xs[0]
+
+    def calls(config: GemvConfig, level: float) -> list[Callable[[], Tensor]]:
         k = max(1, round(n * (1 - level)))
-        calls = [
-            partial(sparse_gemv, x, select(x, k), weight, config=config) for x, weight in zip(xs, weights, strict=True)
-        ]
-        found[config] = bench.time("sparse_gemv", model, site, str(config), (n, m), level, 2 * k * m, calls)
-    if every:
-        for config in sorted(found, key=found.__getitem__)[:4]:
-            print(f"{model} {site} ({n}, {m}): {found[config]:.2f} us {config}", flush=True)
+        bracket = bracket_around(select_reference(z, k), 64) if k < n else None
+        pairs = zip(xs, weights, strict=True)
+        return [partial(select_gemv, x, weight, k, bracket=bracket, config=config, **around) for x, weight in pairs]
+
+    return calls
+
+
+def time_site(bench: Bench, model: str, site: str, every: bool) -> None:
+    """cuBLAS alone, and the whole site in one launch by level; with `every`, all launch shapes at 0 and 50 %."""
+    n, m = PROJECTIONS[model, site]
+    x, outputs = bench.normal(1, n), m // 2 if site == "gate+up" else m
+    dense = [partial(linear, x, bench.normal(m, n)) for _ in range(LAYERS)]
+    bench.time("dense", model, site, "cuBLAS linear, nothing else", (n, m), 0, 2 * n * m, dense)
+    del dense
+    calls, found = site_calls(bench, model, site), {}
+    configs = list(gemv_candidates(site == "gate+up")) if every else [gemv_config(n, outputs)]
+    for config, level in itertools.product(configs, (0, 0.5) if every else (0, 0.25, 0.4, 0.5, 0.6, 0.75)):
+        read = 2 * max(1, round(n * (1 - level))) * m
+        found[config, level] = bench.time("site", model, site, str(config), (n, m), level, read, calls(config, level))
+    for level in (0, 0.5) if every else ():
+        own = {config: us for (config, at), us in found.items() if at == level}
+        for config in sorted(own, key=own.__getitem__)[:5]:
+            print(f"{model} {site} ({n}, {m}) at {level}: {own[config]:.2f} us {config}", flush=True)
 
 
 def time_attention(bench: Bench, model: str, every: bool) -> None:
@@ -129,8 +108,8 @@ def time_attention(bench: Bench, model: str, every: bool) -> None:
     shape, read = (CONTEXT, kv * per), 2 * 2 * kv * CONTEXT * HEAD_WIDTH
     configs = [default_attend(1, kv, per)]
     if every:
-        for splits, tile, warps, stages in itertools.product((4, 8, 16, 32), (32, 64), (2, 4), (1, 2, 3)):
-            configs.append(AttendConfig(splits, tile, warps, stages, per > 1))
+        for splits, tile, warps in itertools.product((4, 8, 16, 32), (32, 64, 128), (4, 8, 16)):
+            configs += [way for way in [AttendConfig(splits, tile, warps, per > 1)] if way.combines_lightly(per)]
     for config in configs:
         calls = [partial(attend, *given, config=config) for given in inputs]
         bench.time("attend", model, "-", str(config), shape, 0, read, calls, 4)
@@ -169,7 +148,7 @@ def main() -> int:
         time_selections(bench, options.tune)
     for model, site in PROJECTIONS:
         if "gemv" in ops and options.only in f"{model} {site}":
-            time_product(bench, model, site, options.tune)
+            time_site(bench, model, site, options.tune)
     for model in HEADS:
         if "attend" in ops:
             time_attention(bench, model, options.tune)

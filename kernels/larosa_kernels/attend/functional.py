@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
 
-from larosa_kernels.attend.kernel import attend_kernel
+from larosa_kernels.attend.kernel import attend_by_slot, attend_by_tile
 from larosa_kernels.attend.reference import attend_reference
 from larosa_kernels.attend.workspace import AttendConfig, cached_workspace, default_attend
-from larosa_kernels.dispatch import HALF, INTERPRETED, expect, expect_vector, use_triton
+from larosa_kernels.dispatch import HALF, INTERPRETED, expect, expect_vector, pdl_arguments, use_triton
 
 
 @torch.library.custom_op("larosa::attend", mutates_args=("k_cache", "v_cache"))
@@ -26,14 +27,16 @@ def _attend(
     rows, kv_heads, max_len, width = k_cache.shape
     heads = qkv.shape[1] // width - 2 * kv_heads
     per = heads // kv_heads
-    splits, tile, num_warps, stages, dot = config
-    way = AttendConfig(splits, tile, num_warps, stages, bool(dot))
+    splits, tile, num_warps, dot = config
+    way = AttendConfig(splits, tile, num_warps, bool(dot))
     out = torch.empty(rows, heads * width, dtype=qkv.dtype, device=qkv.device)
     space = cached_workspace(rows, kv_heads, per, width, way, qkv.device)
-    attend_kernel[(kv_heads, way.splits, rows)](
+    kernel = attend_by_tile if way.dot else attend_by_slot
+    shape = {"TILE": way.tile} if way.dot else {"STEPS": way.steps(width), "WARPS": way.num_warps}
+    kernel[(kv_heads, way.splits, rows)](
         qkv, cos, sin, k_cache, v_cache, position, out, space.mix, space.maxima, space.sums, space.counters,
-        width**-0.5, max_len, PER=per, GROUP=way.group(per), WIDTH=width, SPLITS=way.splits, TILE=way.tile,
-        STAGES=way.stages, DOT=way.dot, INTERPRETED=INTERPRETED, num_warps=way.num_warps,
+        width**-0.5 / math.log(2), max_len, PER=per, GROUP=way.group(per), WIDTH=width, SPLITS=way.splits, **shape,
+        INTERPRETED=INTERPRETED, num_warps=way.num_warps, **pdl_arguments(qkv.device),
     )  # fmt: skip
     return out
 
@@ -86,6 +89,8 @@ def attend(
 
     cos, sin: [max_len, hd], the halves equal (rotate_half); caches: [B, KV, max_len, hd], appended in place at
     `position`, an int tensor [1] on the device, below max_len. Attention runs over 0 .. position, softmax in fp32.
+    All but qkv is read before the kernel launched last has ended (programmatic dependent launch): that kernel must
+    not have written it.
     """
     triton = use_triton(backend, qkv)
     expect_vector("qkv", qkv, triton)

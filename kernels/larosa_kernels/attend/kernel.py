@@ -3,6 +3,9 @@
 Grid (KV heads, splits, B). A program takes all query heads of one KV head over its stretch of the positions before the
 new one. The split that holds `position` rotates and appends the new key, writes the new value, and takes both from its
 registers: no program waits for that write. Partial sums are combined by the last program to arrive, in fixed order.
+
+The first tile of the cache is asked for before the wait on the previous kernel, which writes only qkv; a later tile as
+soon as the registers of the one before are free. Exponentials are of base 2, so `scale` holds log2(e).
 """
 
 from __future__ import annotations
@@ -10,129 +13,184 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from larosa_kernels.attend.lines import finish, leave_lines
+from larosa_kernels.attend.rotary import angle_of, halves, heads_of, rotate, words
 from larosa_kernels.search import round_to
 
-
-@triton.jit
-def rotate(x, cos, sin, head, WIDTH: tl.constexpr, INTERPRETED: tl.constexpr):
-    """[rows, WIDTH] fp32 of heads `head` [rows] at x, rotated; rounded after each step, as torch does in x's dtype."""
-    dim = tl.arange(0, WIDTH)
-    dtype: tl.constexpr = x.dtype.element_ty
-    other = (dim + WIDTH // 2) % WIDTH
-    sign = tl.where(dim < WIDTH // 2, -1.0, 1.0)
-    c = round_to(tl.load(cos + dim).to(tl.float32), dtype, INTERPRETED).to(tl.float32)
-    s = round_to(tl.load(sin + dim).to(tl.float32), dtype, INTERPRETED).to(tl.float32)
-    plain = tl.load(x + head[:, None] * WIDTH + dim[None, :]).to(tl.float32)
-    turned = tl.load(x + head[:, None] * WIDTH + other[None, :]).to(tl.float32) * sign[None, :]
-    first = round_to(plain * c[None, :], dtype, INTERPRETED).to(tl.float32)
-    second = round_to(turned * s[None, :], dtype, INTERPRETED).to(tl.float32)
-    return round_to(first + second, dtype, INTERPRETED).to(tl.float32)
+LOWEST = tl.constexpr(-1e30)  # the maximum of no scores: finite, for its difference to itself is taken
 
 
 @triton.jit
-def scores_of(q, k, DOT: tl.constexpr, dtype: tl.constexpr):
-    """q: [G, WIDTH], k: [T, WIDTH] fp32 -> [G, T]."""
-    if DOT:
-        return tl.dot(q.to(dtype), tl.trans(k.to(dtype)))
-    return tl.sum(q[:, None, :] * k[None, :, :], 2)
+def _stretch(position, SPLITS: tl.constexpr):
+    """(the new position, this split's first one, how many of its positions are older, whether the new one is its)."""
+    at = tl.load(position).to(tl.int32)
+    stretch = tl.cdiv(at + 1, SPLITS)
+    start = tl.program_id(1) * stretch
+    return at, start, tl.minimum(stretch, at - start), (start <= at) & (at < start + stretch)
 
 
 @triton.jit
-def mix_of(p, v, DOT: tl.constexpr, dtype: tl.constexpr):
-    """p: [G, T], v: [T, WIDTH] fp32 -> [G, WIDTH]."""
-    if DOT:
-        return tl.dot(p.to(dtype), v.to(dtype))
-    return tl.sum(p[:, :, None] * v[None, :, :], 1)
-
-
-@triton.jit
-def _combine(
-    mix, maxima, sums, out,
-    PER: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, INTERPRETED: tl.constexpr,
+def _sum_slots(
+    k_at, v_at, left, k, v, q_even, q_odd, high, total, even, odd, t, cell,
+    dtype: tl.constexpr, STEPS: tl.constexpr, SLOTS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """out: [PER, WIDTH]: the splits' softmax sums on one scale, added in the order of the splits."""
-    group = tl.arange(0, GROUP)
-    dim = tl.arange(0, WIDTH)
-    line = tl.arange(0, SPLITS)[:, None] * GROUP + group[None, :]
-    highs = tl.load(maxima + line, cache_modifier=".cg")
-    top = tl.max(highs, 0)
-    total = tl.sum(tl.exp(highs - top[None, :]) * tl.load(sums + line, cache_modifier=".cg"), 0)
-    mixed = tl.zeros([GROUP, WIDTH], dtype=tl.float32)
-    cell = group[:, None] * WIDTH + dim[None, :]
-    real = (group < PER)[:, None] & (dim >= 0)[None, :]
-    for split in tl.static_range(SPLITS):
-        share = tl.exp(tl.load(maxima + split * GROUP + group, cache_modifier=".cg") - top)
-        part = tl.load(mix + split * GROUP * WIDTH + cell, mask=real, other=0.0, cache_modifier=".cg")
-        mixed += share[:, None] * part
-    tl.store(out + cell, round_to(mixed / total[:, None], out.dtype.element_ty, INTERPRETED), mask=real)
+    """Softmax sums of each slot over its own positions, so that the loop has no exchange between warps."""
+    while left > 0:
+        k_even, k_odd = halves(tl.reshape(k, (1, STEPS, SLOTS, HALF)), dtype)
+        score = tl.sum(q_even * k_even + q_odd * k_odd, 3, keep_dims=True)
+        score = tl.where(tl.reshape(t < left, (1, STEPS, SLOTS, 1)), score, float("-inf"))
+        left -= STEPS * SLOTS
+        k_at += STEPS * SLOTS * HALF
+        k = tl.load(k_at + cell, mask=t < left, other=0)
+        top = tl.maximum(high, tl.max(score, 1, keep_dims=True))
+        p = tl.exp2(score - top)
+        shrink = tl.exp2(high - top)
+        high = top
+        total = total * shrink + tl.sum(p, 1, keep_dims=True)
+        v_even, v_odd = halves(tl.reshape(v, (1, STEPS, SLOTS, HALF)), dtype)
+        even = even * shrink + tl.sum(p * v_even, 1, keep_dims=True)
+        odd = odd * shrink + tl.sum(p * v_odd, 1, keep_dims=True)
+        v_at += STEPS * SLOTS * HALF
+        v = tl.load(v_at + cell, mask=t < left, other=0)
+    return high, total, even, odd
 
 
 @triton.jit
-def attend_kernel(
+def _start_slots(
+    row, query, key, value, c, s, k_new_at, v_new_at, own, fits, scale,
+    PER: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Append the new token where it `fits`; (queries, state of the slots): slot 0 of its `own` split has seen it."""
+    HALF: tl.constexpr = WIDTH // 2
+    dtype: tl.constexpr = row.dtype.element_ty
+    some = tl.arange(0, 2 * GROUP)
+    some = tl.where(some < GROUP, query + tl.minimum(some, PER - 1), key)
+    both = tl.reshape(rotate(row, c, s, some, WIDTH, INTERPRETED), (2, GROUP, 1, 1, HALF, 2))
+    q, k = tl.split(tl.permute(both, (1, 2, 3, 4, 5, 0)))
+    q_even, q_odd = tl.split(q * scale)
+    k_even, k_odd = tl.split(k)
+    slot = tl.arange(0, SLOTS)[:, None]
+    cell = slot * 0 + tl.arange(0, HALF)[None, :]
+    v = tl.load((row + value * WIDTH).to(tl.pointer_type(tl.int32)) + cell, mask=own & (slot == 0), other=0)
+    tl.store(v_new_at + cell, v, mask=fits & (slot == 0))
+    copies = tl.broadcast_to(words(k_even, k_odd, dtype, INTERPRETED), (GROUP, 1, SLOTS, HALF))
+    copy = tl.arange(0, GROUP * SLOTS)[:, None]
+    cell = copy * 0 + tl.arange(0, HALF)[None, :]
+    tl.store(k_new_at + cell, tl.reshape(copies, (GROUP * SLOTS, HALF)), mask=fits & (copy == 0))
+    fresh = own & (tl.reshape(slot, (1, 1, SLOTS, 1)) == 0)
+    high = tl.where(fresh, tl.sum(q_even * k_even + q_odd * k_odd, 3, keep_dims=True), LOWEST)
+    total = tl.broadcast_to(tl.where(fresh, 1.0, 0.0), (GROUP, 1, SLOTS, 1))
+    even, odd = halves(tl.reshape(v, (1, 1, SLOTS, HALF)), dtype)
+    even = tl.broadcast_to(even, (GROUP, 1, SLOTS, HALF))
+    odd = tl.broadcast_to(odd, (GROUP, 1, SLOTS, HALF))
+    return q_even, q_odd, high, total, even, odd
+
+
+@triton.jit
+def attend_by_slot(
+    qkv, cos, sin, k_cache, v_cache, position, out, mix, maxima, sums, counters, scale, max_len,
+    PER: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, STEPS: tl.constexpr,
+    WARPS: tl.constexpr, PDL: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Elementwise: a slot is the lanes that hold one row, 16 bytes each, and keeps its own softmax sums.
+
+    Dimensions [GROUP, STEPS, SLOTS, WIDTH / 2 words]: PER query heads, padded by the last. A warp's slots meet at the
+    end; each warp leaves one line for the combination.
+    """
+    LANES: tl.constexpr = max(256 // WIDTH, 1)
+    SLOTS: tl.constexpr = WARPS * LANES
+    HALF: tl.constexpr = WIDTH // 2
+    dtype: tl.constexpr = qkv.dtype.element_ty
+    head = tl.program_id(2).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    at, start, left, own = _stretch(position, SPLITS)
+    t = tl.arange(0, STEPS * SLOTS)[:, None]
+    cell = t.to(tl.int64) * HALF + tl.arange(0, HALF)[None, :]
+    k_words = k_cache.to(tl.pointer_type(tl.int32)) + head * max_len * HALF
+    v_words = v_cache.to(tl.pointer_type(tl.int32)) + head * max_len * HALF
+    k_at = k_words + start.to(tl.int64) * HALF
+    v_at = v_words + start.to(tl.int64) * HALF
+    k = tl.load(k_at + cell, mask=t < left, other=0)
+    v = tl.load(v_at + cell, mask=t < left, other=0)
+    c, s = angle_of(cos, sin, at, 2 * GROUP, WIDTH, dtype, INTERPRETED)
+    row, query, key, value = heads_of(qkv, PER, WIDTH, PDL)
+    new = at.to(tl.int64) * HALF
+    q_even, q_odd, high, total, even, odd = _start_slots(
+        row, query, key, value, c, s, k_words + new, v_words + new, own, own & (at < max_len), scale,
+        PER, GROUP, WIDTH, SLOTS, INTERPRETED,
+    )  # fmt: skip
+    high, total, even, odd = _sum_slots(
+        k_at, v_at, left, k, v, q_even, q_odd, high, total, even, odd, t, cell, dtype, STEPS, SLOTS, HALF
+    )
+    leave_lines(mix, maxima, sums, head, high, total, even, odd, GROUP, WIDTH, SPLITS, WARPS, LANES)
+    finish(mix, maxima, sums, counters, out, head, PER, GROUP, WIDTH, SPLITS, SPLITS * WARPS, INTERPRETED)
+
+
+@triton.jit
+def _start_tiles(
+    row, query, key, value, c, s, k_new_at, v_new_at, own, fits, scale,
+    PER: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Append the new token where it `fits`; (queries [COLUMNS, WIDTH], softmax sums): its `own` split has seen it."""
+    dim = tl.arange(0, WIDTH)
+    column = tl.arange(0, COLUMNS)
+    q = rotate(row, c, s, query + tl.minimum(column, PER - 1), WIDTH, INTERPRETED)
+    k = rotate(row, c, s, key + column * 0, WIDTH, INTERPRETED)
+    v = tl.load(row + value * WIDTH + dim)
+    copies = column[:, None] * 0 + dim[None, :]
+    tl.store(k_new_at + copies, round_to(k, row.dtype.element_ty, INTERPRETED), mask=fits & (column == 0)[:, None])
+    tl.store(v_new_at + dim, v, mask=fits & (dim >= 0))
+    high = tl.where(own, tl.sum(q * k, 1) * scale, LOWEST)
+    total = tl.where(own & (tl.arange(0, TILE) == 0), 1.0, 0.0)[:, None]
+    mixed = tl.where(own, v.to(tl.float32), 0.0)[:, None]
+    return q, high, tl.broadcast_to(total, (TILE, COLUMNS)), tl.broadcast_to(mixed, (WIDTH, COLUMNS))
+
+
+@triton.jit
+def attend_by_tile(
     qkv, cos, sin, k_cache, v_cache, position, out, mix, maxima, sums, counters, scale, max_len,
     PER: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
-    STAGES: tl.constexpr, DOT: tl.constexpr, INTERPRETED: tl.constexpr,
+    PDL: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """PER query heads a KV head, padded to GROUP by repeating the last. Shapes in functional.py."""
-    kv = tl.program_id(0)
-    split = tl.program_id(1)
-    batch = tl.program_id(2).to(tl.int64)
-    kv_heads = tl.num_programs(0)
-    dtype: tl.constexpr = tl.float32 if INTERPRETED else qkv.dtype.element_ty  # its bf16 dot is wrong in silence
-    at = tl.load(position).to(tl.int32)
+    """On tensor cores, TILE positions at a time by 8 or more queries, padded by the last: scores [TILE, COLUMNS]."""
+    COLUMNS: tl.constexpr = max(GROUP, 8)
+    half: tl.constexpr = qkv.dtype.element_ty
+    dtype: tl.constexpr = tl.float32 if INTERPRETED else half  # the interpreter's bf16 dot is wrong in silence
+    head = tl.program_id(2).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    at, start, left, own = _stretch(position, SPLITS)
+    t = tl.arange(0, TILE)[:, None]
     dim = tl.arange(0, WIDTH)
-    group = tl.arange(0, GROUP)
-    one = tl.arange(0, 1)
-    row = qkv + batch * kv_heads * (PER + 2) * WIDTH
-    cos_at = cos + at.to(tl.int64) * WIDTH
-    sin_at = sin + at.to(tl.int64) * WIDTH
-    q = rotate(row, cos_at, sin_at, kv * PER + tl.minimum(group, PER - 1), WIDTH, INTERPRETED)
+    cell = t.to(tl.int64) * WIDTH + dim[None, :]
+    k_at = k_cache + (head * max_len + start) * WIDTH
+    v_at = v_cache + (head * max_len + start) * WIDTH
+    k = tl.load(k_at + cell, mask=t < left, other=0.0)
+    v = tl.load(v_at + cell, mask=t < left, other=0.0)
+    c, s = angle_of(cos, sin, at, COLUMNS, WIDTH, half, INTERPRETED)
 
-    stretch = tl.cdiv(tl.cdiv(at + 1, SPLITS), TILE) * TILE
-    start = split * stretch
-    end = tl.minimum(start + stretch, at)
-    head_cache = (batch * kv_heads + kv) * max_len * WIDTH
-    high = tl.full([GROUP], float("-inf"), dtype=tl.float32)
-    total = tl.zeros([GROUP], dtype=tl.float32)
-    mixed = tl.zeros([GROUP, WIDTH], dtype=tl.float32)
-    for first in tl.range(start, end, TILE, num_stages=STAGES):
-        t = first + tl.arange(0, TILE)
-        seen = t < end
-        cell = head_cache + t[:, None].to(tl.int64) * WIDTH + dim[None, :]
-        k = tl.load(k_cache + cell, mask=seen[:, None], other=0.0).to(tl.float32)
-        v = tl.load(v_cache + cell, mask=seen[:, None], other=0.0).to(tl.float32)
-        score = tl.where(seen[None, :], scores_of(q, k, DOT, dtype) * scale, float("-inf"))
-        new_high = tl.maximum(high, tl.max(score, 1))
-        p = tl.exp(score - new_high[:, None])
-        shrink = tl.exp(high - new_high)
-        total = total * shrink + tl.sum(p, 1)
-        mixed = mixed * shrink[:, None] + mix_of(p, v, DOT, dtype)
-        high = new_high
-
-    if (at >= start) & (at < start + stretch):
-        k_new = rotate(row, cos_at, sin_at, kv_heads * PER + kv + one, WIDTH, INTERPRETED)
-        v_new = tl.load(row + (kv_heads * (PER + 1) + kv + one)[:, None] * WIDTH + dim[None, :])
-        cell = head_cache + (at + one).to(tl.int64)[:, None] * WIDTH + dim[None, :]
-        fits = (at + one < max_len)[:, None] & (dim >= 0)[None, :]
-        tl.store(k_cache + cell, round_to(k_new, k_cache.dtype.element_ty, INTERPRETED), mask=fits)
-        tl.store(v_cache + cell, v_new, mask=fits)
-        score = tl.sum(q * k_new, 1) * scale
-        new_high = tl.maximum(high, score)
-        p = tl.exp(score - new_high)
-        shrink = tl.exp(high - new_high)
+    row, query, key, value = heads_of(qkv, PER, WIDTH, PDL)
+    new = (head * max_len + at) * WIDTH
+    q, high, total, mixed = _start_tiles(
+        row, query, key, value, c, s, k_cache + new, v_cache + new, own, own & (at < max_len), scale,
+        PER, COLUMNS, WIDTH, TILE, INTERPRETED,
+    )  # fmt: skip
+    q = tl.trans(q.to(dtype))
+    while left > 0:
+        score = tl.where(t < left, tl.dot(k.to(dtype), q) * scale, float("-inf"))
+        left -= TILE
+        k_at += TILE * WIDTH
+        k = tl.load(k_at + cell, mask=t < left, other=0.0)
+        top = tl.maximum(high, tl.max(score, 0))
+        p = tl.exp2(score - top[None, :])
+        shrink = tl.exp2(high - top)[None, :]
+        high = top
         total = total * shrink + p
-        mixed = mixed * shrink[:, None] + p[:, None] * v_new.to(tl.float32)
-        high = new_high
+        mixed = tl.dot(tl.trans(v.to(dtype)), p.to(dtype), mixed * shrink)
+        v_at += TILE * WIDTH
+        v = tl.load(v_at + cell, mask=t < left, other=0.0)
 
-    line = (batch * kv_heads + kv) * SPLITS
-    tl.store(maxima + (line + split) * GROUP + group, high)
-    tl.store(sums + (line + split) * GROUP + group, total)
-    tl.store(mix + (line + split) * GROUP * WIDTH + group[:, None] * WIDTH + dim[None, :], mixed)
-    tl.debug_barrier()  # every thread's partials come before the release below
-    counter = counters + batch * kv_heads + kv
-    if tl.atomic_add(counter, 1, sem="acq_rel") == SPLITS - 1:
-        _combine(
-            mix + line * GROUP * WIDTH, maxima + line * GROUP, sums + line * GROUP,
-            out + (batch * kv_heads + kv) * PER * WIDTH, PER, GROUP, WIDTH, SPLITS, INTERPRETED,
-        )  # fmt: skip
-        tl.store(counter, 0)  # ready for the next launch, a graph's replay included
+    column = tl.arange(0, COLUMNS)
+    line = (head * GROUP + column) * SPLITS + tl.program_id(1)
+    tl.store(maxima + line, high, mask=column < GROUP)
+    tl.store(sums + line, tl.sum(total, 0), mask=column < GROUP)
+    place = dim % 2 * (WIDTH // 2) + dim // 2
+    tl.store(mix + line[None, :] * WIDTH + place[:, None], mixed, mask=(column < GROUP)[None, :])
+    finish(mix, maxima, sums, counters, out, head, PER, GROUP, WIDTH, SPLITS, SPLITS, INTERPRETED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -19,9 +19,8 @@ class AttendConfig:
     """
 
     splits: int = 8
-    tile: int = 32
-    num_warps: int = 4
-    stages: int = 2
+    tile: int = 64
+    num_warps: int = 8
     dot: bool = False
 
     def __post_init__(self) -> None:
@@ -29,22 +28,38 @@ class AttendConfig:
             value = getattr(self, name)
             if value < 1 or value & (value - 1):
                 raise ValueError(f"{name}: expected a power of two, got {value}")
+        if self.dot and self.tile < 16:
+            raise ValueError(f"tile: expected at least 16 positions for tensor cores, got {self.tile}")
 
     def group(self, per: int) -> int:
-        """Query heads a KV head, padded: tensor cores take 16 rows."""
-        padded = int(triton.next_power_of_2(per))
-        return max(16, padded) if self.dot else padded
+        """Query heads a KV head, padded to a power of two."""
+        return int(triton.next_power_of_2(per))
+
+    def steps(self, width: int) -> int:
+        """Positions a slot takes of a tile; a warp has slots for 256 entries. One at least, so a tile may be wider."""
+        return max(1, self.tile // (self.num_warps * max(1, 256 // width)))
+
+    def lines(self) -> int:
+        """Partial sums that a head's programs leave: one a program, or elementwise one a warp."""
+        return self.splits if self.dot else self.splits * self.num_warps
+
+    def combines_lightly(self, per: int) -> bool:
+        """Whether the last program holds all partial sums of `per` heads in registers: beyond, it spills them."""
+        return self.lines() * self.group(per) <= 16 * self.num_warps
 
 
 def default_attend(rows: int, kv_heads: int, per: int) -> AttendConfig:
-    """Two programs a streaming multiprocessor, tensor cores where query heads share a KV head."""
-    splits = min(32, max(1, triton.next_power_of_2(triton.cdiv(256, rows * kv_heads))))
-    return AttendConfig(splits=int(splits), dot=per > 1)
+    """Two programs a streaming multiprocessor, or where query heads share a KV head one, on tensor cores."""
+    wanted = triton.cdiv(256 if per == 1 else 128, rows * kv_heads)
+    config = AttendConfig(splits=int(triton.next_power_of_2(wanted)), dot=per > 1)
+    while config.splits > 1 and not config.combines_lightly(per):
+        config = replace(config, splits=config.splits // 2)
+    return config
 
 
 @dataclass(frozen=True)
 class AttendWorkspace:
-    """mix: [B, KV, splits, group, hd]; maxima, sums: [B, KV, splits, group], fp32; counters: [B, KV] int32 zeros."""
+    """mix: [B, KV, group, lines, hd]; maxima, sums: [B, KV, group, lines], fp32; counters: [B, KV] int32 zeros."""
 
     mix: Tensor
     maxima: Tensor
@@ -56,7 +71,7 @@ class AttendWorkspace:
         rows: int, kv_heads: int, per: int, width: int, config: AttendConfig, device: torch.device
     ) -> AttendWorkspace:
         """Fresh buffers for `per` query heads a KV head of `width`."""
-        line = (rows, kv_heads, config.splits, config.group(per))
+        line = (rows, kv_heads, config.group(per), config.lines())
         return AttendWorkspace(
             torch.empty(*line, width, dtype=torch.float32, device=device),
             torch.empty(line, dtype=torch.float32, device=device),
