@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from larosa_kernels.attend.workspace import AttendConfig
 from test_decode import METHODS, chosen, small
 from test_methods import applied
 from torch import Tensor
@@ -89,6 +92,47 @@ def test_random_weights_pass_the_plain_gate(kind: str, more: dict[str, object]) 
         assert found["level_measured"]["h1"] == pytest.approx(level, abs=0.02)
     limits = {site: (SiteRule(own[0].k, limit=0.1),) * 2 for site, own in level_rules(weights.shape, 0.5).items()}
     check_plain(weights, limits)
+
+
+INTERPRETED = {**SHAPE, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+ON_GPU = torch.cuda.is_available()
+TOKENS = 8 if ON_GPU else 1
+
+
+@pytest.fixture
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter runs programs one after another, and attention's are slow."""
+    if not ON_GPU:
+        module = importlib.import_module("larosa_kernels.attend.functional")
+        monkeypatch.setattr(module, "default_attend", lambda *_: AttendConfig(1, 16, 1, True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers", "more"),
+    [("qwen2", 1, {}), ("llama", 2, {"adapters": 2}), ("llama", 1, {"transforms": "int8"})],
+    ids=str,
+)
+@pytest.mark.usefixtures("few_programs")
+def test_one_launch_a_site_has_the_bits_of_the_watched_step(kind: str, layers: int, more: dict[str, Any]) -> None:
+    """Triton's interpreter here, a graph on a GPU: check_plain wants equal logits from both."""
+    device = torch.device("cuda" if ON_GPU else "cpu")
+    config = AutoConfig.for_model(kind, **INTERPRETED)
+    weights = random_weights(config, torch.bfloat16, device, 0, layers, **more)
+    found = check_plain(weights, level_rules(weights.shape, 0.5), tokens=TOKENS, backend="triton")
+    assert found["bit_identical"]
+    assert found["level_measured"]["h4"] == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.usefixtures("few_programs")
+def test_one_launch_a_site_with_limits_and_gates() -> None:
+    device = torch.device("cuda" if ON_GPU else "cpu")
+    weights = random_weights(AutoConfig.for_model("qwen2", **INTERPRETED), torch.bfloat16, device, 0, layers=1)
+    small = {"h1": 0.1, "h2": 0.01, "h3": 0.1, "h4": 0.002}
+    limits = {site: (SiteRule(weights.shape.sites[site].width, limit=own),) for site, own in small.items()}
+    gate = SiteRule(weights.shape.sites["h4"].width, limit=0.02, gated=True)
+    for rules in (limits, {**limits, "h4": (gate,)}):
+        found = check_plain(weights, rules, tokens=TOKENS, backend="triton")
+        assert 0.02 < found["level_measured"]["h4"] < 0.98
 
 
 def test_the_plain_gate_is_red_on_wrong_operations(monkeypatch: pytest.MonkeyPatch) -> None:

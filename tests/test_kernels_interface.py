@@ -9,7 +9,6 @@ import pytest
 import torch
 from larosa_kernels import kept_mask, limit_from_threshold, select, sparse_gemv, swiglu_select
 from larosa_kernels.attend.workspace import AttendConfig, default_attend
-from larosa_kernels.dispatch import pdl_arguments
 from test_kernels import DEVICE, normal
 
 
@@ -57,13 +56,6 @@ def test_default_attend_combines_lightly(heads: tuple[int, int]) -> None:
     kv_heads, per = heads
     for rows in (1, 3, 64):
         assert default_attend(rows, kv_heads, per).combines_lightly(per)
-
-
-def test_dependent_launch_is_for_new_gpus_only() -> None:
-    if DEVICE == "cpu":
-        assert pdl_arguments(torch.device("cpu")) == {"PDL": False}
-    else:
-        assert pdl_arguments(torch.device("cuda"))["PDL"] == (torch.cuda.get_device_capability() >= (9, 0))
 
 
 def op_cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:

@@ -80,17 +80,6 @@ def has_packed_compare(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-@cache
-def pdl_arguments(device: torch.device) -> dict[str, bool]:
-    """Launch arguments for programmatic dependent launch, which exists from compute capability 9.0 on.
-
-    The kernel may then start before the one launched last has ended, and calls gdc_wait under its constexpr PDL.
-    """
-    if INTERPRETED or not has_packed_compare(device):
-        return {"PDL": False}
-    return {"PDL": True, "launch_pdl": True}
-
-
 def refuse_first_use_in_capture(what: str) -> None:
     """Raise while a CUDA graph is captured: its private memory is no place for buffers that outlive it."""
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():

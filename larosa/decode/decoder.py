@@ -156,7 +156,8 @@ class Decoder:
     def _layer(self, layer: int, h: Tensor, watch: Watcher | None) -> Tensor:
         k_cache, v_cache = self.cache[layer]
         if self.fused and watch is None:
-            qkv = self._site(layer, "h1", self.adapt(layer, "h1", h, self.backend))
+            h = self.adapt(layer, "h1", h, self.backend)
+            qkv = self._site(layer, "h1", h)
             mixed = ops.attend(qkv, self.cos, self.sin, k_cache, v_cache, self.position, backend=self.backend)
             h = self._site(layer, "h2", mixed, h)
             activated = self._site(layer, "h3", self.adapt(layer, "h3", h, self.backend))

@@ -11,7 +11,7 @@ from torch import Tensor
 from larosa_kernels.attend.kernel import attend_by_slot, attend_by_tile
 from larosa_kernels.attend.reference import attend_reference
 from larosa_kernels.attend.workspace import AttendConfig, cached_workspace, default_attend
-from larosa_kernels.dispatch import HALF, INTERPRETED, expect, expect_vector, pdl_arguments, use_triton
+from larosa_kernels.dispatch import HALF, INTERPRETED, expect, expect_vector, use_triton
 
 
 @torch.library.custom_op("larosa::attend", mutates_args=("k_cache", "v_cache"))
@@ -36,7 +36,7 @@ def _attend(
     kernel[(kv_heads, way.splits, rows)](
         qkv, cos, sin, k_cache, v_cache, position, out, space.mix, space.maxima, space.sums, space.counters,
         width**-0.5 / math.log(2), max_len, PER=per, GROUP=way.group(per), WIDTH=width, SPLITS=way.splits, **shape,
-        INTERPRETED=INTERPRETED, num_warps=way.num_warps, **pdl_arguments(qkv.device),
+        INTERPRETED=INTERPRETED, num_warps=way.num_warps,
     )  # fmt: skip
     return out
 
@@ -89,8 +89,6 @@ def attend(
 
     cos, sin: [max_len, hd], the halves equal (rotate_half); caches: [B, KV, max_len, hd], appended in place at
     `position`, an int tensor [1] on the device, below max_len. Attention runs over 0 .. position, softmax in fp32.
-    All but qkv is read before the kernel launched last has ended (programmatic dependent launch): that kernel must
-    not have written it.
     """
     triton = use_triton(backend, qkv)
     expect_vector("qkv", qkv, triton)

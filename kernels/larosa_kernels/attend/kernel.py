@@ -4,8 +4,8 @@ Grid (KV heads, splits, B). A program takes all query heads of one KV head over 
 new one. The split that holds `position` rotates and appends the new key, writes the new value, and takes both from its
 registers: no program waits for that write. Partial sums are combined by the last program to arrive, in fixed order.
 
-The first tile of the cache is asked for before the wait on the previous kernel, which writes only qkv; a later tile as
-soon as the registers of the one before are free. Exponentials are of base 2, so `scale` holds log2(e).
+The first tile of the cache is asked for before anything else, a later one as soon as the registers of the one before
+are free. Exponentials are of base 2, so `scale` holds log2(e).
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _start_slots(
 def attend_by_slot(
     qkv, cos, sin, k_cache, v_cache, position, out, mix, maxima, sums, counters, scale, max_len,
     PER: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, STEPS: tl.constexpr,
-    WARPS: tl.constexpr, PDL: tl.constexpr, INTERPRETED: tl.constexpr,
+    WARPS: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Elementwise: a slot is the lanes that hold one row, 16 bytes each, and keeps its own softmax sums.
 
@@ -112,7 +112,7 @@ def attend_by_slot(
     k = tl.load(k_at + cell, mask=t < left, other=0)
     v = tl.load(v_at + cell, mask=t < left, other=0)
     c, s = angle_of(cos, sin, at, 2 * GROUP, WIDTH, dtype, INTERPRETED)
-    row, query, key, value = heads_of(qkv, PER, WIDTH, PDL)
+    row, query, key, value = heads_of(qkv, PER, WIDTH)
     new = at.to(tl.int64) * HALF
     q_even, q_odd, high, total, even, odd = _start_slots(
         row, query, key, value, c, s, k_words + new, v_words + new, own, own & (at < max_len), scale,
@@ -149,7 +149,7 @@ def _start_tiles(
 def attend_by_tile(
     qkv, cos, sin, k_cache, v_cache, position, out, mix, maxima, sums, counters, scale, max_len,
     PER: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
-    PDL: tl.constexpr, INTERPRETED: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """On tensor cores, TILE positions at a time by 8 or more queries, padded by the last: scores [TILE, COLUMNS]."""
     COLUMNS: tl.constexpr = max(GROUP, 8)
@@ -166,7 +166,7 @@ def attend_by_tile(
     v = tl.load(v_at + cell, mask=t < left, other=0.0)
     c, s = angle_of(cos, sin, at, COLUMNS, WIDTH, half, INTERPRETED)
 
-    row, query, key, value = heads_of(qkv, PER, WIDTH, PDL)
+    row, query, key, value = heads_of(qkv, PER, WIDTH)
     new = (head * max_len + at) * WIDTH
     q, high, total, mixed = _start_tiles(
         row, query, key, value, c, s, k_cache + new, v_cache + new, own, own & (at < max_len), scale,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from larosa_kernels.search import round_to
 
@@ -47,11 +46,8 @@ def rotate(x, c, s, head, WIDTH: tl.constexpr, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def heads_of(qkv, PER: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr):
-    """(pointer to this batch row's heads, numbers of this program's first query, its key, its value); waits for qkv."""
-    if PDL:
-        gdc_wait()
-        gdc_launch_dependents()
+def heads_of(qkv, PER: tl.constexpr, WIDTH: tl.constexpr):
+    """(pointer to this batch row's heads, numbers of this program's first query, its key, its value)."""
     kv_heads = tl.num_programs(0)
     kv = tl.program_id(0)
     row = qkv + tl.program_id(2).to(tl.int64) * kv_heads * (PER + 2) * WIDTH

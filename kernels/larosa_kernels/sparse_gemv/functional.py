@@ -17,7 +17,6 @@ from larosa_kernels.dispatch import (
     expect,
     expect_pair,
     expect_vector,
-    pdl_arguments,
     refuse_first_use_in_capture,
     use_triton,
 )
@@ -27,7 +26,7 @@ from larosa_kernels.sparse_gemv.kernel import sparse_gemv_kernel
 from larosa_kernels.sparse_gemv.reference import select_gemv_reference, sparse_gemv_reference
 
 _REGISTERS = 128
-"""A thread's, so that two programs of 8 warps fit a multiprocessor: the second one starts early."""
+"""A thread's, so that two programs of 8 warps fit a multiprocessor."""
 
 
 @cache
@@ -69,7 +68,7 @@ def _sparse_gemv(
         n, m, k, eps, RULE=rule, NORM=norm is not None, SWIGLU=swiglu, GATED=gate_limit is not None,
         HAS_SCALE=scale is not None, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
         KEEP_STRIDE=2 if keep is not None and keep.dim() == 2 else 0, COLUMNS=way.columns, ROWS=rows, UNROLL=unroll,
-        WIDE=n * m >= 2**31, INTERPRETED=INTERPRETED, maxnreg=_REGISTERS, **words, **pdl_arguments(x.device),
+        WIDE=n * m >= 2**31, INTERPRETED=INTERPRETED, maxnreg=_REGISTERS, **words,
     )  # fmt: skip
     return y
 

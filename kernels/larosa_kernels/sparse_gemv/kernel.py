@@ -6,14 +6,12 @@ programs and every sum has one order. What is small is done by every program aga
    line of scratch that only this program reads;
 2. UNROLL rows a thread are loaded at once, those of dropped entries not at all, and summed in fp32;
 3. the warps' sums meet; scale, bias, SwiGLU and its gate, residual; one rounding.
-With programmatic dependent launch a program starts while its predecessor still runs and waits before it reads x.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from larosa_kernels.pairs import load_words, norm_words, store_words, swiglu
 from larosa_kernels.search import find_limit, round_to, stays
@@ -45,6 +43,11 @@ def mask_words(words, i, limit, last_index):
 
 
 @triton.jit
+def _add_two(a, b, c, d):
+    return a + c, b + d
+
+
+@triton.jit
 def finish(total, scale, bias, column, fit, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr):
     """fp32 sums with scale and bias."""
     if HAS_SCALE:
@@ -59,7 +62,7 @@ def sparse_gemv_kernel(
     x, norm, bracket, keep, weight, scale, bias, gate_limit, residual, y, line, one, n, m, k, eps,
     RULE: tl.constexpr, NORM: tl.constexpr, SWIGLU: tl.constexpr, GATED: tl.constexpr, HAS_SCALE: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, KEEP_STRIDE: tl.constexpr, COLUMNS: tl.constexpr,
-    ROWS: tl.constexpr, UNROLL: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr, INTERPRETED: tl.constexpr,
+    ROWS: tl.constexpr, UNROLL: tl.constexpr, WIDE: tl.constexpr, INTERPRETED: tl.constexpr,
     BLOCK: tl.constexpr, EVEN: tl.constexpr, STRICT: tl.constexpr, INFINITY: tl.constexpr, PACKED: tl.constexpr,
     BRACKETED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -77,9 +80,6 @@ def sparse_gemv_kernel(
     i = tl.arange(0, BLOCK // 2)
     if NORM:
         gamma = load_words(norm, i, n, EVEN)
-    if PDL:
-        gdc_wait()
-        gdc_launch_dependents()
     source = x + batch * n
     if HAS_RESIDUAL:
         old = tl.load(residual + batch * width + column, mask=fit, other=0.0).to(tl.float32)
@@ -133,9 +133,13 @@ def sparse_gemv_kernel(
             if SWIGLU:
                 total_up += tiles_up[j].to(tl.float32) * value
         entries = upcoming
-    out = finish(tl.sum(total, 0), scale, bias, column, fit, HAS_SCALE, HAS_BIAS)
     if SWIGLU:
-        up = finish(tl.sum(total_up, 0), scale, bias, column + width, fit, HAS_SCALE, HAS_BIAS)
+        out, up = tl.reduce((total, total_up), 0, _add_two)
+    else:
+        out = tl.sum(total, 0)
+    out = finish(out, scale, bias, column, fit, HAS_SCALE, HAS_BIAS)
+    if SWIGLU:
+        up = finish(up, scale, bias, column + width, fit, HAS_SCALE, HAS_BIAS)
         gate = round_to(out, dtype, INTERPRETED).to(tl.float32)
         out = swiglu(gate, round_to(up, dtype, INTERPRETED).to(tl.float32), gate_limit, dtype, GATED, INTERPRETED)
     if HAS_RESIDUAL:
