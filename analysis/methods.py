@@ -21,18 +21,9 @@ from analysis.extras import share_at_llama2_7b
 from analysis.method_figure import draw
 from analysis.method_markdown import markdown
 from analysis.method_summary import summary
+from analysis.readme import inserted
 from analysis.records import RecordsError, load, write_atomically
 from analysis.rows import TOLERANCE, Row, Rows, build
-
-START, END = "<!-- table: methods -->", "<!-- end table: methods -->"
-
-
-def inserted(readme: str, table: str, name: str) -> str:
-    """The README with the table between its markers. Raises RecordsError if they are not there once each."""
-    if readme.count(START) != 1 or readme.count(END) != 1 or readme.index(START) > readme.index(END):
-        raise RecordsError(f"{name} needs one line `{START}` and below it one line `{END}`")
-    before, rest = readme.split(START)
-    return f"{before}{START}\n{table}\n{END}{rest.split(END)[1]}"
 
 
 def csv_text(rows: Rows) -> str:
@@ -112,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
         table = markdown(rows)
         if given.readme:
             before = given.readme.read_text(encoding="utf-8")
-            after = inserted(before, summary(rows), given.readme.name)
+            after = inserted(before, "methods", summary(rows), given.readme.name)
             if given.check:
                 return _checked(before == after, given.readme.name)
             write_atomically(given.readme, after.encode())

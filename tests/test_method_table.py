@@ -23,6 +23,7 @@ from analysis.bars import gains, verdicts
 from analysis.bootstrap import Increases, draws
 from analysis.extras import adapter_share, share_at_llama2_7b
 from analysis.method_markdown import interval, markdown
+from analysis.readme import marker
 from analysis.records import Entry, Record, RecordsError, load
 from analysis.rows import Row, Rows, build
 from conftest import ROOT
@@ -98,6 +99,9 @@ def lose(line: Record, dense: Record, factors: dict[str, float]) -> None:
 
 def standing(rows: Rows, target: float, count: Any, label: str) -> Row:
     return next(row for row in rows.standing(target, count) if row.entry.label == label)
+
+
+START, END = marker("methods")
 
 
 def test_a_compact_record_is_short_and_compacting_is_idempotent(runs: Path, tmp_path: Path) -> None:
@@ -507,12 +511,12 @@ def test_the_readme_s_table_is_checked(lines: list[Record], tmp_path: Path, caps
     readme.write_text("no markers\n")
     assert methods.main(command) == 2
     assert "README.md needs one line `<!-- table: methods -->`" in capsys.readouterr().err
-    readme.write_text(f"before \n{methods.START}\nold\n{methods.END}\n\nafter")
+    readme.write_text(f"before \n{START}\nold\n{END}\n\nafter")
     assert methods.main([*command, "--check"]) == 1
     assert methods.main(command) == 0
     table = readme.read_text()
-    assert table.startswith(f"before \n{methods.START}\ntiny-llama, float32. Calibrated on 512 tokens of text;")
-    assert table.endswith(f"\n{methods.END}\n\nafter")
+    assert table.startswith(f"before \n{START}\ntiny-llama, float32. Calibrated on 512 tokens of text;")
+    assert table.endswith(f"\n{END}\n\nafter")
     for condition in (
         "tokens made sparse: all",
         "seed 0",

@@ -1,0 +1,19 @@
+"""Tables inside README, each between two markers."""
+
+from __future__ import annotations
+
+from analysis.records import RecordsError
+
+
+def marker(name: str) -> tuple[str, str]:
+    """The lines before and behind a table."""
+    return f"<!-- table: {name} -->", f"<!-- end table: {name} -->"
+
+
+def inserted(readme: str, name: str, table: str, file: str) -> str:
+    """The README with `table` between the markers of `name`. Raises RecordsError if they are not there once each."""
+    start, end = marker(name)
+    if readme.count(start) != 1 or readme.count(end) != 1 or readme.index(start) > readme.index(end):
+        raise RecordsError(f"{file} needs one line `{start}` and below it one line `{end}`")
+    before, rest = readme.split(start)
+    return f"{before}{start}\n{table}\n{end}{rest.split(end)[1]}"

@@ -1,0 +1,62 @@
+"""The speed table: ratios from the records, refusals, the files it writes."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis import speed
+from conftest import ROOT
+
+RECORD = ROOT / "kernels" / "benchmarks" / "records" / "decode-llama2-7b-h100-2026-11-22.json"
+
+
+@pytest.fixture
+def record() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(RECORD.read_text())
+    return found
+
+
+def test_speedups_are_over_the_fastest_dense_row(record: dict[str, Any]) -> None:
+    fastest = min(row["ms_per_token"]["p50"] for row in record["rows"] if row["kind"] == "dense")
+    found = speed.cells([record])
+    assert {cell.rule for cell in found} == {"top-k", "limits"}
+    for cell in found:
+        assert cell.speedup == pytest.approx(fastest / cell.ms)
+        assert cell.speedup <= cell.ideal * 1.01
+        assert cell.tokens_per_s == pytest.approx(1000 / cell.ms)
+
+
+def test_what_is_no_gated_record_is_refused(record: dict[str, Any], tmp_path: Path) -> None:
+    for change, message in (({"kind": "other"}, "expected a record"), ({"gate": {}}, "without a correctness gate")):
+        path = tmp_path / "record.json"
+        path.write_text(json.dumps(record | change))
+        with pytest.raises(speed.RecordsError, match=message):
+            speed.read([path])
+        assert speed.main([str(path)]) == 2
+
+
+def test_table_figure_and_readme(record: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = copy.deepcopy(record) | {"extras": "adapter"}
+    other["rows"] = [row for row in other["rows"] if "75" not in row["name"]]
+    path, readme = tmp_path / "other.json", tmp_path / "README.md"
+    path.write_text(json.dumps(other))
+    readme.write_text("a\n<!-- table: speed -->\nold\n<!-- end table: speed -->\nb\n")
+    words = [str(RECORD), str(path), "--readme", str(readme)]
+    assert speed.main([*words, "--check"]) == 1
+    assert speed.main([*words, "--out", str(tmp_path)]) == 0
+    assert speed.main([*words, "--check"]) == 0
+    text = readme.read_text()
+    assert "old" not in text
+    assert "a dense adapter a layer, Top-K" in text
+    assert "| - |" in text
+    assert "One exact selection costs" in text
+    assert (tmp_path / "speed.png").stat().st_size > 10_000
+    assert len((tmp_path / "speed.csv").read_text().splitlines()) == 1 + len(speed.cells([record, other]))
+    readme.write_text("no markers")
+    assert speed.main(words) == 2
+    assert "table: speed" in capsys.readouterr().err
