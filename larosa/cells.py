@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PretrainedConfig
 
 from larosa import models, results
@@ -102,6 +104,11 @@ def _check(config: RunConfig, shape_config: PretrainedConfig, shape: ModelShape)
         lengths.append(("evaluation.speed, context and new tokens:", max(speed.contexts) + max(speed.new_tokens)))
         if find_spec("triton") is None:
             raise ConfigError("evaluation=speed needs the package triton, which is not installed here")
+        if config.backend == "triton" and not (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"):
+            raise ConfigError(
+                "backend=triton needs a CUDA GPU, and torch sees none here: take backend=auto or reference (or set "
+                "TRITON_INTERPRET=1 to run the kernels, slowly, in Triton's interpreter)"
+            )
     for key, length in lengths:
         if length > longest:
             raise ConfigError(f"{key}={length}, but {config.model.name} reads at most {longest} positions")

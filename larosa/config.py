@@ -130,8 +130,6 @@ class ZeroShotConfig(Strict):
 class SpeedConfig(Strict):
     """Time of a decode step at batch 1, behind the correctness gate. See :mod:`larosa.decode.speed`."""
 
-    backend: Literal["auto", "triton", "reference"]
-    """`auto`: triton on a GPU, reference elsewhere; the record says which ran."""
     contexts: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     """Tokens in the cache before the first timed one."""
     new_tokens: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
@@ -172,6 +170,8 @@ class RunConfig(Strict):
     evaluation: EvaluationConfig
     allocation: AllocationConfig
     tracking: TrackingConfig
+    backend: Literal["auto", "triton", "reference"]
+    """What decodes: `auto` takes triton on a GPU and torch's references elsewhere; the record says which ran."""
     seed: int = Field(ge=0)
     output: str
     """Folder of the records."""

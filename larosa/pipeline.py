@@ -192,7 +192,8 @@ def measure(cell: Cell, bench: Bench) -> Record:
 
             with stages("speed"):
                 prompt = bench.calibration.ids[0]
-                metrics["speed"] = speed(bench.model, handle, prompt, bench.dense.kappa, config.evaluation.speed)
+                asked = config.evaluation.speed
+                metrics["speed"] = speed(bench.model, handle, prompt, bench.dense.kappa, asked, config.backend)
     return _record(cell, bench, metrics, bench.stages | stages.record)
 
 
@@ -208,6 +209,7 @@ def _record(cell: Cell, bench: Bench, metrics: dict[str, Any], stages: dict[str,
         "versions": versions(),
         "hardware": hardware(),
         "device": str(bench.model.device),
+        "backend": metrics["speed"]["backend"] if "speed" in metrics else "reference",
         "data": _data(bench, cell.config.method.name != "dense"),
         "metrics": metrics,
         "stages": stages,

@@ -75,8 +75,9 @@ def identity(config: RunConfig, fingerprint: dict[str, str], device: str) -> dic
 
 def _evaluation_identity(config: RunConfig) -> dict[str, Any]:
     """What is measured; a run without timing is what it was before there was timing."""
-    untimed = {"speed"} if config.evaluation.speed is None else None
-    return config.evaluation.model_dump(mode="json", exclude=untimed)
+    if config.evaluation.speed is None:
+        return config.evaluation.model_dump(mode="json", exclude={"speed"})
+    return config.evaluation.model_dump(mode="json") | {"backend": config.backend}
 
 
 def _method_identity(method: MethodConfig) -> dict[str, Any]:

@@ -142,3 +142,11 @@ def test_the_benchmark_runs_where_only_torch_is(tmp_path: Path) -> None:
 def test_what_cannot_be_timed_is_refused_early(more: list[str], message: str) -> None:
     with pytest.raises(LarosaError, match=message):
         plan_cells(parse("evaluation=speed", *more))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_triton_without_a_gpu_is_refused_before_weights_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(LarosaError, match="needs a CUDA GPU"):
+        plan_cells(parse("evaluation=speed", "backend=triton"))
+    plan_cells(parse("backend=triton"))  # nothing decodes

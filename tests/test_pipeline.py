@@ -172,7 +172,7 @@ def test_a_run_times_what_it_evaluated(overrides: list[str]) -> None:
     dense, larosa = run(parse(*chosen)).values()
     assert [row["kind"] for row in dense["metrics"]["speed"]["rows"]] == ["dense"] * 4
     found = larosa["metrics"]["speed"]
-    assert found["backend"] == "reference"
+    assert found["backend"] == larosa["backend"] == "reference"
     assert found["gate"]["relative_logits_error"] <= found["gate"]["bound"]
     assert found["rows"][-1]["name"] == "larosa"
     asked = larosa["metrics"]["accounting"]["level_planned"]

@@ -24,17 +24,22 @@ _BRACKET_TOKENS = 16
 
 @torch.no_grad()
 def speed(
-    model: PreTrainedModel, handle: SparsityHandle, prompt: Tensor, kappa: list[float], config: SpeedConfig
+    model: PreTrainedModel,
+    handle: SparsityHandle,
+    prompt: Tensor,
+    kappa: list[float],
+    config: SpeedConfig,
+    backend: str = "auto",
 ) -> dict[str, Any]:
     """The gate's findings, a row for every decoder and length, and a summary at the first length.
 
     prompt: [T] ids, for the gate, for brackets and to fill the cache; kappa: the dense model's. Raises GateError.
     """
     weights = weights_of(model, handle)
-    gate = check_model(model, handle, weights, prompt[: config.gate_tokens], kappa, backend=config.backend)
+    gate = check_model(model, handle, weights, prompt[: config.gate_tokens], kappa, backend=backend)
     rules, label = rules_of(handle), handle.plan.method.preset
-    plans = {} if handle.plan.method.name == "dense" else {label: _bracketed(weights, rules, prompt, config.backend)}
-    rows = compare(weights, plans, config.contexts, config.new_tokens, config.repeats, prompt, backend=config.backend)
+    plans = {} if handle.plan.method.name == "dense" else {label: _bracketed(weights, rules, prompt, backend)}
+    rows = compare(weights, plans, config.contexts, config.new_tokens, config.repeats, prompt, backend=backend)
     return {"backend": gate["backend"], "gate": gate, "rows": rows, "summary": _summary(rows)}
 
 
