@@ -134,8 +134,8 @@ def _conditions(records: list[Record]) -> str:
     when = f"driver {_all(r['driver'] for r in records)}, {_all(r['date'][:10] for r in records)}"
     conditions = f"{gpus}, {_all(r['dtype'] for r in records)}, batch 1, {made}, {when}"
     text = (
-        f"Tokens a second on {conditions}. `dense` is the fastest of cuBLAS in three layouts and of these kernels, in the "
-        "same process; in brackets the speed-up over it, and what the bytes would allow. The gate was green before "
+        f"Tokens a second on {conditions}. `dense` is the fastest of cuBLAS in three layouts and of these kernels, in "
+        "the same process; in brackets the speed-up over it, and what the bytes would allow. The gate was green before "
         "every time."
     )
     if selection:

@@ -1,0 +1,43 @@
+"""Realised sparsity by text, from the committed records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from analysis import realised
+from conftest import ROOT
+
+RECORDS = ROOT / "analysis" / "records" / "methods-smollm2.jsonl"
+
+
+def test_top_k_is_constant_and_limits_are_not() -> None:
+    cells = {(c.method, c.text): c for c in realised.read([RECORDS]) if c.asked == 0.5}
+    for text in ("gsm8k", "hellaswag", "lambada"):
+        top_k, limits = cells["magnitude", text], cells["teal", text]
+        assert top_k.deviation == 0.0
+        assert top_k.least == top_k.most == top_k.mean == pytest.approx(0.5, abs=2e-3)
+        assert limits.least < limits.mean - limits.deviation < limits.mean + limits.deviation < limits.most
+        assert limits.tokens == 24576
+
+
+def test_files_and_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(RECORDS), "--methods", "magnitude,teal", "--out", str(tmp_path)]
+    assert realised.main(words) == 0
+    assert capsys.readouterr().out.count("| teal |") == 1
+    assert (tmp_path / "realised.png").stat().st_size > 5_000
+    lines = (tmp_path / "realised.csv").read_text().splitlines()
+    assert lines[0].startswith("method,rule,asked,text,mean")
+    assert {line.split(",")[0] for line in lines[1:]} == {"magnitude", "teal"}
+    assert realised.main([*words, "--level", "0.33"]) == 2
+    assert "no record was asked for 0.33" in capsys.readouterr().err
+    empty = tmp_path / "none.jsonl"
+    empty.write_text(json.dumps({"metrics": {}}) + "\n")
+    assert realised.main([str(empty)]) == 2
+
+
+def test_the_committed_numbers_are_the_records() -> None:
+    committed = (ROOT / "analysis" / "realised.csv").read_text()
+    assert committed == realised.csv_text(realised.read([RECORDS]))
