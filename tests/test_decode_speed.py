@@ -117,17 +117,29 @@ def test_the_benchmark_runs_where_only_torch_is(tmp_path: Path) -> None:
     block = f"import sys; sys.modules.update(dict.fromkeys({BLOCKED!r}))\n"
     script = ROOT / "kernels" / "benchmarks" / "decode.py"
     words = ["--model", "tiny-llama", "--levels", "0,0.5", "--extras", "int8", "--contexts", "8", "--new-tokens", "2"]
-    words += ["--repeats", "1", "--device", "cpu", "--thresholds", "--json", str(tmp_path / "out.json")]
+    words += [
+        "--repeats",
+        "1",
+        "--device",
+        "cpu",
+        "--thresholds",
+        "--prefill",
+        "8",
+        "--json",
+        str(tmp_path / "out.json"),
+    ]
     run = f"import runpy; sys.argv[1:] = {words!r}; runpy.run_path({str(script)!r}, run_name='__main__')"
     paths = os.pathsep.join([str(ROOT / "kernels"), str(ROOT)])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", block + run], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.rstrip().splitlines()[-1].startswith("| limits 50 %")
+    assert done.stdout.rstrip().splitlines()[-3].startswith("| limits 50 %")
     record = json.loads((tmp_path / "out.json").read_text())
     assert [row["name"] for row in record["rows"]][-3:] == ["top-k 0 %", "top-k 50 %", "limits 50 %"]
     assert record["gate"]["8"]["top-k 50 %"]["bit_identical"]
     assert set(record["selection_us"]["8"]) == {"top-k 50 %"}
+    assert [(row["layout"], row["tokens"]) for row in record["prefill"]] == [("input_major", 8), ("output_major", 8)]
+    assert str(tmp_path) not in json.dumps(record)
 
 
 @pytest.mark.parametrize(

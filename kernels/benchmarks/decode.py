@@ -30,7 +30,7 @@ from larosa.decode.calibrate import bracketed, kth_bits, limited
 from larosa.decode.decoder import Decoder
 from larosa.decode.gate import check_plain
 from larosa.decode.rules import Rules, cut, level_rules
-from larosa.decode.speed import Row, compare
+from larosa.decode.speed import Row, compare, prefill_rows
 from larosa.decode.weights import DecodeWeights, random_weights
 from larosa.errors import LarosaError
 
@@ -65,6 +65,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--contexts", type=whole_numbers, default=[1024], help="tokens in the cache before the first")
     parser.add_argument("--new-tokens", type=whole_numbers, default=[64], help="output lengths, timed a token")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--prefill", type=whole_numbers, default=[], help="prompt lengths, both weight layouts timed")
     parser.add_argument("--ties", choices=["strict", "keep"], default="strict")
     parser.add_argument("--thresholds", action="store_true", help="time limits beside exact selection")
     parser.add_argument("--no-bracket", action="store_true", help="search without calibrated ranges")
@@ -147,6 +148,12 @@ def circumstances(device: torch.device) -> dict[str, Any]:
     }
 
 
+def command(words: list[str]) -> str:
+    """The command line, without where its record went."""
+    kept = [word for before, word in zip(["", *words], words, strict=False) if "--json" not in (before, word)]
+    return " ".join(["decode.py", *kept])
+
+
 def table(rows: list[Row]) -> str:
     """Markdown, a line a row."""
     lines = [
@@ -174,8 +181,10 @@ def main(words: list[str]) -> None:
     weights = random_weights(config, dtype, device, options.seed, options.layers, **EXTRAS[options.extras])
     record: dict[str, Any] = {"schema": SCHEMA, "kind": "decode", "model": options.model, "weights": "random"}
     record |= circumstances(device) | {"dtype": options.dtype, "extras": options.extras, "layers": len(weights.layers)}
-    record |= {"seed": options.seed, "levels": options.levels, "command": " ".join(["decode.py", *words])}
+    record |= {"seed": options.seed, "levels": options.levels, "command": command(words)}
     record |= {"gate": {}, "rows": [], "selection_us": {}}
+    if options.prefill:
+        record["prefill"] = prefill_rows(weights.bare(), options.prefill, options.repeats, backend=options.backend)
     for context in options.contexts:
         plans = plans_of(weights, context, options)
         record["gate"][str(context)] = gate(weights, plans, options)
@@ -191,6 +200,10 @@ def main(words: list[str]) -> None:
     layers = f", {options.layers} layers only" if options.layers else ""
     print(f"{options.model}{layers}, extras {options.extras}, {options.dtype}, batch 1, {record['device']}\n")
     print(table(record["rows"]))
+    for row in record.get("prefill", []):
+        print(
+            f"prompt of {row['tokens']}, {row['layout']}: {row['ms']['p50']:.2f} ms, {row['tokens_per_s']:.0f} tokens/s"
+        )
 
 
 if __name__ == "__main__":

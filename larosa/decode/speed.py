@@ -7,7 +7,9 @@ warm-up discarded, tokens a second, bytes read and the share of the datasheet's 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -74,6 +76,56 @@ def _times_ms(decoder: Decoder, context: int, new_tokens: int) -> np.ndarray[Any
         event.record()
     torch.cuda.synchronize()
     return np.array([before.elapsed_time(after) for before, after in pairwise(events)])
+
+
+@torch.no_grad()
+def prefill_rows(weights: DecodeWeights, lengths: Iterable[int], repeats: int = 5, **how: Any) -> list[Row]:
+    """Milliseconds of a dense prompt at batch 1, with the decoder's input-major copy and with the usual [out, in] one.
+
+    One warm-up is not counted; `how` goes to the decoders, which run without a graph here.
+    """
+    lengths = list(lengths)
+    draw = torch.Generator().manual_seed(0)
+    rows: list[Row] = []
+    for layout in ("input_major", "output_major"):
+        own = weights if layout == "input_major" else _output_major(weights)
+        decoder = Decoder(own, dense_rules(own.shape), max(lengths), **how, graph=False)
+        for length in lengths:
+            ids = torch.randint(len(weights.embedding), (1, length), generator=draw)
+            call = partial(prefill, decoder, ids, "dense")
+            times = [_seconds(call, weights) for _ in range(repeats + 1)][1:]
+            p20, p50, p80 = (1000.0 * float(each) for each in np.percentile(times, (20, 50, 80)))
+            rows.append(
+                {
+                    "layout": layout,
+                    "tokens": length,
+                    "repeats": repeats,
+                    "ms": {"p20": p20, "p50": p50, "p80": p80},
+                    "tokens_per_s": 1000.0 * length / p50,
+                }
+            )
+    return rows
+
+
+def _output_major(weights: DecodeWeights) -> DecodeWeights:
+    """The same matrices, stored [out, in] and seen as [in, out]."""
+    layers = (
+        replace(layer, matrices={site: matrix.T.contiguous().T for site, matrix in layer.matrices.items()})
+        for layer in weights.layers
+    )
+    return replace(weights, layers=tuple(layers))
+
+
+def _seconds(call: Callable[[], object], weights: DecodeWeights) -> float:
+    """Wall time of a call that fills the GPU, waiting for it on both sides."""
+    on_gpu = weights.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if on_gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def _event() -> torch.cuda.Event:

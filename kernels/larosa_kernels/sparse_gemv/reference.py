@@ -26,11 +26,14 @@ def sparse_gemv_reference(
     scale: [m] fp32 for an int8 weight. Rows of dropped inputs may hold anything, NaN included.
     """
     kept = kept_mask(x, keep)
-    rows = []
-    for row in range(x.shape[0]):
-        index = kept[row].nonzero().squeeze(1)
-        rows.append(x[row, index].float() @ weight[index].float())
-    y = torch.stack(rows)
+    if bool(kept.all()):
+        y = x.float() @ weight.float()
+    else:
+        rows = []
+        for row in range(x.shape[0]):
+            index = kept[row].nonzero().squeeze(1)
+            rows.append(x[row, index].float() @ weight[index].float())
+        y = torch.stack(rows)
     if scale is not None:
         y = y * scale
     if bias is not None:
