@@ -264,6 +264,13 @@ def wheel_splits(*, task: str, **_: Any) -> dict[str, Any]:
     return {held.split: Dataset.from_list([held.row(documents[index]) for index in sorted(documents)])}
 
 
+def callable_of(model: PreTrainedModel) -> Any:
+    """`model` for lm-eval, but no Module: it would tie a Module's weights, undoing a head rotated by itself."""
+    as_is: Any = functools.partial(model)
+    as_is.device, as_is.config, as_is.generate = model.device, model.config, model.generate
+    return as_is
+
+
 def _scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Any:
     """lm-eval's wrapper of a model, whose bar shows although stderr is redirected."""
     from lm_eval.models.huggingface import HFLM
@@ -275,11 +282,8 @@ def _scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_si
             with redirect_stderr(console):
                 return super()._loglikelihood_tokens(*args, **kwargs)
 
-    # No Module: lm-eval ties a Module's weights, undoing a head rotated apart from the embedding
-    as_is: Any = functools.partial(model)
-    as_is.device, as_is.config = model.device, model.config
     return Scorer(
-        pretrained=as_is,
+        pretrained=callable_of(model),
         backend="causal",
         tokenizer=copy.deepcopy(tokenizer),
         batch_size=batch_size,

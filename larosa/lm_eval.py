@@ -1,0 +1,84 @@
+"""The sparse model as a model of lm-eval, behind lm-eval's own command line.
+
+    python -m larosa.lm_eval --model larosa --tasks arc_easy,hellaswag --batch_size 8 \
+        --model_args pretrained=smollm2-135m,sparsity=0.4,method=larosa/blocks,calibration=wikitext2
+
+`pretrained` is a choice of conf/model; `sparsity`, `method` and any other setting of `python run.py` (groups, and
+dotted keys such as `model.path` or `method.rule`) follow as it takes them. Batches, lengths, prompts, examples, output
+and logging are lm-eval's. Models load as run.py loads them, so there is no remote code.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+
+from larosa import models
+from larosa.cells import plan_cells
+from larosa.command import calibration_only, fail, read_settings
+from larosa.config import ConfigError, RunConfig
+from larosa.errors import LarosaError
+from larosa.evaluation.zero_shot import callable_of
+from larosa.methods.registry import METHODS
+from larosa.pipeline import open_bench, read_documents
+from larosa.sites import ModelShape
+from larosa.sparsity.handle import apply
+
+
+def settings_of(pretrained: str, device: str | None = None, **settings: Any) -> RunConfig:
+    """The run that `--model_args` describe, without baselines and evaluation texts. Raises ConfigError."""
+    if "model" in settings:
+        raise ConfigError("pretrained=NAME chooses the model; leave out model=")
+    overrides = [f"model={pretrained}", "baseline=[]", "texts=none", "evaluation.zero_shot.tasks=[]"]
+    if device and (torch.cuda.is_available() or not device.startswith("cuda")):  # lm-eval asks for cuda:0 unasked
+        overrides.append(f"model.device={device}")
+    return calibration_only(read_settings([*overrides, *(f"{key}={value}" for key, value in settings.items())]))
+
+
+@register_model("larosa")
+class SparseLM(HFLM):  # type: ignore[misc]
+    """lm-eval's wrapper around a model that `larosa` made sparse; log-probabilities in float32 at least."""
+
+    def __init__(
+        self,
+        pretrained: str,
+        device: str | None = None,
+        batch_size: int | str = 1,
+        max_batch_size: int = 64,
+        max_length: int | None = None,
+        **settings: Any,
+    ) -> None:
+        config = settings_of(pretrained, device, **settings)
+        cell = list(plan_cells(config).values())[-1]
+        models.ensure_available(config.model)
+        bench = open_bench(config, read_documents(config))
+        shape = ModelShape.of(bench.model.config)
+        plan = METHODS[config.method.name](config.method, shape, cell.levels, config.tokens, bench.calibrator)
+        self.handle = apply(bench.model, plan, config.model.keep_weights)
+        super().__init__(
+            pretrained=callable_of(bench.model),
+            backend="causal",
+            tokenizer=copy.deepcopy(bench.tokenizer),
+            batch_size=batch_size,
+            max_batch_size=max_batch_size,
+            max_length=max_length,
+            softmax_dtype=torch.promote_types(bench.model.dtype, torch.float32),
+        )
+
+
+def main() -> None:
+    """Hand over to lm-eval's command line, which knows `--model larosa` by now."""
+    from lm_eval.__main__ import cli_evaluate
+
+    try:
+        cli_evaluate()
+    except LarosaError as error:
+        fail(error)
+
+
+if __name__ == "__main__":
+    main()

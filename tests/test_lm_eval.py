@@ -1,0 +1,85 @@
+"""`python -m larosa.lm_eval`: lm-eval's own command line on a model that larosa made sparse."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lm_eval.api.registry import get_model
+from test_pipeline import WORDS, write_text
+
+from conftest import ROOT
+from larosa import lm_eval
+from larosa.config import ConfigError
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    monkeypatch.setenv("LAROSA_CACHE", str(tmp_path / "cache"))
+    return {
+        "pretrained": "tiny-llama",
+        "method": "larosa/paper",
+        "sparsity": "0.4",
+        "calibration": "text",
+        "calibration.text.files": f"[{write_text(tmp_path / 'calibration.txt', 0)}]",
+        "calibration.sequences": "4",
+        "calibration.length": "64",
+        "calibration.probe_sequences": "2",
+    }
+
+
+def test_the_registered_model_is_sparse(arguments: dict[str, str]) -> None:
+    assert get_model("larosa") is lm_eval.SparseLM
+    sparse = lm_eval.SparseLM(**arguments, batch_size=2)
+    dense = lm_eval.SparseLM(**{**arguments, "method": "dense"})
+    ids = torch.arange(2, 34)[None]
+    assert sparse.handle.plan.method.preset == "larosa/paper"
+    with sparse.handle.level_zero():
+        near = sparse._model_call(ids)
+    assert torch.allclose(near.float(), dense._model_call(ids).float(), atol=1e-3)
+    assert not torch.allclose(sparse._model_call(ids).float(), dense._model_call(ids).float(), atol=1e-3)
+
+
+def test_settings_that_run_py_refuses_are_refused(arguments: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="trust_remote_code"):
+        lm_eval.settings_of(**arguments, trust_remote_code=True)
+    with pytest.raises(ConfigError, match="pretrained=NAME"):
+        lm_eval.settings_of(**arguments, model="tiny-llama")
+    with pytest.raises(ConfigError, match="gpt5"):
+        lm_eval.settings_of("gpt5")
+
+
+TASK = """task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: ["{{{{yes}}}}", "{{{{no}}}}"]
+doc_to_target: 0
+metric_list: [{{metric: acc}}]
+"""
+
+
+def test_the_command_line_is_lm_evals(arguments: dict[str, str], tmp_path: Path) -> None:
+    data = tmp_path / "questions.json"
+    lines = [{"question": " ".join(WORDS[i : i + 5]), "yes": WORDS[i + 5], "no": "zebra"} for i in range(4)]
+    data.write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "own.yaml").write_text(TASK.format(name="own_questions", data=data))
+    words = ["--model", "larosa", "--model_args", ",".join(f"{k}={v}" for k, v in arguments.items())]
+    words += ["--tasks", "own_questions", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "larosa.lm_eval", *words, "--log_samples"],
+        capture_output=True, text=True, cwd=ROOT, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "own_questions" in done.stdout
+    found = json.loads(next((tmp_path / "out").rglob("results_*.json")).read_text())
+    assert 0 <= found["results"]["own_questions"]["acc,none"] <= 1
+    assert found["n-samples"]["own_questions"]["effective"] == 4
