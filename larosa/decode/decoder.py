@@ -68,7 +68,7 @@ class Decoder:
         self.cos, self.sin = weights.rotary(max_len)
         self.token = torch.zeros(batch, dtype=torch.int64, device=device)
         self.tokens = torch.zeros(batch, max_len + 1, dtype=torch.int64, device=device)
-        self.position = torch.zeros(1, dtype=torch.int32, device=device)
+        self.position = torch.zeros(1, dtype=torch.int64, device=device)
         self.logits = torch.zeros(batch, len(weights.head), dtype=weights.dtype, device=device)
         self._constants: dict[tuple[int, int, int], Tensor] = {}
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -115,8 +115,8 @@ class Decoder:
         return logits
 
     def _advance(self) -> None:
-        self.tokens.index_copy_(1, self.position.long(), self.token[:, None])
-        self.logits.copy_(self._forward(self.token))
+        self.tokens.index_copy_(1, self.position, self.token[:, None])
+        self.logits = self._forward(self.token)  # of a graph, the memory that every replay writes
         self.position += 1
         self.token.copy_(argmax(self.logits))
 
