@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import itertools
 import json
 import sys
 from dataclasses import dataclass
@@ -53,6 +54,11 @@ class Cell:
     speedup: float
     ideal: float
     share_of_peak: float | None
+
+    @property
+    def line(self) -> tuple[int, str, int, int]:
+        """What stands in one line: a record, a rule, and lengths."""
+        return id(self.record), self.rule, self.context, self.new_tokens
 
     @property
     def label(self) -> str:
@@ -113,12 +119,13 @@ def table(records: list[Record]) -> str:
         "| | context + new | dense | " + " | ".join(f"{100 * level:g} %" for level in levels) + " |",
         "|---|---|---|" + "---|" * len(levels),
     ]
-    for key in dict.fromkeys((cell.label, cell.context, cell.new_tokens) for cell in every):
-        own = {cell.level: cell for cell in every if (cell.label, cell.context, cell.new_tokens) == key}
-        record = next(iter(own.values())).record
-        dense = best_dense(record, key[1], key[2])
+    for key in dict.fromkeys(cell.line for cell in every):
+        own = {cell.level: cell for cell in every if cell.line == key}
+        first = next(iter(own.values()))
+        dense = best_dense(first.record, first.context, first.new_tokens)
         shown = [_cell(own[level]) if level in own else "-" for level in levels]
-        lines.append(f"| {key[0]} | {key[1]} + {key[2]} | {dense['tokens_per_s']:.0f} | {' | '.join(shown)} |")
+        lengths, speed = f"{first.context} + {first.new_tokens}", f"{dense['tokens_per_s']:.0f}"
+        lines.append(f"| {first.label} | {lengths} | {speed} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
@@ -164,14 +171,14 @@ def draw(records: list[Record]) -> Figure:
     """Speed-up against level: measured with markers, what the bytes allow as a thin line of the same colour."""
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     every = cells(records)
-    styles = iter(
-        [("#0072B2", "D"), ("#E69F00", "o"), ("#009E73", "^"), *(own for own in SPARE if own[0] != "#F0E442")]
-    )
-    for place, key in enumerate(dict.fromkeys((c.label, c.context, c.new_tokens) for c in every)):
-        own = [c for c in every if (c.label, c.context, c.new_tokens) == key]
+    spare = [own for own in SPARE if own[0] != "#F0E442"]  # too pale for a thin line
+    styles = itertools.cycle([("#0072B2", "D"), ("#E69F00", "o"), ("#009E73", "^"), *spare])
+    several = len({(c.context, c.new_tokens) for c in every}) > 1
+    for place, key in enumerate(dict.fromkeys(c.line for c in every)):
+        own = [c for c in every if c.line == key]
         (colour, mark), levels = next(styles), [100 * c.level for c in own]
         line = LINE_STYLES[place % 3]  # the dotted one is for what the bytes allow
-        axes.plot(levels, [c.speedup for c in own], line, color=colour, marker=mark, label=key[0])
+        axes.plot(levels, [c.speedup for c in own], line, color=colour, marker=mark, label=_name(own[0], several))
         axes.plot(levels, [c.ideal for c in own], ":", color=colour, linewidth=0.8)
     axes.axhline(1.0, color="#666666", linewidth=0.8)
     axes.set_xlabel("entries dropped at every site [%]")
@@ -179,6 +186,10 @@ def draw(records: list[Record]) -> Figure:
     axes.set_title("Decode step, batch 1; dotted: what the bytes read would allow", fontsize=10)
     axes.legend(fontsize=8, loc="upper left")
     return figure
+
+
+def _name(cell: Cell, lengths: bool) -> str:
+    return f"{cell.label}, {cell.context} + {cell.new_tokens}" if lengths else cell.label
 
 
 def main(arguments: list[str] | None = None) -> int:

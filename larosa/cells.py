@@ -104,6 +104,8 @@ def _check(config: RunConfig, shape_config: PretrainedConfig, shape: ModelShape)
         lengths.append(("evaluation.speed, context and new tokens:", max(speed.contexts) + max(speed.new_tokens)))
         if find_spec("triton") is None:
             raise ConfigError("evaluation=speed needs the package triton, which is not installed here")
+        if config.backend == "triton" and config.model.dtype == "float32":
+            raise ConfigError("backend=triton runs model.dtype=bfloat16 or float16; float32 needs backend=reference")
         if config.backend == "triton" and not (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"):
             raise ConfigError(
                 "backend=triton needs a CUDA GPU, and torch sees none here: take backend=auto or reference (or set "

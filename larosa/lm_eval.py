@@ -11,6 +11,7 @@ and logging are lm-eval's. Models load as run.py loads them, so there is no remo
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import torch
@@ -28,15 +29,29 @@ from larosa.pipeline import open_bench, read_documents
 from larosa.sites import ModelShape
 from larosa.sparsity.handle import apply
 
+log = logging.getLogger(__name__)
+
 
 def settings_of(pretrained: str, device: str | None = None, **settings: Any) -> RunConfig:
     """The run that `--model_args` describe, without baselines and evaluation texts. Raises ConfigError."""
     if "model" in settings:
         raise ConfigError("pretrained=NAME chooses the model; leave out model=")
+    if "calibration" not in settings:
+        raise ConfigError("calibration=NAME is needed, a choice of conf/calibration whose text no task asks about")
     overrides = [f"model={pretrained}", "baseline=[]", "texts=none", "evaluation.zero_shot.tasks=[]"]
     if device and (torch.cuda.is_available() or not device.startswith("cuda")):  # lm-eval asks for cuda:0 unasked
         overrides.append(f"model.device={device}")
     return calibration_only(read_settings([*overrides, *(f"{key}={value}" for key, value in settings.items())]))
+
+
+def _check(config: RunConfig, batch_size: int | str) -> None:
+    """What `run.py` refuses when it knows that tasks are scored. Raises ConfigError."""
+    if config.tokens.kind == "decode_only":
+        raise ConfigError("tokens=decode_only would score the dense model: likelihoods need no generated token")
+    if config.tokens.kind == "last_fraction" and str(batch_size) != "1":
+        raise ConfigError("tokens=last_fraction needs --batch_size 1: padding would count as tokens")
+    if config.calibration.text.dataset == "boolq-passages":
+        log.warning("calibrated on the passages of BoolQ: leave boolq out of --tasks")
 
 
 @register_model("larosa")
@@ -53,6 +68,7 @@ class SparseLM(HFLM):  # type: ignore[misc]
         **settings: Any,
     ) -> None:
         config = settings_of(pretrained, device, **settings)
+        _check(config, batch_size)
         cell = list(plan_cells(config).values())[-1]
         models.ensure_available(config.model)
         bench = open_bench(config, read_documents(config))

@@ -160,5 +160,7 @@ def test_what_cannot_be_timed_is_refused_early(more: list[str], message: str) ->
 def test_triton_without_a_gpu_is_refused_before_weights_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(LarosaError, match="needs a CUDA GPU"):
-        plan_cells(parse("evaluation=speed", "backend=triton"))
+        plan_cells(parse("evaluation=speed", "backend=triton", "model.dtype=bfloat16"))
+    with pytest.raises(LarosaError, match="float32 needs backend=reference"):
+        plan_cells(parse("evaluation=speed", "backend=triton", "model.dtype=float32"))
     plan_cells(parse("backend=triton"))  # nothing decodes

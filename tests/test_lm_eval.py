@@ -51,7 +51,20 @@ def test_settings_that_run_py_refuses_are_refused(arguments: dict[str, str]) -> 
     with pytest.raises(ConfigError, match="pretrained=NAME"):
         lm_eval.settings_of(**arguments, model="tiny-llama")
     with pytest.raises(ConfigError, match="gpt5"):
-        lm_eval.settings_of("gpt5")
+        lm_eval.settings_of("gpt5", calibration="text")
+    with pytest.raises(ConfigError, match="calibration=NAME"):
+        lm_eval.settings_of("tiny-llama")
+
+
+@pytest.mark.parametrize(
+    ("more", "batch_size", "message"),
+    [({"tokens": "decode_only"}, 1, "dense model"), ({"tokens": "last_fraction"}, 8, "--batch_size 1")],
+)
+def test_what_would_not_score_the_sparse_model_is_refused(
+    arguments: dict[str, str], more: dict[str, str], batch_size: int, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        lm_eval.SparseLM(**arguments, **more, batch_size=batch_size)
 
 
 TASK = """task: {name}

@@ -83,4 +83,4 @@ def has_packed_compare(device: torch.device) -> bool:
 def refuse_first_use_in_capture(what: str) -> None:
     """Raise while a CUDA graph is captured: its private memory is no place for buffers that outlive it."""
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(f"{what} needs its workspace before a CUDA graph is captured: run it once with these shapes")
+        raise RuntimeError(f"{what} needs its buffers before a CUDA graph is captured: run it once with these shapes")

@@ -5,7 +5,8 @@ compares both (`set.geu` on packed halves from compute capability 9.0 on, plain 
 counts how many patterns reach each of two candidates, in one reduction over the warps, which is what a round costs.
 The candidates lie on both sides of where the counts so far, taken as linear, put the limit; every fourth round they
 are thirds of what is left, so that no distribution takes more than some 40 rounds. A calibrated range of 80 patterns
-takes 3 to 4. NaN counts as larger than any number; a limit of NaN is never returned.
+takes 3 to 4. NaN counts as larger than any number; a limit of NaN is never returned, and where it would be, or where
+it is infinity with NaNs above, which infinities stay is not said.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Decoder:
     ) -> None:
         weights.check_length(max_len)
         self.weights, self.rules, self.max_len, self.batch = weights, rules, max_len, batch
-        self.backend = ops.resolve(backend, weights.device)
+        self.backend = ops.resolve(backend, weights.device, weights.dtype)
         self.length = 0
         shape, device = weights.shape, weights.device
         size = (shape.layers, 2, batch, weights.kv_heads, max_len, weights.head_dim)
@@ -110,6 +110,8 @@ class Decoder:
     @torch.no_grad()
     def watched(self, token: Tensor, watch: Watcher) -> Tensor:
         """A step outside of the graph, seen by `watch`, on token [B]; logits [B, vocabulary]."""
+        if self.length >= self.max_len:
+            raise DecodeError(f"the cache of {self.max_len} tokens is full")
         logits = self._forward(token, watch)
         self.place(self.length + 1)
         return logits
@@ -230,7 +232,10 @@ class Decoder:
     def product(self, layer: int, site: str, x: Tensor, keep: Tensor, residual: Tensor | None) -> Tensor:
         """The kept entries of x [B, width] times what reads the site, plus bias and residual."""
         own = self.weights.layers[layer]
-        return ops.sparse_gemv(x, keep, own.matrices[site], own.biases.get(site), residual, backend=self.backend)
+        matrix = own.matrices[site]
+        outputs = matrix.shape[1] // 2 if site == "h3" else matrix.shape[1]  # the launch shape of the fused step
+        shape = ops.gemv_config(len(matrix), outputs)
+        return ops.sparse_gemv(x, keep, matrix, own.biases.get(site), residual, backend=self.backend, config=shape)
 
     def _transformed(self, own: LayerWeights, site: str, before: Tensor, backend: str) -> Tensor:
         """norm(before) behind the site's transform."""

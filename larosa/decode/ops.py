@@ -12,11 +12,22 @@ from larosa_kernels import norm_select as _norm_select
 from larosa_kernels import swiglu_select as _swiglu_select
 from larosa_kernels.attend.reference import rotate_heads
 from larosa_kernels.select.reference import keep_all, magnitude_bits
+from larosa_kernels.sparse_gemv.config import gemv_config
 from torch import Tensor
 
 from larosa.decode.errors import DecodeError
 
-__all__ = ["attend", "keep_all", "kept", "magnitude_bits", "rotate", "select", "select_gemv", "sparse_gemv"]
+__all__ = [
+    "attend",
+    "gemv_config",
+    "keep_all",
+    "kept",
+    "magnitude_bits",
+    "rotate",
+    "select",
+    "select_gemv",
+    "sparse_gemv",
+]
 
 kept = kept_mask
 rotate = rotate_heads
@@ -28,11 +39,14 @@ def check_backend(backend: str) -> None:
         raise DecodeError(f"backend={backend}: expected auto, triton or reference")
 
 
-def resolve(backend: str, device: torch.device) -> str:
+def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
     """`triton` or `reference` for what was asked, `auto` included. Raises DecodeError where it cannot run."""
     check_backend(backend)
+    half = dtype in (torch.bfloat16, torch.float16)
     if backend == "auto":
-        return "triton" if device.type == "cuda" else "reference"
+        return "triton" if device.type == "cuda" and half else "reference"
+    if backend == "triton" and not half:
+        raise DecodeError(f"backend=triton runs bfloat16 and float16, not {dtype}: take one, or backend=reference")
     return backend
 
 

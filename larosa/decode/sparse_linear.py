@@ -38,7 +38,7 @@ class SparseLinear(nn.Module):
     def __init__(self, linear: nn.Linear, backend: str = "auto") -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.backend = ops.resolve(backend, linear.weight.device)
+        self.backend = ops.resolve(backend, linear.weight.device, linear.weight.dtype)
         self.register_buffer("weight", linear.weight.detach().T.contiguous())
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
         not_zero = torch.tensor([[0, -1]], dtype=torch.int32, device=linear.weight.device)

@@ -60,7 +60,8 @@ def _sparse_gemv(
     unroll = max(1, min(way.unroll // 2 if swiglu else way.unroll, 2 ** (-(-n // rows) - 1).bit_length()))
     y = torch.empty(batch, outputs, dtype=x.dtype, device=x.device)
     line = torch.empty((blocks, batch, n) if norm is not None or rule != "all" else 1, dtype=x.dtype, device=x.device)
-    words = search_arguments(x, strict, bracket is not None, way.num_warps, True, x if norm is None else norm)
+    ranked = x if norm is not None or rule != "all" else x[:, :1]  # any width goes where one program need not hold it
+    words = search_arguments(ranked, strict, bracket is not None, way.num_warps, True, x if norm is None else norm)
     sparse_gemv_kernel[(blocks, batch)](
         x, norm if norm is not None else x, bracket if bracket is not None else x, keep if keep is not None else x,
         weight, scale if scale is not None else x, bias if bias is not None else x,
@@ -134,7 +135,8 @@ def sparse_gemv(
     """x: [B, n], keep: [B, 2], weight: [n, m] input-major -> y [B, m] in x's dtype.
 
     fp32 sums in a fixed order; bias [m] and residual [B, m] are added in fp32 before the one rounding. An int8 weight
-    comes with scale [m] fp32, one an output. Weight rows of dropped entries are never read.
+    comes with scale [m] fp32, one an output. Weight rows of dropped entries are never read, nor need those be that a
+    kept zero would meet.
     """
     triton = use_triton(backend, x)
     expect_vector("x", x, triton)
@@ -172,7 +174,7 @@ def select_gemv(
     norm: [n], x is normed with eps and multiplied by it first. The k largest entries stay (None: all), or what passes
     the calibrated pair `limit` [2]; bracket: as in `select`. swiglu: weight [n, 2 I] holds gate, then up, and
     y [B, I] = silu(gate) * up, zero where |silu(gate)| does not pass the pair `gate_limit` [2] (CATS).
-    Otherwise as `sparse_gemv`; the roundings are those of the single ops, and so are the bits.
+    Otherwise as `sparse_gemv`; the roundings are those of the single ops, and with one launch shape so are the bits.
     """
     triton = use_triton(backend, x)
     expect_vector("x", x, triton)
