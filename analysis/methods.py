@@ -15,8 +15,6 @@ import io
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-
 from analysis.extras import share_at_llama2_7b
 from analysis.method_figure import draw
 from analysis.method_markdown import markdown
@@ -24,6 +22,7 @@ from analysis.method_summary import summary
 from analysis.readme import inserted
 from analysis.records import RecordsError, load, write_atomically
 from analysis.rows import TOLERANCE, Row, Rows, build
+from analysis.style import png
 
 
 def csv_text(rows: Rows) -> str:
@@ -70,10 +69,7 @@ def _csv_row(rows: Rows, row: Row) -> dict[str, object]:
 def _write(rows: Rows, table: str, folder: Path) -> None:
     write_atomically(folder / "methods.md", (table + "\n").encode())
     write_atomically(folder / "methods.csv", csv_text(rows).encode())
-    figure, image = draw(rows), io.BytesIO()
-    figure.savefig(image, dpi=150, format="png")
-    plt.close(figure)
-    write_atomically(folder / "methods.png", image.getvalue())
+    write_atomically(folder / "methods.png", png(draw(rows)))
 
 
 def _parser() -> argparse.ArgumentParser:

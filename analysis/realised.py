@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from analysis.records import RecordsError, write_atomically
-from analysis.style import method_styles
+from analysis.style import method_styles, png
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.out:
             given.out.mkdir(parents=True, exist_ok=True)
             write_atomically(given.out / "realised.csv", csv_text(cells).encode())
-            figure, image = draw(cells, given.level), io.BytesIO()
-            figure.savefig(image, dpi=150, format="png")
-            plt.close(figure)
-            write_atomically(given.out / "realised.png", image.getvalue())
+            write_atomically(given.out / "realised.png", png(draw(cells, given.level)))
     except (RecordsError, OSError, ValueError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

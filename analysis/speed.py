@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from analysis.readme import inserted
 from analysis.records import RecordsError, write_atomically
-from analysis.style import LINE_STYLES, SPARE
+from analysis.style import LINE_STYLES, SPARE, png
 
 Record = dict[str, Any]
 EXTRAS = {
@@ -216,10 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.out:
             given.out.mkdir(parents=True, exist_ok=True)
             write_atomically(given.out / "speed.csv", csv_text(records).encode())
-            figure, image = draw(records), io.BytesIO()
-            figure.savefig(image, dpi=150, format="png")
-            plt.close(figure)
-            write_atomically(given.out / "speed.png", image.getvalue())
+            write_atomically(given.out / "speed.png", png(draw(records)))
     except (RecordsError, OSError, ValueError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

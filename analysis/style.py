@@ -5,9 +5,13 @@ The palette survives colour blindness; line styles and markers differ too, so gr
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterable
 from typing import Literal
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 LineStyle = Literal["-", "--", "-.", ":"]
 
@@ -48,3 +52,11 @@ def method_styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
         own = METHOD_STYLE.get(re.split(r"[^a-z_]", name)[0], ("#999999", "*"))
         styles[name] = next(spare, ("#999999", "*")) if own in styles.values() else own
     return styles
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a file's content; it is closed."""
+    image = io.BytesIO()
+    figure.savefig(image, dpi=150, format="png")
+    plt.close(figure)
+    return image.getvalue()

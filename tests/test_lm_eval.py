@@ -46,8 +46,8 @@ def test_the_registered_model_is_sparse(arguments: dict[str, str]) -> None:
 
 
 def test_settings_that_run_py_refuses_are_refused(arguments: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="trust_remote_code"):
-        lm_eval.settings_of(**arguments, trust_remote_code=True)
+    with pytest.raises(ConfigError, match="parallelize"):
+        lm_eval.settings_of(**arguments, parallelize=True)
     with pytest.raises(ConfigError, match="pretrained=NAME"):
         lm_eval.settings_of(**arguments, model="tiny-llama")
     with pytest.raises(ConfigError, match="gpt5"):

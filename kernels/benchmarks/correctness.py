@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import torch
-from larosa_kernels import attend, kept_mask, norm_select, select, sparse_gemv, swiglu_select, testing
+from larosa_kernels import attend, kept_mask, norm_select, select, select_gemv, sparse_gemv, swiglu_select, testing
 from larosa_kernels.search_config import SearchConfig
 from larosa_kernels.select.reference import select_reference
 from larosa_kernels.sparse_gemv.config import GemvConfig, gemv_config
@@ -42,7 +42,7 @@ def gate(bench: Bench, searches: dict[int, list[SearchConfig]]) -> list[str]:
     for n, m in sorted(set(PROJECTIONS.values())):
         x, weight = bench.normal(1, n), bench.normal(n, m)
         for k in (n // 2, n):
-            failed += gemv_errors(x, weight, k, gemv_config(n, m))
+            failed += gemv_errors(x, weight, k, gemv_config(n, m)) + site_errors(bench, x, weight, k)
     return failed + [f"attend {model}" for model in HEADS if not attend_is_right(bench, model)]
 
 
@@ -59,6 +59,26 @@ def gemv_errors(x: Tensor, weight: Tensor, k: int, config: GemvConfig) -> list[s
     right = bool(((y[:, some].double() - exact).abs() <= bound).all())
     same = all(torch.equal(y, sparse_gemv(x, keep, poisoned, config=config)) for _ in range(5))
     return [] if right and same else [f"sparse_gemv {list(weight.shape)} k={k} {config}: right {right}, repeats {same}"]
+
+
+def site_errors(bench: Bench, x: Tensor, weight: Tensor, k: int) -> list[str]:
+    """Empty, or where one launch a site has other bits than the single ops, which are held against float64."""
+    n, m = weight.shape
+    gamma, residual = bench.normal(n), bench.normal(1, m)
+    z, kept = norm_select(x, gamma, EPS, k)
+    half, whole = gemv_config(n, m // 2), gemv_config(n, m)
+    single = {
+        "residual": sparse_gemv(x, select(x, k), weight, residual=residual, config=whole),
+        "norm": sparse_gemv(z, kept, weight, config=whole),
+        "swiglu": swiglu_select(sparse_gemv(z, kept, weight, config=half))[0],
+    }
+    fused = {
+        "residual": select_gemv(x, weight, k, residual=residual, config=whole),
+        "norm": select_gemv(x, weight, k, norm=gamma, eps=EPS, config=whole),
+        "swiglu": select_gemv(x, weight, k, norm=gamma, eps=EPS, swiglu=True, config=half),
+    }
+    wrong = [name for name in single if not torch.equal(single[name], fused[name])]
+    return [f"select_gemv {[n, m]} k={k}: {name} has other bits than the single ops" for name in wrong]
 
 
 def attention_inputs(bench: Bench, model: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
