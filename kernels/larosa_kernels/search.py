@@ -87,13 +87,25 @@ def _narrow(low, high, at_least, above, k, candidate, count):
 
 
 @triton.jit
+def first_candidates(bracket, INFINITY: tl.constexpr, BRACKETED: tl.constexpr):
+    """Where a search begins: at the ends of the pair (low, high) at bracket, or around 1."""
+    if BRACKETED:
+        first = tl.load(bracket)
+        second = tl.load(bracket + 1) + 1
+    else:
+        first = tl.full([], INFINITY // 2 - 512, tl.int32)
+        second = tl.full([], INFINITY // 2 + 256, tl.int32)
+    return first, second
+
+
+@triton.jit
 def kth_magnitude(
-    words, n, k, bracket,
-    INFINITY: tl.constexpr, PACKED: tl.constexpr, BRACKETED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
+    words, n, k, first, second,
+    INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """The k-th largest pattern with its counts: (limit, how many >= limit, how many > limit).
 
-    words: magnitudes, padding 0; bracket: pointer to (low, high), tried first.
+    words: magnitudes, padding 0; first, second: the candidates of the first round, see `first_candidates`.
     k = n needs no search and gives (0, n, 0).
     """
     low = tl.full([], 0, tl.int32)
@@ -103,12 +115,6 @@ def kth_magnitude(
     at_least = tl.full([], 0, tl.int32) + n
     above = tl.full([], 0, tl.int32)
     turn = tl.full([], 0, tl.int32)
-    if BRACKETED:
-        first = tl.load(bracket)
-        second = tl.load(bracket + 1) + 1
-    else:
-        first = tl.full([], INFINITY // 2 - 512, tl.int32)
-        second = tl.full([], INFINITY // 2 + 256, tl.int32)
     while low < high:
         reach_first, reach_second = count_two(words, first, second, INFINITY, PACKED, THREADS, VECTOR)
         low, high, at_least, above = _narrow(low, high, at_least, above, k, first, reach_first)
@@ -138,12 +144,11 @@ def last_tie(words, limit, room):
 
 @triton.jit
 def find_limit(
-    words, n, k, bracket,
-    STRICT: tl.constexpr, INFINITY: tl.constexpr, PACKED: tl.constexpr, BRACKETED: tl.constexpr,
-    THREADS: tl.constexpr, VECTOR: tl.constexpr,
+    words, n, k, first, second,
+    STRICT: tl.constexpr, INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """(limit_bits, last_index) of the k largest magnitudes. words: [BLOCK / 2] int32, signs cleared, padding 0."""
-    limit, at_least, above = kth_magnitude(words, n, k, bracket, INFINITY, PACKED, BRACKETED, THREADS, VECTOR)
+    limit, at_least, above = kth_magnitude(words, n, k, first, second, INFINITY, PACKED, THREADS, VECTOR)
     last_index = tl.full([], 0, tl.int32) + n
     if STRICT:
         if at_least > k:

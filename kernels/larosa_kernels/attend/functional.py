@@ -24,6 +24,11 @@ def _attend(
     position: Tensor,
     config: list[int],
 ) -> Tensor:
+    # Here, because torch.compile knows no addresses.
+    if any(each.data_ptr() % 4 for each in (qkv, k_cache, v_cache)):
+        raise ValueError(
+            "qkv, k_cache, v_cache: expected addresses that are multiples of 4 (read as pairs); clone them"
+        )
     rows, kv_heads, max_len, width = k_cache.shape
     heads = qkv.shape[1] // width - 2 * kv_heads
     per = heads // kv_heads
@@ -72,10 +77,6 @@ def _check(
         expect(name, cache, [rows, kv_heads, max_len, width], [qkv.dtype], qkv.device)
     for name, table in (("cos", cos), ("sin", sin)):
         expect(name, table, [max_len, width], [*HALF, torch.float32], qkv.device)
-    if triton and any(each.data_ptr() % 4 for each in (qkv, k_cache, v_cache)):
-        raise ValueError(
-            "qkv, k_cache, v_cache: expected addresses that are multiples of 4 (read as pairs); clone them"
-        )
     expect("position", position, [1], [torch.int32, torch.int64], qkv.device)
 
 

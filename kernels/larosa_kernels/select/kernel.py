@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from larosa_kernels.pairs import load_words
-from larosa_kernels.search import find_limit
+from larosa_kernels.search import find_limit, first_candidates
 
 
 @triton.jit
@@ -16,9 +16,8 @@ def write_keep(
     THREADS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Search the words of a row and write its pair."""
-    limit, last_index = find_limit(
-        words & 0x7FFF7FFF, n, k, bracket, STRICT, INFINITY, PACKED, BRACKETED, THREADS, VECTOR
-    )
+    first, second = first_candidates(bracket, INFINITY, BRACKETED)
+    limit, last_index = find_limit(words & 0x7FFF7FFF, n, k, first, second, STRICT, INFINITY, PACKED, THREADS, VECTOR)
     tl.store(keep, limit)
     tl.store(keep + 1, last_index)
 

@@ -14,24 +14,7 @@ import triton
 import triton.language as tl
 
 from larosa_kernels.pairs import load_words, norm_words, store_words, swiglu
-from larosa_kernels.search import find_limit, round_to, stays
-
-
-@triton.jit
-def choose(
-    words, n, k, bracket, keep,
-    RULE: tl.constexpr, STRICT: tl.constexpr, INFINITY: tl.constexpr, PACKED: tl.constexpr, BRACKETED: tl.constexpr,
-    THREADS: tl.constexpr, VECTOR: tl.constexpr,
-):  # fmt: skip
-    """(limit_bits, last_index): searched, or the given pair."""
-    if RULE == "search":
-        limit, last_index = find_limit(
-            words & 0x7FFF7FFF, n, k, bracket, STRICT, INFINITY, PACKED, BRACKETED, THREADS, VECTOR
-        )
-    else:
-        limit = tl.load(keep)
-        last_index = tl.load(keep + 1)
-    return limit, last_index
+from larosa_kernels.search import find_limit, first_candidates, round_to, stays
 
 
 @triton.jit
@@ -48,12 +31,24 @@ def _add_two(a, b, c, d):
 
 
 @triton.jit
-def finish(total, scale, bias, column, fit, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr):
+def load_around(scale, bias, column, fit, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """Factor and summand of the outputs; what is not there is never used."""
+    factor = tl.full([column.shape[0]], 1.0, tl.float32)
+    summand = tl.full([column.shape[0]], 0.0, tl.float32)
+    if HAS_SCALE:
+        factor = tl.load(scale + column, mask=fit, other=0.0)
+    if HAS_BIAS:
+        summand = tl.load(bias + column, mask=fit, other=0.0).to(tl.float32)
+    return factor, summand
+
+
+@triton.jit
+def finish(total, factor, summand, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr):
     """fp32 sums with scale and bias."""
     if HAS_SCALE:
-        total = total * tl.load(scale + column, mask=fit, other=0.0)
+        total = total * factor
     if HAS_BIAS:
-        total += tl.load(bias + column, mask=fit, other=0.0).to(tl.float32)
+        total += summand
     return total
 
 
@@ -81,17 +76,28 @@ def sparse_gemv_kernel(
     if NORM:
         gamma = load_words(norm, i, n, EVEN)
     source = x + batch * n
+    if NORM or RULE != "all":
+        words = load_words(source, i, n, EVEN)
+    # Small things first, all of them: behind the weights they would wait for them.
+    keep += batch * KEEP_STRIDE
+    if RULE == "search":
+        first_candidate, second_candidate = first_candidates(bracket, INFINITY, BRACKETED)
+    elif RULE == "given":
+        limit, last_index = tl.load(keep), tl.load(keep + 1)
+    factor, summand = load_around(scale, bias, column, fit, HAS_SCALE, HAS_BIAS)
+    if SWIGLU:
+        factor_up, summand_up = load_around(scale, bias, column + width, fit, HAS_SCALE, HAS_BIAS)
     if HAS_RESIDUAL:
         old = tl.load(residual + batch * width + column, mask=fit, other=0.0).to(tl.float32)
     if NORM or RULE != "all":
-        words = load_words(source, i, n, EVEN)
         if NORM:
             words = norm_words(words, gamma, n, eps, dtype, INTERPRETED)
         if RULE != "all":
-            limit, last_index = choose(
-                words, n, k, bracket, keep + batch * KEEP_STRIDE,
-                RULE, STRICT, INFINITY, PACKED, BRACKETED, THREADS, VECTOR,
-            )  # fmt: skip
+            if RULE == "search":
+                limit, last_index = find_limit(
+                    words & 0x7FFF7FFF, n, k, first_candidate, second_candidate,
+                    STRICT, INFINITY, PACKED, THREADS, VECTOR,
+                )  # fmt: skip
             words = mask_words(words, i, limit, last_index)
         source = line + (block * tl.num_programs(1) + batch) * n
         store_words(source, i, words, n, EVEN)
@@ -137,9 +143,9 @@ def sparse_gemv_kernel(
         out, up = tl.reduce((total, total_up), 0, _add_two)
     else:
         out = tl.sum(total, 0)
-    out = finish(out, scale, bias, column, fit, HAS_SCALE, HAS_BIAS)
+    out = finish(out, factor, summand, HAS_SCALE, HAS_BIAS)
     if SWIGLU:
-        up = finish(up, scale, bias, column + width, fit, HAS_SCALE, HAS_BIAS)
+        up = finish(up, factor_up, summand_up, HAS_SCALE, HAS_BIAS)
         gate = round_to(out, dtype, INTERPRETED).to(tl.float32)
         out = swiglu(gate, round_to(up, dtype, INTERPRETED).to(tl.float32), gate_limit, dtype, GATED, INTERPRETED)
     if HAS_RESIDUAL:
