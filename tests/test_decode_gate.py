@@ -100,7 +100,7 @@ SCALE = 2 if ON_GPU else 1  # a program owns 16 outputs or a KV head, and the in
 INTERPRETED = {
     **SHAPE,
     "hidden_size": 32 * SCALE,
-    "intermediate_size": 40 * SCALE,
+    "intermediate_size": 24 * SCALE,
     "num_attention_heads": 2 * SCALE,
     "num_key_value_heads": SCALE,
     "num_hidden_layers": 2,
