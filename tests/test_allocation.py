@@ -230,9 +230,9 @@ def test_the_command_writes_a_schedule_that_runs_use(
         (["allocation.grid=[0,0.95]"], "less than or equal to 0.9"),
     ],
 )
-def test_what_cannot_be_allocated_is_refused(more: list[str], message: str) -> None:
+def test_what_cannot_be_allocated_is_refused(more: list[str], message: str, overrides: list[str]) -> None:  # noqa: F811
     with pytest.raises((ConfigError, AllocationError), match=message):
-        command.run(parse("schedule.path=mine", *more))
+        command.run(parse(*overrides, "schedule.path=mine", *more))
 
 
 def test_a_schedule_found_on_an_evaluation_text_or_another_model_is_doubted(

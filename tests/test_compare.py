@@ -152,6 +152,6 @@ def test_every_committed_list_can_be_planned() -> None:
             continue  # a Hydra sweep
         listed = Comparison.read(path)
         for entry in listed.methods:
+            config = read_settings([*listed.settings, *entry.settings, "baseline=none", "schedule=uniform"])
             for level in entry.levels or listed.levels:
-                words = [*listed.settings, *entry.settings, "baseline=none", f"sparsity={level}", "schedule=uniform"]
-                assert list(plan_cells(read_settings(words)).values())
+                assert list(plan_cells(config.model_copy(update={"sparsity": level})).values())

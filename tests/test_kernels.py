@@ -70,14 +70,15 @@ def test_select_is_exact(kind: str, dtype: torch.dtype) -> None:
         for config in SEARCHES if ON_GPU else SEARCHES[k % 2 :][:1]:
             with kt.poisoned_empty():
                 assert torch.equal(select(x, k, "strict", backend="triton", config=config), strict)
-                assert k == n or torch.equal(select(x, k, "keep", backend="triton", config=config), loose)
+                if k < n and (ON_GPU or dtype == torch.bfloat16):  # what is kept of ties has no dtype
+                    assert torch.equal(select(x, k, "keep", backend="triton", config=config), loose)
 
 
 @both
 @pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 1000, *([4096, 11008, 14336, 32768] if ON_GPU else [])])
 def test_select_at_odd_widths(n: int, dtype: torch.dtype) -> None:
     x = kt.vector("ties", 2, n, dtype, DEVICE, seed=n)
-    for k in {1, n} if n < 65 else {1, n // 2}:
+    for k in {1, n} if n < 65 else {1, n // 2} if n == 65 or ON_GPU else {n // 2}:
         assert torch.equal(select(x, k, backend="triton"), select_reference(x, k))
 
 
@@ -175,16 +176,16 @@ GEMV = {
 
 
 def check_gemv(x: Tensor, keep: Tensor, weight: Tensor, config: GemvConfig | None, **more: Any) -> None:
-    """Rows of dropped entries hold NaN, buffers hold NaN: the product is right all the same, twice the same bits."""
+    """Rows of dropped entries hold NaN, buffers hold NaN: the product is right all the same, on a GPU in equal bits."""
     kept = kept_mask(x, keep)
     exact = kt.exact_gemv(x, kept, weight, **more)
     if weight.dtype != torch.int8:
         weight = weight.clone()
         weight[~kept.any(0)] = float("nan")
     with kt.poisoned_empty():
-        y = sparse_gemv(x, keep, weight, backend="triton", config=config, **more)
-        again = sparse_gemv(x, keep, weight, backend="triton", config=config, **more)
-    assert torch.equal(y, again)
+        runs = [sparse_gemv(x, keep, weight, backend="triton", config=config, **more) for _ in range(1 + ON_GPU)]
+    y = runs[0]
+    assert torch.equal(y, runs[-1])
     tolerance = kt.gemv_tolerance(x, torch.nan_to_num(weight), more.get("scale"))
     assert ((y.double() - exact).abs() <= kt.EPSILON[x.dtype] * exact.abs() * 1.001 + tolerance).all()
     reference = sparse_gemv_reference(x, keep, weight, **more)
@@ -193,9 +194,9 @@ def check_gemv(x: Tensor, keep: Tensor, weight: Tensor, config: GemvConfig | Non
 
 @pytest.mark.parametrize(("config", "dtype"), list(zip(GEMV, HALF * 2, strict=True)), ids=str)
 def test_sparse_gemv_shapes(config: str, dtype: torch.dtype) -> None:
-    n, m = 577, 200
+    n, m = 577 if ON_GPU or GEMV[config].rows(2) > 2 else 69, 200  # two rows at a time take many rounds
     x, weight = kt.vector("sorted", 1, n, dtype, DEVICE), normal(n, m, seed=1, dtype=dtype)
-    check_gemv(x, select(x, 251), weight, GEMV[config], residual=normal(1, m, seed=2, dtype=dtype))
+    check_gemv(x, select(x, n * 3 // 7), weight, GEMV[config], residual=normal(1, m, seed=2, dtype=dtype))
 
 
 @pytest.mark.parametrize(("kind", "k"), [("ties", 7), ("equal", 599), ("half_zeros", 600), ("outliers", 1)])
@@ -240,7 +241,8 @@ SITES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize(("n", "dtype"), [(600, HALF[0]), (577, HALF[1])], ids=str)
 def test_select_gemv_has_the_bits_of_single_ops(n: int, dtype: torch.dtype, site: str) -> None:
-    asked, rows, m = SITES[site], 2, 96
+    asked, rows = SITES[site], 1 + n % 2  # rows of odd width start between words
+    m = 40 if "swiglu" in asked else 24  # a block of 16 outputs and half of one
     k, ties = asked.get("k", 251), asked.get("ties", "strict")
     x, weight = kt.vector("outliers", rows, n, dtype, DEVICE) / 30, normal(n, m, seed=1, dtype=dtype)
     norm = 1 + normal(n, seed=2, dtype=dtype) / 4 if "norm" in asked else None
@@ -280,7 +282,7 @@ def test_default_shapes_cover_any_width() -> None:
 ATTEND = {
     "mha": (1, 1, AttendConfig(splits=4, tile=16, num_warps=1)),
     "mha_one_split": (2, 1, AttendConfig(splits=1, tile=8, num_warps=1)),
-    "mha_many_lines": (1, 1, AttendConfig(splits=16, tile=32, num_warps=4)),
+    "mha_many_lines": (1, 1, AttendConfig(splits=8, tile=32, num_warps=8)),
     "mha_dot": (1, 1, AttendConfig(splits=2, tile=16, num_warps=4, dot=True)),
     "gqa3": (2, 3, AttendConfig(splits=2, tile=32, num_warps=2)),
     "gqa4": (2, 4, AttendConfig(splits=4, tile=16, num_warps=4, dot=True)),
@@ -289,10 +291,17 @@ ATTEND = {
 }
 
 
-def check_attend(name: str, at: int, dtype: torch.dtype, width: int = 32, large: float = 1.0) -> None:
-    """Output and caches against the reference, the cache from `at` on being NaN; `large` scales the scores."""
+def check_attend(
+    name: str, at: int, dtype: torch.dtype, width: int = 32, large: float = 1.0, one: bool = not ON_GPU
+) -> None:
+    """Output and caches against the reference, the cache from `at` on being NaN.
+
+    `large` scales the scores; `one`: one KV head of one row, for the interpreter runs a program after the other.
+    """
     kv, per, config = ATTEND[name]
     longest, rows = 78, 2
+    if one:
+        kv, rows = 1, 1
     angle = torch.arange(longest)[:, None] * torch.logspace(0, -3, width // 2)[None, :]
     cos, sin = (torch.cat([f(angle)] * 2, 1).to(dtype).to(DEVICE).contiguous() for f in (torch.cos, torch.sin))
     qkv = normal(rows, (kv * per + 2 * kv) * width, dtype=dtype)
@@ -316,7 +325,7 @@ def check_attend(name: str, at: int, dtype: torch.dtype, width: int = 32, large:
 @pytest.mark.parametrize("name", ATTEND)
 @pytest.mark.parametrize(("at", "dtype"), [(0, HALF[0]), (16, HALF[1]), (77, HALF[0])], ids=str)
 def test_attend(name: str, at: int, dtype: torch.dtype) -> None:
-    check_attend(name, at, dtype)
+    check_attend(name, at, dtype, one=not ON_GPU and (at == 16 or "many" in name))
 
 
 @pytest.mark.parametrize("at", [1, 3, 7, 8, 15, 31, 32, 33, 63, 64, 65])
@@ -339,8 +348,9 @@ def test_attend_at_other_head_widths(name: str, width: int) -> None:
 
 
 def test_attend_repeats_its_bits_and_resets_its_counters() -> None:
-    qkv, table = normal(1, 2 * (4 + 2) * 32), normal(40, 32, seed=1)
-    caches = [normal(1, 2, 40, 32, seed=s) for s in (2, 3)]
+    kv, per = (2, 4) if ON_GPU else (1, 16)  # of the default launch shapes the latter has the fewest programs
+    qkv, table = normal(1, kv * (per + 2) * 32), normal(40, 32, seed=1)
+    caches = [normal(1, kv, 40, 32, seed=s) for s in (2, 3)]
     position = torch.tensor([37], device=DEVICE)
     with kt.poisoned_empty():
         runs = [attend(qkv, table, table, *caches, position, backend="triton") for _ in range(20 if ON_GPU else 2)]

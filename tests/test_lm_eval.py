@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from lm_eval.api.registry import get_model
+from lm_eval.tasks import TaskManager
 from test_pipeline import WORDS, write_text
 
 from conftest import ROOT
@@ -79,20 +81,45 @@ metric_list: [{{metric: acc}}]
 """
 
 
-def test_the_command_line_is_lm_evals(arguments: dict[str, str], tmp_path: Path) -> None:
+@pytest.fixture
+def words(arguments: dict[str, str], tmp_path: Path) -> list[str]:
+    """A command line with a task of one's own."""
     data = tmp_path / "questions.json"
     lines = [{"question": " ".join(WORDS[i : i + 5]), "yes": WORDS[i + 5], "no": "zebra"} for i in range(4)]
     data.write_text("\n".join(map(json.dumps, lines)))
-    (tmp_path / "own.yaml").write_text(TASK.format(name="own_questions", data=data))
-    words = ["--model", "larosa", "--model_args", ",".join(f"{k}={v}" for k, v in arguments.items())]
-    words += ["--tasks", "own_questions", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "larosa.lm_eval", *words, "--log_samples"],
-        capture_output=True, text=True, cwd=ROOT, env=environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "own_questions" in done.stdout
-    found = json.loads(next((tmp_path / "out").rglob("results_*.json")).read_text())
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "own.yaml").write_text(TASK.format(name="own_questions", data=data))
+    found = ["--model", "larosa", "--model_args", ",".join(f"{k}={v}" for k, v in arguments.items())]
+    found += ["--tasks", "own_questions", "--include_path", str(tasks), "--output_path", str(tmp_path / "out")]
+    return [*found, "--log_samples"]
+
+
+def check_results(folder: Path, printed: str) -> None:
+    assert "own_questions" in printed
+    found = json.loads(next(folder.rglob("results_*.json")).read_text())
     assert 0 <= found["results"]["own_questions"]["acc,none"] <= 1
     assert found["n-samples"]["own_questions"]["effective"] == 4
+
+
+def test_the_command_line_is_lm_evals(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All but the start of Python and lm-eval's reading of its own 10,000 task files, which take half a minute."""
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))
+    monkeypatch.setattr("lm_eval.__main__.setup_logging", lambda: None)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # lm-eval sets it
+    monkeypatch.setattr(sys, "argv", ["larosa.lm_eval", *words])
+    lm_eval.main()
+    check_results(tmp_path / "out", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_the_command_line_finds_lm_evals_tasks_too(words: list[str], tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "larosa.lm_eval", *words], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    check_results(tmp_path / "out", done.stdout)

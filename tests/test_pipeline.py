@@ -16,6 +16,7 @@ import pytest
 import torch
 from test_config import parse
 
+from analysis.run_figures import draw
 from conftest import ROOT
 from larosa.architecture import ModelView
 from larosa.calibration.overlap import OverlapError
@@ -38,6 +39,7 @@ def write_text(path: Path, seed: int, words: int = 1500) -> Path:
 @pytest.fixture
 def overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv("LAROSA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("larosa.pipeline.draw", lambda *_: [])  # figures take longer than the rest of a tiny run
     calibration, held_out = write_text(tmp_path / "a.txt", 0), write_text(tmp_path / "b.txt", 1)
     return [
         "model=tiny-llama", "calibration=text", f"calibration.text.files=[{calibration}]", "calibration.length=64",
@@ -51,8 +53,15 @@ def metrics(record: dict[str, Any]) -> dict[str, Any]:
     return dict(record["metrics"])
 
 
-def test_a_run_leaves_complete_records_and_the_second_returns_them(overrides: list[str], tmp_path: Path) -> None:
-    records = run(parse(*overrides))
+@pytest.fixture
+def drawn(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The same for runs that draw their figures."""
+    monkeypatch.setattr("larosa.pipeline.draw", draw)
+    return overrides
+
+
+def test_a_run_leaves_complete_records_and_the_second_returns_them(drawn: list[str], tmp_path: Path) -> None:
+    records = run(parse(*drawn))
     assert list(records) == ["dense", "magnitude", "larosa (explicit, output_aware, per block, int8)"]
     folders = sorted(path.parent for path in (tmp_path / "runs").glob("*/result.json"))
     assert len(folders) == 3
@@ -76,7 +85,7 @@ def test_a_run_leaves_complete_records_and_the_second_returns_them(overrides: li
     for name in ("comparison.md", "comparison.json", "quality.png", "output_error.png", "thresholds.png"):
         assert (main / name).stat().st_size > 0
     stamps = {p: (p / "result.json").stat().st_mtime_ns for p in folders}
-    assert run(parse(*overrides)) == records
+    assert run(parse(*drawn)) == records
     assert stamps == {p: (p / "result.json").stat().st_mtime_ns for p in folders}
 
 
@@ -159,10 +168,10 @@ def test_kill_9_leaves_no_half_record_and_the_next_run_succeeds(overrides: list[
     assert len(run(parse(*overrides))) == 3
 
 
-def test_wandb_offline_run_is_closed(overrides: list[str], tmp_path: Path) -> None:
-    run(parse(*overrides, "tracking=offline"))
+def test_wandb_offline_run_is_closed(drawn: list[str], tmp_path: Path) -> None:
+    run(parse(*drawn, "tracking=offline"))
     assert len(list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))) == 1
-    run(parse(*overrides, "tracking=offline"))
+    run(parse(*drawn, "tracking=offline"))
     assert len(list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))) == 1
 
 

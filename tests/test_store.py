@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import logging
-import subprocess
-import sys
+import multiprocessing
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -119,16 +120,21 @@ def test_a_damaged_or_foreign_record_is_not_believed(tmp_path: Path, caplog: pyt
 
 
 def test_kill_9_while_writing_leaves_the_old_record_or_the_new(tmp_path: Path) -> None:
-    code = (
-        "import sys, itertools; from pathlib import Path; from larosa.store import write_atomically\n"
-        "print('go', flush=True)\n"
-        "for i in itertools.count(): write_atomically(Path(sys.argv[1]), (str(i) * 200000)[:200000].encode())"
-    )
     path = tmp_path / "result.json"
-    for _ in range(3):
-        with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            time.sleep(0.15)
-            process.kill()
+
+    def write() -> None:
+        for i in itertools.count():
+            store.write_atomically(path, (str(i) * 200000)[:200000].encode())
+
+    for _ in range(5):
+        process = multiprocessing.get_context("fork").Process(target=write)  # no imports, which take seconds
+        process.start()
+        started = time.time_ns()
+        while not path.exists() or path.stat().st_mtime_ns < started:
+            assert process.is_alive()
+            time.sleep(0.01)
+        time.sleep(0.05)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         assert len(path.read_bytes()) == 200000
