@@ -39,15 +39,15 @@ from larosa.sparsity.schedule_file import write_schedule
 def run(config: RunConfig) -> Path:
     """Find the levels of `config.method` for `config.sparsity` and write them to `config.schedule.path`."""
     schedule_destination(config)
+    _check_reach(config)
     config = calibration_only(config)
     return search(config, open_bench(config, read_documents(config)))
 
 
 def search(config: RunConfig, bench: Bench) -> Path:
     """The same with the model loaded already. Raises ConfigError or AllocationError where nothing can be found."""
-    path, highest = schedule_destination(config), config.allocation.grid[-1]
-    if config.sparsity > highest:
-        raise AllocationError(f"levels run to {highest} (allocation.grid); sparsity={config.sparsity} needs more")
+    path = schedule_destination(config)
+    _check_reach(config)
     if config.allocation.around == "dense":  # the levels of the schedule play no part
         config = config.model_copy(update={"schedule": uniform("bytes")})
     cell = list(plan_cells(config).values())[-1]
@@ -60,6 +60,12 @@ def search(config: RunConfig, bench: Bench) -> Path:
         settings["others"] = cell.levels.source
     write_schedule(path, shape, coefficients, made_by("larosa.allocate", config, bench.calibration.sha256, settings))
     return path
+
+
+def _check_reach(config: RunConfig) -> None:
+    highest = config.allocation.grid[-1]
+    if config.sparsity > highest:
+        raise AllocationError(f"levels run to {highest} (allocation.grid); sparsity={config.sparsity} needs more")
 
 
 def _find(config: RunConfig, bench: Bench, plan: Plan) -> tuple[Floats, dict[str, Any]]:

@@ -23,7 +23,7 @@ from larosa_kernels import (
 )
 from larosa_kernels import testing as kt
 from larosa_kernels.attend.workspace import AttendConfig
-from larosa_kernels.search_config import SearchConfig
+from larosa_kernels.search_config import SearchConfig, default_search
 from larosa_kernels.select.reference import magnitude_bits, select_reference
 from larosa_kernels.sparse_gemv.config import GemvConfig, gemv_config
 from larosa_kernels.sparse_gemv.reference import sparse_gemv_reference
@@ -99,6 +99,15 @@ def test_lowest_index_first_among_ties() -> None:
         kept = kept_mask(x, select(x, k, backend="triton"))
         assert kept[0, :k].all()
         assert not kept[0, k:].any()
+
+
+@pytest.mark.parametrize("kind", ["equal", "ties", "normal"])
+def test_ties_of_a_wide_vector_are_found_by_stretches(kind: str) -> None:
+    n = 18944 if ON_GPU else 2100  # more than four stretches of the searching program's threads
+    x = kt.vector(kind, 1, n, torch.bfloat16, DEVICE)
+    for k in (1, n // 2, n - 1):
+        for config in {default_search(n), SearchConfig(num_warps=1)}:
+            assert torch.equal(select(x, k, backend="triton", config=config), select_reference(x, k)), (k, config)
 
 
 @both

@@ -131,15 +131,29 @@ def kth_magnitude(
 
 
 @triton.jit
-def last_tie(words, limit, room):
-    """The index of the room-th entry whose pattern equals the limit, lowest index first."""
-    low_tie = (words & 0xFFFF) == limit
-    ties = low_tie.to(tl.int32) + ((words >> 16) == limit).to(tl.int32)
-    up_to = tl.cumsum(ties, 0)
-    before = up_to - ties
+def last_tie(words, limit, room, THREADS: tl.constexpr, VECTOR: tl.constexpr):
+    """The index of the room-th entry whose pattern equals the limit, lowest index first.
+
+    Of a wide vector first the stretch of THREADS * VECTOR words that holds it: a scan of all words would spill.
+    """
+    SPAN: tl.constexpr = THREADS * VECTOR
+    TURNS: tl.constexpr = words.shape[0] // SPAN
+    ties = ((words & 0xFFFF) == limit).to(tl.int32) | (((words >> 16) == limit).to(tl.int32) << 1)
+    start = 0
+    if TURNS > 4:
+        ties = tl.reshape(ties, (TURNS, SPAN))
+        of_turn = tl.sum((ties & 1) + (ties >> 1), 1)
+        up_to_turn = tl.cumsum(of_turn, 0)
+        turn = (up_to_turn - of_turn < room) & (up_to_turn >= room)
+        room -= tl.sum(tl.where(turn, up_to_turn - of_turn, 0), 0)
+        start = tl.sum(tl.where(turn, 2 * SPAN * tl.arange(0, TURNS), 0), 0)
+        ties = tl.sum(tl.where(turn[:, None], ties, 0), 0)
+    of_word = (ties & 1) + (ties >> 1)
+    up_to = tl.cumsum(of_word, 0)
+    before = up_to - of_word
     here = (before < room) & (up_to >= room)
-    in_high_half = 1 - (low_tie & (before == room - 1)).to(tl.int32)
-    return tl.sum(tl.where(here, 2 * tl.arange(0, words.shape[0]) + in_high_half, 0), 0)
+    in_high_half = 1 - ((ties & 1 == 1) & (before == room - 1)).to(tl.int32)
+    return start + tl.sum(tl.where(here, 2 * tl.arange(0, ties.shape[0]) + in_high_half, 0), 0)
 
 
 @triton.jit
@@ -152,7 +166,7 @@ def find_limit(
     last_index = tl.full([], 0, tl.int32) + n
     if STRICT:
         if at_least > k:
-            last_index = last_tie(words, limit, k - above)
+            last_index = last_tie(words, limit, k - above, THREADS, VECTOR)
     return limit, last_index
 
 
