@@ -44,10 +44,13 @@ TABLE: dict[tuple[int, int], GemvConfig] = {
 def gemv_config(n: int, outputs: int) -> GemvConfig:
     """The table's shape, else as many columns, up to 64, as leave most of 132 multiprocessors a program.
 
+    128 where 64 would make more programs than two a multiprocessor: the rest would start when all others are done.
     Wide inputs take more warps: with 8 the search over 11008 entries spilled.
     """
     if (n, outputs) in TABLE:
         return TABLE[n, outputs]
+    if n <= 8192 and triton.cdiv(outputs, 64) > 264:
+        return GemvConfig(128)
     fitting = [columns for columns in (64, 32, 16) if triton.cdiv(outputs, columns) >= 112]
     columns = fitting[0] if fitting else 16
     return GemvConfig(columns) if n <= 8192 else GemvConfig(min(columns, 32), 8, 16)
