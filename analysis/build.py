@@ -13,7 +13,12 @@ import sys
 from pathlib import Path
 
 from analysis import bank
+from analysis.figures import every as figures
+from analysis.figures.drawn import Drawn
+from analysis.main_result import results
 from analysis.records import RecordsError, write_atomically
+from analysis.report import Picture, data_uri, html
+from analysis.style import both
 from analysis.tables import every, flops, render
 from analysis.tables.cells import Table
 
@@ -25,6 +30,20 @@ def write_tables(tables: list[Table], folder: Path) -> None:
     for table in tables:
         for ending, form in FORMS.items():
             write_atomically(folder / f"{table.name}.{ending}", form(table).encode())
+
+
+def write_figures(drawn: list[Drawn], folder: Path) -> list[Picture]:
+    """Every figure as PNG and PDF; what the report embeds."""
+    pictures = []
+    for own in drawn:
+        files = both(own.figure) if own.figure is not None else {}
+        for ending, content in files.items():
+            write_atomically(folder / f"{own.name}.{ending}", content)
+        image = data_uri(files["png"]) if files else ""
+        model = own.name.partition("-")[2]
+        title = f", {model}" if model else ""
+        pictures.append(Picture(own.name, own.title, own.caption, own.missing, image, title))
+    return pictures
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,10 +65,14 @@ def main(arguments: list[str] | None = None) -> int:
         found = bank.read(given.records, given.speed)
         tables = every.build(found, flops.shapes(given.models))
         write_tables(tables, given.out / "tables")
+        pictures = write_figures(figures.build(found), given.out / "figures")
+        page = html(found, tables, pictures, results(found))
+        write_atomically(given.out / "report.html", page.encode())
     except (RecordsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{given.out}: {len(tables)} tables from {len(found.runs)} runs")
+    drawn = sum(bool(picture.image) for picture in pictures)
+    print(f"{given.out / 'report.html'}: {len(tables)} tables and {drawn} figures from {len(found.runs)} runs")
     return 0
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 LineStyle = Literal["-", "--", "-.", ":"]
@@ -56,7 +57,27 @@ def method_styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 def png(figure: Figure) -> bytes:
     """The figure as a file's content; it is closed."""
+    return _saved(figure, "png", close=True)
+
+
+def both(figure: Figure) -> dict[str, bytes]:
+    """Ending -> content, as PNG and PDF, without the time in it; the figure is closed."""
+    return {"png": _saved(figure, "png", close=False), "pdf": _saved(figure, "pdf", close=True)}
+
+
+def _saved(figure: Figure, ending: str, close: bool) -> bytes:
     image = io.BytesIO()
-    figure.savefig(image, dpi=150, format="png")
-    plt.close(figure)
+    figure.savefig(image, dpi=150, format=ending, metadata={"CreationDate": None} if ending == "pdf" else None)
+    if close:
+        plt.close(figure)
     return image.getvalue()
+
+
+def level_colours(levels: list[float]) -> list[tuple[float, float, float, float]]:
+    """Dark to light with rising level, the pale end left out, so that grey print keeps the order."""
+    return [plt.get_cmap("viridis")(0.85 * place / max(len(levels) - 1, 1)) for place in range(len(levels))]
+
+
+def plain(axes: Axes) -> None:
+    """Without the frame's upper and right line."""
+    axes.spines[["top", "right"]].set_visible(False)

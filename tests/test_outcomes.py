@@ -67,7 +67,7 @@ def test_mcnemar_is_the_binomial_of_what_differs() -> None:
 def test_differences_need_the_same_examples_and_more_than_chance() -> None:
     better, worse = [1] * 40 + [0] * 60, [1] * 20 + [0] * 80
     assert accuracies_differ([score(better)], [score(worse)])
-    assert not accuracies_differ([score(better)], [score(better[:-1] + [1])])
+    assert not accuracies_differ([score(better)], [score([*better[:-1], 1])])
     assert accuracies_differ([score(better)], [score(worse, list(range(1, 101)))]) is None
     assert accuracies_differ([replace(score(better), ids=np.array([], dtype=np.int64))], [score(worse)]) is None
 

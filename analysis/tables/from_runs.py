@@ -18,7 +18,7 @@ from analysis.tables.names import short_names, short_schedule
 from analysis.tables.spec import Measure, Spec
 
 LEVELS = ("schedule", "asked, %", "paper's count, %", "in bytes, %", "read, net %")
-_READING = (
+READING = (
     "Printed values stand as the paper prints them, ours beside them; ± is one standard error, for levels the standard "
     "deviation over tokens. A value is bold where it is the best of its level and a paired test (blocks or examples, "
     "5 %) tells it from the runner-up. Of several schedules a printed row takes the paper's, any other the one with "
@@ -60,7 +60,7 @@ def build(spec: Spec, bank: Bank, context: Context) -> Table:
     if empty:
         blocks.append(_unmeasured(spec, empty, context, notes))
     missing = [found for model in models if (found := _missing(spec, model, context)) is not None]
-    return Table(spec.number, spec.title, blocks, _READING if shown else "", notes.texts, missing, left_out)
+    return Table(spec.number, spec.title, blocks, READING if shown else "", notes.texts, missing, left_out)
 
 
 def _model(spec: Spec, name: str, rows: list[Printed], targets: list[float], runs: list[Run]) -> _Model:

@@ -1,0 +1,42 @@
+"""A figure with what stands below it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from analysis.conditions import commit, device
+from analysis.records import Record
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One figure of the paper, drawn from our records, or what is missing of it."""
+
+    name: str
+    """Of its files."""
+    title: str
+    caption: str
+    figure: Figure | None
+    missing: str = ""
+    """What is not there, and the command that makes it."""
+
+
+def inspected(record: Record) -> str:
+    """The conditions of an inspection, as far as it tells them."""
+    data = record.get("data") or {}
+    texts = data.get("text") or ", ".join(data.get("texts") or {}) or (data.get("calibration") or {}).get("text")
+    parts = [str(record["model"]), f"tokens of {texts}" if texts else ""]
+    if record.get("hardware"):
+        parts.append(f"measured on {device({'device': record.get('device') or '', 'hardware': record['hardware']})}")
+    versions = record.get("versions") or {}
+    parts.append(", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions))
+    parts.append(f"commit {commit(record)}" if record.get("git") else "")
+    parts.append(str(record["created"])[:10])
+    return "; ".join(part for part in parts if part) + "."
+
+
+def command(number: int, model: str) -> str:
+    """What makes a figure's records for a model."""
+    return f"python run.py --config-dir sweeps --config-name figure{number} -m model={model}"

@@ -1,0 +1,87 @@
+"""What the methods are worth: the increase in perplexity over dense, divided by magnitude Top-K's, of every model.
+
+The rows of the method table (:mod:`analysis.rows`) as a block of the report, and its figure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from analysis.bank import Bank, Run
+from analysis.conditions import described
+from analysis.extras import share_at_llama2_7b
+from analysis.method_figure import draw
+from analysis.method_markdown import interval, percent
+from analysis.records import RecordsError
+from analysis.rows import REFERENCE, Count, Row, Rows, build
+from analysis.tables.cells import Block, Cell
+from analysis.tables.group import choose
+from analysis.tables.names import short_names
+
+READING = (
+    "Increase in perplexity over dense, divided by that of magnitude Top-K at the target, mean over texts: below 1 "
+    "beats plain Top-K. Each method at its best schedule. *Equal level*: the same share of weight bytes not read, "
+    "run-time extras stand beside it. *Equal net bytes*: extras are paid for by a higher level. In brackets 95 %, "
+    "paired bootstrap over evaluation blocks; another seed, calibration or choice of schedule is not in it."
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model's main table and figure."""
+
+    block: Block
+    figure: Figure
+
+
+def results(bank: Bank) -> list[Result]:
+    """Of every model that has a dense record, and magnitude Top-K that loses something."""
+    found = []
+    for model in bank.models:
+        group = choose([run for run in bank.runs if run.model == model], texts=True, tasks=())
+        rows = _rows(group.runs)
+        if rows is not None:
+            found.append(Result(_block(model, rows, group.runs), draw(rows)))
+    return found
+
+
+def _rows(runs: list[Run]) -> Rows | None:
+    """The method table's rows at the levels where magnitude loses on every text; None where there are none."""
+    measured = [run.entry for run in runs if run.entry.nll]
+    if not measured:
+        return None
+    texts = sorted(set.intersection(*(set(entry.nll) for entry in measured)))
+    entries = sorted((e.only(texts) for e in measured), key=lambda e: (e.label, e.asked, e.schedule))
+    targets = sorted({entry.asked for entry in entries if entry.label == REFERENCE})
+    for start in range(len(targets)):  # a low level may lose nothing: no ratio to that
+        try:
+            return build(entries, texts, targets[start:])
+        except RecordsError:
+            continue
+    return None
+
+
+def _block(model: str, rows: Rows, runs: list[Run]) -> Block:
+    counts: tuple[Count, ...] = ("level", "net bytes")
+    places = [(target, count) for count in counts for target in rows.targets]
+    found = {place: {row.entry.label: row for row in rows.standing(*place)} for place in places}
+    labels = list(dict.fromkeys(label for place in reversed(places[: len(rows.targets)]) for label in found[place]))
+    names = short_names(runs)
+    columns = ["method", "extras, %", "extras at LLaMA2-7B, %"]
+    columns += [f"{percent(target, 0)} %, equal {count}" for target, count in places]
+    lines = []
+    for label in labels:
+        own = [found[place].get(label) for place in places]
+        known = next(row for row in own if row is not None)
+        if not known.entry.extras:  # without extras net bytes are the level
+            own = own[: len(rows.targets)] * 2
+        seven = share_at_llama2_7b(known.entry.record)
+        extras = [Cell(value=100 * known.entry.extras, digits=1), Cell("" if seven is None else percent(seven))]
+        lines.append([Cell(names[label]), *extras, *(_cell(row) for row in own)])
+    return Block(model, tuple(columns), lines, described(runs))
+
+
+def _cell(row: Row | None) -> Cell:
+    return Cell() if row is None else Cell(interval(row.compared.mean))
