@@ -22,6 +22,10 @@ from analysis.style import both
 from analysis.tables import every, flops, render
 from analysis.tables.cells import Table
 
+_ROOT = Path(__file__).resolve().parent.parent
+RECORDS = _ROOT / "analysis" / "records"
+TIMINGS = _ROOT / "kernels" / "benchmarks" / "records"
+MODELS = _ROOT / "conf" / "model"
 FORMS = {"md": render.markdown, "tex": render.latex, "csv": render.csv_text}
 
 
@@ -47,13 +51,10 @@ def write_figures(drawn: list[Drawn], folder: Path) -> list[Picture]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    root = Path(__file__).resolve().parent.parent
     parser = argparse.ArgumentParser(prog="python -m analysis.build", description="Build all tables and figures.")
-    parser.add_argument("--records", type=Path, default=root / "analysis" / "records", help="folder of compact records")
-    parser.add_argument(
-        "--speed", type=Path, default=root / "kernels" / "benchmarks" / "records", help="folder of decode-*.json"
-    )
-    parser.add_argument("--models", type=Path, default=root / "conf" / "model", help="folder of the models' shapes")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of compact records")
+    parser.add_argument("--speed", type=Path, default=TIMINGS, help="folder of decode-*.json")
+    parser.add_argument("--models", type=Path, default=MODELS, help="folder of the models' shapes")
     parser.add_argument("--out", type=Path, default=Path("report"), metavar="FOLDER")
     return parser
 

@@ -68,7 +68,7 @@ def _block(model: str, rows: Rows, runs: list[Run]) -> Block:
     places = [(target, count) for count in counts for target in rows.targets]
     found = {place: {row.entry.label: row for row in rows.standing(*place)} for place in places}
     labels = list(dict.fromkeys(label for place in reversed(places[: len(rows.targets)]) for label in found[place]))
-    names = short_names(runs)
+    names = short_names(labels)
     columns = ["method", "extras, %", "extras at LLaMA2-7B, %"]
     columns += [f"{percent(target, 0)} %, equal {count}" for target, count in places]
     lines = []

@@ -29,8 +29,8 @@ class Score:
     error: float | None
     examples: int
     left_out: int
-    asked: tuple[str, str, int]
-    """Split, source and its size: two scores are of one task only if these agree."""
+    asked: tuple[str, str, int, int]
+    """Split, source, its size, solved examples in the prompt: two scores are of one task only if these agree."""
     ids: NDArray[np.int64]
     correct: NDArray[np.int8]
 
@@ -40,7 +40,7 @@ class Score:
         ids, correct = unpack(found.get("document_ids") or ""), found.get("correct") or ""
         if len(ids) != len(correct):
             raise RecordsError(f"{found['task']}: {len(ids)} example numbers, but {len(correct)} outcomes")
-        error = found.get("standard_error")
+        error, population, shots = (found.get(key) for key in ("standard_error", "population", "shots"))
         return cls(
             task=str(found["task"]),
             metric=str(found["metric"]),
@@ -48,7 +48,7 @@ class Score:
             error=None if error is None else float(error),
             examples=int(found["examples"]),
             left_out=int(found.get("left_out") or 0),
-            asked=(str(found.get("split")), str(found.get("source")), int(found.get("population") or 0)),
+            asked=(str(found.get("split")), str(found.get("source")), int(population or 0), int(shots or 0)),
             ids=ids,
             correct=np.frombuffer(correct.encode(), dtype=np.int8) - ord("0"),
         )

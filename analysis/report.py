@@ -73,12 +73,12 @@ def inline(text: str) -> Markup:
 def wordy(block: Block, column: int) -> bool:
     """Whether a column holds words, to be aligned to the left."""
     texts = [row[column].text for row in block.rows if row[column].value is None]
-    return any(re.search(r"[a-z]{2}", text) for text in texts if text not in _ABSENT)
+    return any(re.search(r"[A-Za-z]{2}", text) for text in texts if text not in _ABSENT)
 
 
 def opens(block: Block, number: int) -> bool:
     """Whether a row begins a new level of the same table."""
-    if number == 0 or "level, %" not in block.columns or "method" not in block.columns:
+    if number == 0 or "level, %" not in block.columns or block.columns[0] == "source":
         return False
     column = block.columns.index("level, %")
     return block.rows[number][column].text != block.rows[number - 1][column].text

@@ -26,8 +26,10 @@ class Drawn:
 def inspected(record: Record) -> str:
     """The conditions of an inspection, as far as it tells them."""
     data = record.get("data") or {}
-    texts = data.get("text") or ", ".join(data.get("texts") or {}) or (data.get("calibration") or {}).get("text")
-    parts = [str(record["model"]), f"tokens of {texts}" if texts else ""]
+    parts = [", ".join(str(record[key]) for key in ("model", "dtype") if key in record)]
+    for name, own in data.items() if isinstance(data, dict) else ():
+        if isinstance(own, dict) and "tokens" in own:
+            parts.append(f"{name}: {own['tokens']} tokens" + (f" of {own['text']}" if own.get("text") != name else ""))
     if record.get("hardware"):
         parts.append(f"measured on {device({'device': record.get('device') or '', 'hardware': record['hardware']})}")
     versions = record.get("versions") or {}

@@ -8,16 +8,18 @@ from matplotlib.figure import Figure
 from analysis.figures.drawn import Drawn, inspected
 from analysis.records import Record
 from analysis.style import method_styles, plain
+from analysis.tables.names import short_names
 
 
 def draw(record: Record) -> Figure:
     """Theory as a grey dashed line, a line with markers a method."""
     values = record["values"]
+    names = short_names(values["measured"])
     levels = [100 * level for level in values["levels"]]
     figure, axes = plt.subplots(figsize=(6.0, 4.2), layout="constrained")
     axes.plot(levels, values["theory"], color="0.35", linestyle="--", label="theory (Gaussian)")
     for name, (colour, mark) in method_styles(values["measured"]).items():
-        axes.plot(levels, values["measured"][name], color=colour, marker=mark, markersize=5, label=name)
+        axes.plot(levels, values["measured"][name], color=colour, marker=mark, markersize=5, label=names[name])
     axes.set(xlabel=f"level of {values['site']}, entries dropped [%]", ylabel="relative output error")
     axes.set_ylim(bottom=0)
     plain(axes)

@@ -11,12 +11,14 @@ from matplotlib.figure import Figure
 
 from analysis.figures.drawn import Drawn, inspected
 from analysis.records import Record
+from analysis.tables.names import short_names
 
 
 def draw(record: Record) -> Figure:
     """One surface before, one for each basis after, on one scale."""
     values = record["values"]
-    panels = {"model's own basis": values["before"], **values["after"]}
+    after, names = values["after"], short_names(values["after"])
+    panels = {"model's own basis": values["before"]} | {names[label]: own for label, own in after.items()}
     heights = {name: np.asarray(own, dtype=np.float64) for name, own in panels.items()}
     top = max(float(own.max()) for own in heights.values())
     figure, axes = plt.subplots(

@@ -11,7 +11,7 @@ from analysis.paper import Printed
 from analysis.tables import match
 from analysis.tables.cells import MISSING, Block, Cell, Footnotes, Missing, Table, command
 from analysis.tables.group import choose
-from analysis.tables.lines import Line, ordered, own_lines, printed_lines, settings, unreachable
+from analysis.tables.lines import Line, ordered, own_levels, own_lines, printed_lines, settings, unreachable
 from analysis.tables.marks import best_lines
 from analysis.tables.measure import Context, flops_cell, measured
 from analysis.tables.names import short_names, short_schedule
@@ -70,14 +70,15 @@ def _model(spec: Spec, name: str, rows: list[Printed], targets: list[float], run
         own = settings(rows, spec)
     lines = printed_lines(spec, own, runs, own_model=not printed)
     if runs:
-        lines += own_lines(spec, targets, runs, lines)
+        lines += own_lines(spec, own_levels(runs) if spec.any_level and not printed else targets, runs, lines)
         lines += unreachable(spec, targets, runs, lines)
     return _Model(name, ordered(lines), runs, printed)
 
 
 def _block(spec: Spec, model: _Model, context: Context, notes: Footnotes) -> Block:
     """A model with records."""
-    columns, names = [*_key_columns(spec), *LEVELS], short_names([line.run for line in model.lines if line.run])
+    names = short_names(line.run.entry.label for line in model.lines if line.run)
+    columns = [*_key_columns(spec), *LEVELS]
     cells = [[*_keys(spec, line, names, notes), *_levels(line)] for line in model.lines]
     unmeasured = []
     for measure in _measures(spec, model):
@@ -85,7 +86,7 @@ def _block(spec: Spec, model: _Model, context: Context, notes: Footnotes) -> Blo
             columns.append(f"{measure.title}, printed")
             for line, row in zip(model.lines, cells, strict=True):
                 row.append(_printed(spec, measure, line, notes))
-        own = [_ours(line, measure, context, notes) for line in model.lines]
+        own = [_ours(line, measure, model.name, context, notes) for line in model.lines]
         if not model.printed and not any(cell.value is not None for cell in own):
             unmeasured.append(measure.title)
             continue
@@ -134,11 +135,13 @@ def _levels(line: Line) -> list[Cell]:
     counted = run.entry.record["metrics"]["accounting"]
     off = "" if match.stands(run, line.target) else " off"
     shown = (counted["level_paper_count"], run.entry.level, 1 - run.entry.level + run.entry.extras)
-    asked = f"{100 * run.entry.asked:g}" + (" (nominal)" if match.count(run) == "nominal" else "")
+    asked = Cell(value=100 * run.entry.asked, digits=1)
+    if match.count(run) == "nominal":
+        asked = Cell(f"{asked.shown} (nominal)")
     numbers = [Cell(value=100 * value, digits=1) for value in shown]
     if off:
         numbers[1] = Cell(f"{numbers[1].shown}{off}")
-    return [Cell(short_schedule(run)), Cell(asked), *numbers]
+    return [Cell(short_schedule(run)), asked, *numbers]
 
 
 def _printed(spec: Spec, measure: Measure, line: Line, notes: Footnotes) -> Cell:
@@ -151,9 +154,12 @@ def _printed(spec: Spec, measure: Measure, line: Line, notes: Footnotes) -> Cell
     return Cell(row[measure.printed] + (f" ± {error}" if error else ""), notes=marks)
 
 
-def _ours(line: Line, measure: Measure, context: Context, notes: Footnotes) -> Cell:
+def _ours(line: Line, measure: Measure, model: str, context: Context, notes: Footnotes) -> Cell:
+    """From the run; operations need none, only the shape."""
     if line.run is not None:
         return measured(measure.source, line.run, context)
+    if measure.source == "flops" and model in context.shapes:
+        return flops_cell(context.shapes[model], line.keys["rotation"])
     return Cell(line.state or MISSING, notes=(notes.number(line.why),) if line.why else ())
 
 
@@ -167,22 +173,17 @@ def _unmeasured(spec: Spec, models: list[_Model], context: Context, notes: Footn
         for line in model.lines:
             row = [Cell(model.name), *_keys(spec, line, {}, notes)]
             for measure in spec.measures:
-                row += [_printed(spec, measure, line, notes), _from_shape(spec, measure, model.name, line, context)]
+                ours = _ours(line, measure, model.name, context, notes)
+                row += [_printed(spec, measure, line, notes), ours]
             rows.append(row)
     return Block("The paper's rows that no record of ours fills", tuple(columns), rows, folded=True)
-
-
-def _from_shape(spec: Spec, measure: Measure, model: str, line: Line, context: Context) -> Cell:
-    """Operations need no run; anything else is missing."""
-    if measure.source != "flops" or model not in context.shapes:
-        return Cell(line.state or MISSING)
-    return flops_cell(context.shapes[model], line.keys["rotation"])
 
 
 def _missing(spec: Spec, model: _Model, context: Context) -> Missing | None:
     """Cells of ours that nothing fills; of a model that the paper has not, those of the table's settings."""
     measures = spec.measures if model.printed or not model.measured else _measures(spec, model)
-    cells = [_ours(line, measure, context, Footnotes()) for line in model.lines for measure in measures]
+    own, notes = [(line, measure) for line in model.lines for measure in measures], Footnotes()
+    cells = [_ours(line, measure, model.name, context, notes) for line, measure in own]
     empty = sum(cell.text == MISSING for cell in cells)
     if not model.lines:
         empty = len(paper.rows(spec.file, spec.spread))

@@ -47,11 +47,22 @@ def printed_lines(spec: Spec, rows: list[Printed], runs: list[Run], own_model: b
 
 
 def settings(rows: list[Printed], spec: Spec) -> list[Printed]:
-    """The distinct settings of printed rows whatever their model, without alphas: those are a model's own."""
+    """The distinct settings of printed rows whatever their model.
+
+    Without coefficients, which are a model's own, and without the paper's calibration sets: any other set will do.
+    """
     if any(key.startswith("alpha") for key in spec.keys):
         return []
+    if "calibration" in spec.keys:
+        rows = [row for row in rows if row["method"] == "dense"]
     distinct = {tuple(row[key] for key in spec.keys): row for row in rows if row.get("method") != _OTHERS}
     return list(distinct.values())
+
+
+def own_levels(runs: list[Run]) -> list[float]:
+    """The levels in steps of 5 % that runs were asked for."""
+    asked = {round(run.entry.asked, 6) for run in runs if run.entry.family != "dense"}
+    return sorted(level for level in asked if abs(20 * level - round(20 * level)) < 1e-4)
 
 
 def own_lines(spec: Spec, targets: list[float], runs: list[Run], printed: list[Line]) -> list[Line]:
@@ -62,7 +73,7 @@ def own_lines(spec: Spec, targets: list[float], runs: list[Run], printed: list[L
         if run.entry.family != "dense" and (not spec.own or run.preset in spec.own) and _fits_columns(spec, run):
             by_setting.setdefault(_setting(spec, run), []).append(run)
     found = []
-    for setting, own in by_setting.items():
+    for setting, own in sorted(by_setting.items()):
         for target in targets:
             best = match.at(own, target)
             if best is not None and (target, setting) not in taken:

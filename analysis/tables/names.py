@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from analysis.bank import Run
 
 
-def short_names(runs: list[Run]) -> dict[str, str]:
+def short_names(of: Iterable[str]) -> dict[str, str]:
     """Label -> the preset, with those of its settings that other labels of the preset do not share."""
-    labels = sorted({run.entry.label for run in runs})
+    labels = sorted(set(of))
     settings = {label: _settings(label) for label in labels}
     found = {}
     for label in labels:

@@ -33,12 +33,18 @@ def markdown(table: Table) -> str:
     """A section with a newline at its end."""
     parts = [f"# {heading(table)}", table.reading]
     for block in table.blocks:
-        parts += [f"## {block.title}" if block.title else "", block.caption, _markdown_rows(block)]
+        parts.append(block_markdown(block))
     parts.append("\n".join(f"[{number}] {text}." for number, text in enumerate(table.footnotes, start=1)))
     if table.missing:
         parts.append("Missing cells, and what fills them:\n\n" + "\n".join(f"* {line}" for line in missing(table)))
     parts.append(left_out(table))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def block_markdown(block: Block) -> str:
+    """Title, conditions, rows."""
+    parts = [f"## {block.title}" if block.title else "", block.caption, _markdown_rows(block)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _markdown_rows(block: Block) -> str:

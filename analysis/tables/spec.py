@@ -40,6 +40,9 @@ class Spec:
     texts: bool = False
     """Whether perplexity on every text of the records is shown besides."""
     free: tuple[str, ...] = ()
+    """Conditions that may differ within the table, because its rows vary them."""
+    any_level: bool = False
+    """Whether a model that the paper has not is shown at its own levels."""
 
     @property
     def name(self) -> str:
@@ -98,13 +101,13 @@ SPECS = (
     Spec(
         7, "Calibration texts", "table07_calibration", ("sparsity", "method", "calibration"), (_WIKITEXT, _ACC7),
         own=("larosa/paper", "larosa/official", "larosa/tuned", "larosa/blocks", "teal"), texts=True,
-        free=(CALIBRATION,),
+        free=(CALIBRATION,), any_level=True,
     ),
     Spec(
         8, "Calibration texts for reasoning models", "table08_calibration_reasoning",
         ("sparsity", "method", "calibration"),
         (Measure("covariance_cosine", "cosine:alpaca", "cosine to the first set"), _ACC7, *_REASONING[:2]),
-        own=("larosa/paper", "larosa/tuned"), free=(CALIBRATION,),
+        own=("larosa/paper", "larosa/tuned"), free=(CALIBRATION,), any_level=True,
     ),
     Spec(
         9, "On top of 4-bit weights", "table09_w4a16", ("sparsity", "quantization", "method"), (_WIKITEXT, _ACC7),
@@ -113,7 +116,7 @@ SPECS = (
     Spec(
         10, "Coefficients at 60 %", "table10_coefficients",
         ("sparsity", "method", "alpha1", "alpha2", "alpha3", "alpha4"), (_WIKITEXT,),
-        own=("magnitude", "larosa/paper"), texts=True,
+        own=("magnitude", "larosa/paper"), texts=True, any_level=True,
     ),
     *(
         Spec(
