@@ -1,22 +1,27 @@
 """All tables and figures of the paper with ours beside them, and one report, from records alone.
 
-    python -m analysis.build [--records analysis/records] [--out report]
+    python -m analysis.build [--records analysis/records] [--out report] [--readme README.md [--check]]
 
 `--out` gets tables/tableNN.{md,tex,csv}, figures/figureN.{png,pdf} and report.html, one file to read offline. They tell
-neither when nor where they were made: the same records give the same bytes.
+neither when nor where they were made: the same records give the same bytes. `--readme` fills the tables that a README
+has markers for: methods, speed, and tableNN. With `--check` it only compares: exit status 1 if a table is another.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from analysis import bank
+from analysis import bank, readme, rows, speed
+from analysis.bank import Bank
 from analysis.figures import every as figures
 from analysis.figures.drawn import Drawn
 from analysis.main_result import results
-from analysis.records import RecordsError, write_atomically
+from analysis.method_summary import summary
+from analysis.records import RecordsError, load, write_atomically
 from analysis.report import Picture, data_uri, html
 from analysis.style import both
 from analysis.tables import every, flops, render
@@ -50,31 +55,68 @@ def write_figures(drawn: list[Drawn], folder: Path) -> list[Picture]:
     return pictures
 
 
+def readme_tables(bank: Bank, tables: list[Table], records: Path) -> dict[str, Callable[[], str]]:
+    """What a README may ask for, by the name of its markers."""
+    found: dict[str, Callable[[], str]] = {table.name: partial(render.brief, table) for table in tables}
+    return found | {"methods": lambda: _methods(records), "speed": lambda: speed.table(bank.timings)}
+
+
+def _methods(folder: Path) -> str:
+    """The summary of the method table, of the records of larosa.compare."""
+    entries, texts = load(sorted(folder.glob("methods-*.jsonl")))
+    return summary(rows.build(entries, texts, None))
+
+
+def fill_readme(path: Path, known: dict[str, Callable[[], str]], check: bool) -> bool:
+    """Put the tables between their markers; returns whether they stood there already. Raises RecordsError."""
+    before = after = path.read_text(encoding="utf-8")
+    for name in readme.names(before):
+        if name not in known:
+            raise RecordsError(f"{path.name} asks for a table {name!r}; there is {', '.join(known)}")
+        after = readme.inserted(after, name, known[name](), path.name)
+    if not check:
+        write_atomically(path, after.encode())
+    return before == after
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m analysis.build", description="Build all tables and figures.")
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder of compact records")
     parser.add_argument("--speed", type=Path, default=TIMINGS, help="folder of decode-*.json")
     parser.add_argument("--models", type=Path, default=MODELS, help="folder of the models' shapes")
     parser.add_argument("--out", type=Path, default=Path("report"), metavar="FOLDER")
+    parser.add_argument("--readme", type=Path, help="fill the tables between its markers")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if --readme's tables differ")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns the exit status, 2 if the records cannot be read."""
-    given = _parser().parse_args(arguments)
+    """The command; returns the exit status: 1 if --check finds a difference, 2 if the records cannot be read."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.check and not given.readme:
+        parser.error("--check needs --readme")
     try:
         found = bank.read(given.records, given.speed)
         tables = every.build(found, flops.shapes(given.models))
-        write_tables(tables, given.out / "tables")
-        pictures = write_figures(figures.build(found), given.out / "figures")
-        page = html(found, tables, pictures, results(found))
-        write_atomically(given.out / "report.html", page.encode())
+        if given.readme:
+            same = fill_readme(given.readme, readme_tables(found, tables, given.records), given.check)
+            if given.check:
+                print(f"{given.readme.name}'s tables are {'' if same else 'not '}what the records give")
+                return int(not same)
+        _write(found, tables, given.out)
     except (RecordsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    drawn = sum(bool(picture.image) for picture in pictures)
-    print(f"{given.out / 'report.html'}: {len(tables)} tables and {drawn} figures from {len(found.runs)} runs")
     return 0
+
+
+def _write(found: Bank, tables: list[Table], out: Path) -> None:
+    write_tables(tables, out / "tables")
+    pictures = write_figures(figures.build(found), out / "figures")
+    write_atomically(out / "report.html", html(found, tables, pictures, results(found)).encode())
+    drawn = sum(bool(picture.image) for picture in pictures)
+    print(f"{out / 'report.html'}: {len(tables)} tables and {drawn} figures from {len(found.runs)} runs")
 
 
 if __name__ == "__main__":

@@ -9,16 +9,16 @@ from analysis.bank import Run
 from analysis.records import Record
 
 
-def described(runs: list[Run]) -> str:
-    """One paragraph: model, precision, calibration, texts, tasks, GPU, versions, commits, dates."""
+def described(runs: list[Run], texts: bool = True, tasks: tuple[str, ...] = ()) -> str:
+    """One paragraph: model, precision, calibration, texts (if wanted), these tasks, GPU, versions, commits, dates."""
     records = [run.entry.record for run in runs]
     first = records[0]
     weights = " (weights dequantised from a GGUF file)" if "gguf_sha256" in first["model"] else ""
     parts = [
         f"{first['model']['name']}, {first['model']['dtype']}{weights}",
         *_calibrated([run for run in runs if run.entry.family != "dense"]),
-        *_texts(records),
-        *_tasks(runs),
+        *(_texts(records) if texts else ()),
+        *_tasks(runs, tasks),
         f"seed {every(r['config']['seed'] for r in records)}",
         f"measured on {every(device(r) for r in records)}, {_days(records)}",
         ", ".join(
@@ -47,8 +47,8 @@ def _texts(records: list[Record]) -> Iterable[str]:
         yield f"perplexity on {shown} in blocks of {every(lengths)}"
 
 
-def _tasks(runs: list[Run]) -> Iterable[str]:
-    scores = [score for run in runs for score in run.scores.values()]
+def _tasks(runs: list[Run], tasks: tuple[str, ...]) -> Iterable[str]:
+    scores = [run.scores[task] for run in runs for task in tasks if task in run.scores]
     shown = []
     for task in sorted({score.task for score in scores}):
         own = [score for score in scores if score.task == task]

@@ -17,7 +17,7 @@ from analysis.method_markdown import interval, percent
 from analysis.records import RecordsError
 from analysis.rows import REFERENCE, Count, Row, Rows, build
 from analysis.tables.cells import Block, Cell
-from analysis.tables.group import choose
+from analysis.tables.group import every
 from analysis.tables.names import short_names
 
 READING = (
@@ -37,13 +37,13 @@ class Result:
 
 
 def results(bank: Bank) -> list[Result]:
-    """Of every model that has a dense record, and magnitude Top-K that loses something."""
+    """Of every model, and group of records that compare, with a dense one and magnitude Top-K that loses something."""
     found = []
     for model in bank.models:
-        group = choose([run for run in bank.runs if run.model == model], texts=True, tasks=())
-        rows = _rows(group.runs)
-        if rows is not None:
-            found.append(Result(_block(model, rows, group.runs), draw(rows)))
+        for group in every([run for run in bank.runs if run.model == model], texts=True, tasks=()):
+            rows = _rows(group.runs)
+            if rows is not None:
+                found.append(Result(_block(model, rows, group.runs), draw(rows)))
     return found
 
 
@@ -64,23 +64,32 @@ def _rows(runs: list[Run]) -> Rows | None:
 
 
 def _block(model: str, rows: Rows, runs: list[Run]) -> Block:
-    counts: tuple[Count, ...] = ("level", "net bytes")
-    places = [(target, count) for count in counts for target in rows.targets]
+    places = _places(rows)
     found = {place: {row.entry.label: row for row in rows.standing(*place)} for place in places}
-    labels = list(dict.fromkeys(label for place in reversed(places[: len(rows.targets)]) for label in found[place]))
+    at_level = [place for place in places if place[1] == "level"]
+    labels = list(dict.fromkeys(label for place in reversed(at_level) for label in found[place]))
     names = short_names(labels)
     columns = ["method", "extras, %", "extras at LLaMA2-7B, %"]
     columns += [f"{percent(target, 0)} %, equal {count}" for target, count in places]
     lines = []
     for label in labels:
-        own = [found[place].get(label) for place in places]
-        known = next(row for row in own if row is not None)
-        if not known.entry.extras:  # without extras net bytes are the level
-            own = own[: len(rows.targets)] * 2
+        known = next(found[place][label] for place in reversed(at_level) if label in found[place])
+        free = not known.entry.extras  # without extras net bytes are the level
+        own = [found[target, "level" if free else count].get(label) for target, count in places]
         seven = share_at_llama2_7b(known.entry.record)
         extras = [Cell(value=100 * known.entry.extras, digits=1), Cell("" if seven is None else percent(seven))]
         lines.append([Cell(names[label]), *extras, *(_cell(row) for row in own)])
     return Block(model, tuple(columns), lines, described(runs))
+
+
+def _places(rows: Rows) -> list[tuple[float, Count]]:
+    """Targets under both counts; net bytes only where a method that pays something was measured at them."""
+    paid: list[tuple[float, Count]] = [
+        (target, "net bytes")
+        for target in rows.targets
+        if any(row.entry.extras for row in rows.standing(target, "net bytes"))
+    ]
+    return [*((target, "level") for target in rows.targets), *paid]
 
 
 def _cell(row: Row | None) -> Cell:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from made_records import inspections, made, seven, timings, write
 from analysis import bank, build
 from analysis.figures import every
 from analysis.main_result import results
+from analysis.tables import every as every_table
+from analysis.tables import flops
 from conftest import ROOT
 
 
@@ -106,13 +109,28 @@ def test_two_models_get_two_figures(tmp_path: Path) -> None:
 
 
 def test_the_main_result_is_the_method_tables(tmp_path: Path) -> None:
-    found = bank.read(build.RECORDS, build.TIMINGS)
-    block = next(r.block for r in results(found) if r.block.title == "smollm2-135m")
+    shutil.copy(build.RECORDS / "methods-smollm2.jsonl", tmp_path)
+    (block,) = (result.block for result in results(bank.read(tmp_path, tmp_path)))
     readme = (ROOT / "README.md").read_text()
     for row in block.rows:
         name = row[0].text.partition(" (")[0]
         lines = [line for line in readme.splitlines() if line.startswith(f"| {name} ")]
         assert any(all(cell.shown in line for cell in row[3:]) for line in lines), name
+
+
+def test_the_readmes_tables_are_what_the_records_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert build.main(["--readme", str(ROOT / "README.md"), "--check"]) == 0
+    own, words = tmp_path / "README.md", [*folders(tmp_path), "--readme", str(tmp_path / "README.md"), "--check"]
+    own.write_text("a\n<!-- table: table05 -->\n<!-- end table: table05 -->\nb\n")
+    assert build.main(words) == 1
+    found = bank.read(Path(words[1]), Path(words[3]))
+    known = build.readme_tables(found, every_table.build(found, flops.shapes(build.MODELS)), Path(words[1]))
+    assert not build.fill_readme(own, known, check=False)
+    assert build.main(words) == 0
+    assert "| 50 | teal |" in own.read_text()
+    own.write_text("<!-- table: other -->\n")
+    assert build.main(words) == 2
+    assert "asks for a table 'other'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["tables", "figures"])

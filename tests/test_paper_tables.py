@@ -184,6 +184,26 @@ def test_covariances_stand_in_table_8(tmp_path: Path) -> None:
 _CALIBRATED = (("dense", 0.0, "wikitext2"), ("larosa", 0.4, "wikitext2"), ("larosa", 0.4, "lambada"))
 
 
+def test_the_condition_with_most_methods_and_levels_is_shown(tmp_path: Path) -> None:
+    searched = []
+    for place in range(4):  # many schedules of one method are one method
+        run = made("larosa", calibration="c4")
+        run["config"]["schedule"]["name"] = f"schedule {place}"
+        searched.append(run | {"identity": f"searched {place}"})
+    runs = [made("dense", 0.0), made("larosa"), made("teal"), made("teal", 0.4), *searched]
+    found = block(tables(tmp_path, runs)[2], "llama3-8b")
+    assert "tokens of wikitext2" in found.caption
+    assert "tokens of c4" not in found.caption
+
+
+def test_other_tasks_are_shown_beside_the_seven(tmp_path: Path) -> None:
+    tasks = seven(0.6) | {"lambada_openai": [1, 0, 1, 1]}
+    runs = [made("dense", 0.0, tasks=tasks), made("larosa", tasks=tasks)]
+    found = tables(tmp_path, runs)
+    assert at(block(found[14], "llama3-8b"), "50", "larosa", "lambada_openai, %").value == 75.0
+    assert "lambada_openai" not in render.markdown(found[1])
+
+
 def test_every_form_says_the_same(tmp_path: Path) -> None:
     for table in tables(tmp_path, [made("dense", 0.0), made("larosa"), made("teal", nats=2.5)]).values():
         text, tex = render.markdown(table), render.latex(table)

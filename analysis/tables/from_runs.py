@@ -51,7 +51,8 @@ def build(spec: Spec, bank: Bank, context: Context) -> Table:
         notes.number(remark)
     models = []
     for name in dict.fromkeys([*(row["model"] for row in rows), *(bank.models if spec.own_models else [])]):
-        group = choose([run for run in bank.runs if run.model == name], spec.perplexity, spec.tasks, spec.free)
+        runs = [run for run in bank.runs if run.model == name]
+        group = choose(runs, spec.perplexity, (*spec.tasks, *_more_tasks(spec, runs)), spec.free)
         left_out += [f"{name}: {reason}" for reason in group.left_out]
         models.append(_model(spec, name, rows, targets, group.runs))
     shown = [model for model in models if model.measured]
@@ -94,18 +95,25 @@ def _block(spec: Spec, model: _Model, context: Context, notes: Footnotes) -> Blo
         best = best_lines(model.lines, measure.source, own)
         for number, (row, cell) in enumerate(zip(cells, own, strict=True)):
             row.append(replace(cell, best=number in best))
-    caption = described([line.run for line in model.lines if line.run])
+    tasks = (*spec.tasks, *_more_tasks(spec, model.runs))
+    caption = described([line.run for line in model.lines if line.run], spec.perplexity, tasks)
     if unmeasured:
         caption += f" No record has {', '.join(unmeasured)}."
     return Block(model.name, tuple(columns), cells, caption + _legend(names))
 
 
 def _measures(spec: Spec, model: _Model) -> list[Measure]:
-    """The printed measures, and perplexity on the texts that the paper has not; the level's columns tell a count."""
+    """The printed measures, then texts and tasks that the paper has not; the level's own columns tell a count."""
     own = [measure for measure in spec.measures if model.printed or measure.source != "count"]
     known = {measure.source for measure in own}
     texts = sorted({text for run in model.runs for text in run.entry.nll}) if spec.texts else []
-    return own + [Measure("", f"ppl:{text}", f"{text} perplexity") for text in texts if f"ppl:{text}" not in known]
+    own += [Measure("", f"ppl:{text}", f"{text} perplexity") for text in texts if f"ppl:{text}" not in known]
+    return own + [Measure("", f"task:{task}", f"{task}, %") for task in _more_tasks(spec, model.runs)]
+
+
+def _more_tasks(spec: Spec, runs: list[Run]) -> list[str]:
+    measured = {task for run in runs for task in run.scores}
+    return sorted(measured - set(spec.tasks)) if spec.more_tasks else []
 
 
 def _key_columns(spec: Spec) -> list[str]:

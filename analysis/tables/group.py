@@ -2,13 +2,14 @@
 
 Fixed for all: model weights, dtype, meaning of the records; of all but the dense model calibration tokens and token
 policy. Every text and task must be the same tokens and examples wherever it was measured. Of several conditions the one
-with most records is shown.
+with most methods and levels is shown.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,11 +38,28 @@ def choose(runs: list[Run], texts: bool, tasks: tuple[str, ...], free: tuple[str
     facets = {run.entry.identity: _facets(run, texts, tasks, free) for run in useful}
     anchors = list({repr(sorted(facets[run.entry.identity].items())): run for run in sparse or useful}.values())
     found = [_grown(anchor, sparse, facets) for anchor in anchors]
-    members, held = max(found, key=lambda grown: (len(grown[0]), len(grown[1])), default=([], {}))
+    members, held = max(found, key=lambda grown: (_cells(grown[0]), len(grown[1])), default=([], {}))
     dense = _fitted([run for run in useful if run not in sparse], members, facets, held)
     members = _newest([*([dense] if dense else []), *members])
     kept = {run.entry.identity for run in members}
     return Group(members, _left_out([run for run in useful if run.entry.identity not in kept], held, facets))
+
+
+def every(runs: list[Run], texts: bool, tasks: tuple[str, ...]) -> Iterator[Group]:
+    """The largest group, then the largest of the rest, and so on; a dense run may stand in several."""
+    left = runs
+    while any(run.entry.family != "dense" for run in left):
+        group = choose(left, texts, tasks)
+        if not group.runs:
+            return
+        yield group
+        taken = {run.entry.identity for run in group.runs if run.entry.family != "dense"}
+        left = [run for run in left if run.entry.identity not in taken]
+
+
+def _cells(runs: list[Run]) -> int:
+    """Methods and levels, in steps of 5 %, whatever their schedule."""
+    return len({(run.entry.label, round(20 * run.entry.asked)) for run in runs})
 
 
 def _facets(run: Run, texts: bool, tasks: tuple[str, ...], free: tuple[str, ...]) -> Facets:

@@ -47,6 +47,17 @@ def block_markdown(block: Block) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def brief(table: Table) -> str:
+    """For a README: the blocks with a value of ours, without the rest."""
+    parts = [_quiet(block_markdown(block)) for block in table.blocks if not block.folded]
+    return "\n\n".join([f"**{heading(table)}**", *parts])
+
+
+def _quiet(text: str) -> str:
+    """Block titles as bold lines: a README has its own headings."""
+    return re.sub(r"^## (.+)$", r"**\1**", text, flags=re.MULTILINE)
+
+
 def _markdown_rows(block: Block) -> str:
     lines = [block.columns, ["---"] * len(block.columns)]
     lines += [[_markdown_cell(cell) for cell in row] for row in block.rows]

@@ -41,6 +41,8 @@ class Spec:
     """Whether perplexity on every text of the records is shown besides."""
     free: tuple[str, ...] = ()
     """Conditions that may differ within the table, because its rows vary them."""
+    more_tasks: bool = False
+    """Whether tasks that the table does not print are shown where records have them."""
     any_level: bool = False
     """Whether a model that the paper has not is shown at its own levels."""
 
@@ -121,7 +123,7 @@ SPECS = (
     *(
         Spec(
             12 + place, f"Zero-shot tasks: {model}", f"table{12 + place}_zeroshot_{model}", _LEVEL, _ZERO_SHOT,
-            own_models=place == 0,
+            own_models=place == 0, more_tasks=True,
         )
         for place, model in enumerate(_ZERO_SHOT_MODELS)
     ),
