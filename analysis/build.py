@@ -22,7 +22,7 @@ from analysis.figures.drawn import Drawn
 from analysis.main_result import results
 from analysis.method_summary import summary
 from analysis.records import RecordsError, load, write_atomically
-from analysis.report import Picture, data_uri, html
+from analysis.report import Image, Picture, html
 from analysis.style import both
 from analysis.tables import every, flops, render
 from analysis.tables.cells import Table
@@ -48,7 +48,7 @@ def write_figures(drawn: list[Drawn], folder: Path) -> list[Picture]:
         files = both(own.figure) if own.figure is not None else {}
         for ending, content in files.items():
             write_atomically(folder / f"{own.name}.{ending}", content)
-        image = data_uri(files["png"]) if files else ""
+        image = Image.of(files["png"]) if files else None
         model = own.name.partition("-")[2]
         title = f", {model}" if model else ""
         pictures.append(Picture(own.name, own.title, own.caption, own.missing, image, title))

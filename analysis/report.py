@@ -17,7 +17,23 @@ from analysis.tables import render
 from analysis.tables.cells import MISSING, Block, Table
 from analysis.tables.from_runs import READING as TABLE_READING
 
+_DENSITY = 1.6
 _ABSENT = (MISSING, "cannot reach", "not ours", "")
+
+
+@dataclass(frozen=True)
+class Image:
+    """A PNG inside the page."""
+
+    source: str
+    width: int
+    """In CSS pixels: figures are saved for screens of twice the usual density, and print."""
+
+    @classmethod
+    def of(cls, content: bytes) -> Image:
+        """From the file; its width stands in the header."""
+        uri = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        return cls(uri, round(int.from_bytes(content[16:20]) / _DENSITY))
 
 
 @dataclass(frozen=True)
@@ -28,7 +44,7 @@ class Picture:
     title: str
     caption: str
     missing: str
-    image: str
+    image: Image | None
     model: str
     """Of a figure that exists for several models; else empty."""
 
@@ -43,7 +59,7 @@ def html(bank: Bank, tables: list[Table], pictures: list[Picture], results: list
         "inline": inline, "wordy": wordy, "opens": opens, "heading": render.heading, "left_out": render.left_out,
         "missing": render.missing,
     }  # fmt: skip
-    shown = [{"block": result.block, "image": data_uri(png(result.figure))} for result in results]
+    shown = [{"block": result.block, "image": Image.of(png(result.figure))} for result in results]
     return environment.get_template("report.html").render(
         counts=_counts(bank), tables=tables, figures=pictures, results=shown, result_reading=READING,
         table_reading=TABLE_READING, absent=_ABSENT,
@@ -56,11 +72,6 @@ def _counts(bank: Bank) -> str:
         f"From {len(bank.runs)} runs ({models}), {len(bank.inspections)} inspections of activations and "
         f"{len(bank.timings)} timings."
     )
-
-
-def data_uri(content: bytes) -> str:
-    """A PNG inside the page."""
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
 def inline(text: str) -> Markup:

@@ -82,7 +82,7 @@ def _realised(axes: Axes, cells: list[Realised]) -> None:
         return
     draw_on(axes, cells, LEVEL)
     axes.set_title(f"realised, {100 * LEVEL:g} % asked for")
-    axes.set_ylim(top=100)
+    axes.set_ylim(top=min(100.0, 115 * max(cell.most for cell in cells)))  # room for the legend
     plain(axes)
     axes.legend(fontsize=8, frameon=False, loc="upper right", ncols=2)
 

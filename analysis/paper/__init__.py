@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 Printed = dict[str, str]
@@ -21,6 +22,13 @@ def rows(name: str, spread: tuple[str, str] | None = None) -> list[Printed]:
         keys = tuple((key, text) for key, text in row.items() if key not in spread)
         wide.setdefault(keys, dict(keys))[row[column]] = row[value]
     return list(wide.values())
+
+
+@lru_cache(maxsize=1)
+def models() -> frozenset[str]:
+    """Every model that the paper has in a table."""
+    names = (path.stem for path in Path(__file__).parent.glob("table*.csv"))
+    return frozenset(row["model"] for name in names for row in _read(name))
 
 
 def notes(number: int, row: Printed) -> Iterator[tuple[str, str]]:

@@ -50,7 +50,8 @@ def build(spec: Spec, bank: Bank, context: Context) -> Table:
     for remark in paper.remarks(spec.number):
         notes.number(remark)
     models = []
-    for name in dict.fromkeys([*(row["model"] for row in rows), *(bank.models if spec.own_models else [])]):
+    own = [model for model in bank.models if spec.own_models and model not in paper.models()]
+    for name in dict.fromkeys([*(row["model"] for row in rows), *own]):
         runs = [run for run in bank.runs if run.model == name]
         group = choose(runs, spec.perplexity, (*spec.tasks, *_more_tasks(spec, runs)), spec.free)
         left_out += [f"{name}: {reason}" for reason in group.left_out]

@@ -36,7 +36,7 @@ class Spec:
     own: tuple[str, ...] = ()
     """Presets with rows of their own besides the printed ones; empty: every method."""
     own_models: bool = True
-    """Whether models that the paper does not have get rows."""
+    """Whether models that the paper has in no table get rows."""
     texts: bool = False
     """Whether perplexity on every text of the records is shown besides."""
     free: tuple[str, ...] = ()
