@@ -2,7 +2,7 @@
 
     python -m analysis.build [--records analysis/records] [--out report] [--readme README.md [--check]]
 
-`--out` gets tables/tableNN.{md,tex,csv}, figures/figureN.{png,pdf} and report.html, one file to read offline. They tell
+`--out` gets tables/tableNN.{md,tex,csv}, figures/*.{png,pdf} and report.html, one file to read offline. They tell
 neither when nor where they were made: the same records give the same bytes. `--readme` fills the tables that a README
 has markers for: methods, speed, and tableNN. With `--check` it only compares: exit status 1 if a table is another.
 """
@@ -19,7 +19,7 @@ from analysis import bank, readme, rows, speed
 from analysis.bank import Bank
 from analysis.figures import every as figures
 from analysis.figures.drawn import Drawn
-from analysis.main_result import results
+from analysis.main_result import Result, results
 from analysis.method_summary import summary
 from analysis.records import RecordsError, load, write_atomically
 from analysis.report import Image, Picture, html
@@ -53,6 +53,18 @@ def write_figures(drawn: list[Drawn], folder: Path) -> list[Picture]:
         title = f", {model}" if model else ""
         pictures.append(Picture(own.name, own.title, own.caption, own.missing, image, title))
     return pictures
+
+
+def write_results(found: list[Result], folder: Path) -> list[Image]:
+    """The figure of every main result: main-MODEL, numbered where a model has several."""
+    images, names = [], [result.block.title for result in found]
+    for place, (result, model) in enumerate(zip(found, names, strict=True)):
+        number = names[:place].count(model)
+        files = both(result.figure)
+        for ending, content in files.items():
+            write_atomically(folder / f"main-{model}{f'-{number + 1}' if number else ''}.{ending}", content)
+        images.append(Image.of(files["png"]))
+    return images
 
 
 def readme_tables(bank: Bank, tables: list[Table], records: Path) -> dict[str, Callable[[], str]]:
@@ -113,8 +125,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _write(found: Bank, tables: list[Table], out: Path) -> None:
     write_tables(tables, out / "tables")
-    pictures = write_figures(figures.build(found), out / "figures")
-    write_atomically(out / "report.html", html(found, tables, pictures, results(found)).encode())
+    pictures, main_results = write_figures(figures.build(found), out / "figures"), results(found)
+    images = write_results(main_results, out / "figures")
+    write_atomically(out / "report.html", html(found, tables, pictures, main_results, images).encode())
     drawn = sum(bool(picture.image) for picture in pictures)
     print(f"{out / 'report.html'}: {len(tables)} tables and {drawn} figures from {len(found.runs)} runs")
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from analysis.bank import Bank, Run
 from analysis.conditions import described
 from analysis.extras import share_at_llama2_7b
-from analysis.method_figure import draw
 from analysis.method_markdown import interval, percent
+from analysis.ratio_figure import draw
 from analysis.records import RecordsError
 from analysis.rows import REFERENCE, Count, Row, Rows, build
 from analysis.tables.cells import Block, Cell
@@ -43,7 +43,7 @@ def results(bank: Bank) -> list[Result]:
         for group in every([run for run in bank.runs if run.model == model], texts=True, tasks=()):
             rows = _rows(group.runs)
             if rows is not None:
-                found.append(Result(_block(model, rows, group.runs), draw(rows)))
+                found.append(_result(model, rows, group.runs))
     return found
 
 
@@ -63,7 +63,7 @@ def _rows(runs: list[Run]) -> Rows | None:
     return None
 
 
-def _block(model: str, rows: Rows, runs: list[Run]) -> Block:
+def _result(model: str, rows: Rows, runs: list[Run]) -> Result:
     places = _places(rows)
     found = {place: {row.entry.label: row for row in rows.standing(*place)} for place in places}
     at_level = [place for place in places if place[1] == "level"]
@@ -79,7 +79,8 @@ def _block(model: str, rows: Rows, runs: list[Run]) -> Block:
         seven = share_at_llama2_7b(known.entry.record)
         extras = [Cell(value=100 * known.entry.extras, digits=1), Cell("" if seven is None else percent(seven))]
         lines.append([Cell(names[label]), *extras, *(_cell(row) for row in own)])
-    return Block(model, tuple(columns), lines, described(runs))
+    block = Block(model, tuple(columns), lines, described(runs))
+    return Result(block, draw(rows, places, labels, names))
 
 
 def _places(rows: Rows) -> list[tuple[float, Count]]:

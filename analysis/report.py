@@ -12,7 +12,6 @@ from markupsafe import Markup, escape
 
 from analysis.bank import Bank
 from analysis.main_result import READING, Result
-from analysis.style import png
 from analysis.tables import render
 from analysis.tables.cells import MISSING, Block, Table
 from analysis.tables.from_runs import READING as TABLE_READING
@@ -49,7 +48,7 @@ class Picture:
     """Of a figure that exists for several models; else empty."""
 
 
-def html(bank: Bank, tables: list[Table], pictures: list[Picture], results: list[Result]) -> str:
+def html(bank: Bank, tables: list[Table], pictures: list[Picture], results: list[Result], images: list[Image]) -> str:
     """The whole page. Raises jinja2's error where the template names what is not given."""
     folder = Path(__file__).parent / "templates"
     environment = Environment(  # values are escaped, and none may be missing
@@ -59,7 +58,7 @@ def html(bank: Bank, tables: list[Table], pictures: list[Picture], results: list
         "inline": inline, "wordy": wordy, "opens": opens, "heading": render.heading, "left_out": render.left_out,
         "missing": render.missing,
     }  # fmt: skip
-    shown = [{"block": result.block, "image": Image.of(png(result.figure))} for result in results]
+    shown = [{"block": result.block, "image": image} for result, image in zip(results, images, strict=True)]
     return environment.get_template("report.html").render(
         counts=_counts(bank), tables=tables, figures=pictures, results=shown, result_reading=READING,
         table_reading=TABLE_READING, absent=_ABSENT,

@@ -45,6 +45,7 @@ def test_two_builds_are_the_same_bytes(tmp_path: Path) -> None:
     assert one == two
     expected = {f"tables/table{n:02d}.{ending}" for n in range(1, 20) for ending in ("md", "tex", "csv")}
     expected |= {f"figures/figure{n}.{ending}" for n in range(1, 6) for ending in ("png", "pdf")}
+    expected |= {f"figures/main-smollm2-135m.{ending}" for ending in ("png", "pdf")}
     assert set(one) == expected | {"report.html"}
     assert all(b"CreationDate" not in found for name, found in one.items() if name.endswith(".pdf"))
     _check_page(one["report.html"].decode())
