@@ -70,7 +70,9 @@ def png(figure: Figure) -> bytes:
 
 def both(figure: Figure) -> dict[str, bytes]:
     """Ending -> content, as PNG and PDF, without the time in it; the figure is closed."""
-    return {"png": _saved(figure, "png", close=False), "pdf": _saved(figure, "pdf", close=True)}
+    image = _saved(figure, "png", close=False)
+    figure.set_layout_engine("none")  # it has found its places: once is enough
+    return {"png": image, "pdf": _saved(figure, "pdf", close=True)}
 
 
 def _saved(figure: Figure, ending: str, close: bool) -> bytes:

@@ -126,6 +126,9 @@ def test_what_a_method_cannot_reach_is_said(tmp_path: Path) -> None:
     assert at(found, "50", "cats", "lambada perplexity").text == "cannot reach"
     assert "50.0 %" in table.footnotes[at(found, "50", "cats", "lambada perplexity").notes[0] - 1]
     assert at(found, "25", "cats", "lambada perplexity").text == "missing"
+    brief = render.brief(table)
+    assert "[1] CATS drops neurons" in brief
+    assert "llama2-7b" not in brief
     assert "WikiText-2" in found.caption  # said to have no record
 
 
@@ -229,3 +232,5 @@ def test_a_damaged_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     refused("other.jsonl", '{"kind": "other"}\n', "no compact record")
     assert build.main(["--records", str(tmp_path / "other.jsonl"), "--out", str(tmp_path / "out")]) == 2
     assert "no compact record" in capsys.readouterr().err
+    assert build.main(["--models", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "give the repository's conf/model" in capsys.readouterr().err

@@ -14,13 +14,17 @@ from typing import Any
 
 import yaml
 
+from analysis.records import RecordsError
+
 TOKENS = 2048
 Shape = dict[str, Any]
 
 
 def shapes(folder: Path) -> dict[str, Shape]:
-    """Model name -> shape, of conf/model."""
+    """Model name -> shape, of conf/model. Raises RecordsError for a folder without any."""
     found = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.yaml"))]
+    if not found:
+        raise RecordsError(f"{folder} holds no model's shape: give the repository's conf/model with --models")
     return {model["name"]: model["shape"] for model in found}
 
 

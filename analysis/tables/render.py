@@ -34,7 +34,7 @@ def markdown(table: Table) -> str:
     parts = [f"# {heading(table)}", table.reading]
     for block in table.blocks:
         parts.append(block_markdown(block))
-    parts.append("\n".join(f"[{number}] {text}." for number, text in enumerate(table.footnotes, start=1)))
+    parts.append("\n".join(_footnotes(table)))
     if table.missing:
         parts.append("Missing cells, and what fills them:\n\n" + "\n".join(f"* {line}" for line in missing(table)))
     parts.append(left_out(table))
@@ -48,9 +48,18 @@ def block_markdown(block: Block) -> str:
 
 
 def brief(table: Table) -> str:
-    """For a README: the blocks with a value of ours, without the rest."""
-    parts = [_quiet(block_markdown(block)) for block in table.blocks if not block.folded]
-    return "\n\n".join([f"**{heading(table)}**", *parts])
+    """For a README: the blocks with a value of ours and their footnotes, without the rest."""
+    shown = [block for block in table.blocks if not block.folded]
+    marked = {number for block in shown for row in block.rows for cell in row for number in cell.notes}
+    notes = "\n".join(_footnotes(table, marked))
+    parts = [f"**{heading(table)}**", *(_quiet(block_markdown(block)) for block in shown), notes]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _footnotes(table: Table, marked: set[int] | None = None) -> list[str]:
+    """All, or those that are marked."""
+    numbered = enumerate(table.footnotes, start=1)
+    return [f"[{number}] {text}." for number, text in numbered if marked is None or number in marked]
 
 
 def _quiet(text: str) -> str:
