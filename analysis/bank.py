@@ -2,7 +2,7 @@
 
 *.jsonl         compact records (python -m analysis.compact)
 inspect-*.json  surfaces, thresholds, error curves, covariances: `kind` tells which
-decode-*.json   timings of kernels/benchmarks/decode.py, in a folder of their own
+decode-*.json   timings of kernels/benchmarks/decode.py, in a folder of their own; runs with evaluation=speed join them
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from analysis import speed
+from analysis import run_speed, speed
 from analysis.compact import newest
-from analysis.outcomes import Score
-from analysis.records import SCHEMA, Entry, Record, RecordsError, read_lines
+from analysis.records import SCHEMA, Record, RecordsError, read_lines
+from analysis.run import Run
 
 KINDS = {
     "surface": ("layer", "site", "before", "after"),
@@ -24,30 +23,6 @@ KINDS = {
     "covariance": ("sets", "site", "cosine"),
 }
 """Kind of an inspection -> what its values must hold."""
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """One measured run: the entry, and its tasks' scores by name."""
-
-    entry: Entry
-    scores: dict[str, Score]
-
-    @property
-    def model(self) -> str:
-        """The model's name."""
-        return str(self.entry.record["model"]["name"])
-
-    @property
-    def preset(self) -> str:
-        """The choice of conf/method that the method came from."""
-        return str(self.entry.record["config"]["method"]["preset"])
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The resolved settings."""
-        found: dict[str, Any] = self.entry.record["config"]
-        return found
 
 
 @dataclass(frozen=True)
@@ -72,9 +47,10 @@ class Bank:
 def read(records: Path, timings: Path) -> Bank:
     """Both folders; either may be empty or missing. Raises RecordsError that names a file that cannot be read."""
     lines = [line for path in sorted(records.glob("*.jsonl")) for line in read_lines(path)]
-    runs = [_run(record) for record in newest([record for record in lines if _is_run(record)])]
+    runs = [Run.of(record) for record in newest([record for record in lines if _is_run(record)])]
     inspections = [_inspection(path) for path in sorted(records.glob("inspect-*.json"))]
-    return Bank(runs, inspections, speed.read(sorted(timings.glob("decode-*.json"))))
+    timed = speed.read(sorted(timings.glob("decode-*.json")))
+    return Bank(runs, inspections, [*timed, *run_speed.timings([run.entry.record for run in runs])])
 
 
 def _is_run(record: Record) -> bool:
@@ -83,11 +59,6 @@ def _is_run(record: Record) -> bool:
     if record["schema"] != SCHEMA:
         raise RecordsError(f"record {record['identity']} has schema {record['schema']}, this code reads {SCHEMA}")
     return True
-
-
-def _run(record: Record) -> Run:
-    scores = record["metrics"].get("zero_shot") or {}
-    return Run(Entry.of(record), {task: Score.of(found) for task, found in scores.items()})
 
 
 def _inspection(path: Path) -> Record:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from analysis.bank import Run
 from analysis.records import Record
+from analysis.run import Run
 
 
 def described(runs: list[Run], texts: bool = True, tasks: tuple[str, ...] = ()) -> str:

@@ -5,17 +5,19 @@ The rows of the method table (:mod:`analysis.rows`) as a block of the report, an
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from analysis.bank import Bank, Run
+from analysis.bank import Bank
 from analysis.conditions import described
 from analysis.extras import share_at_llama2_7b
 from analysis.method_markdown import interval, percent
 from analysis.ratio_figure import draw
 from analysis.records import RecordsError
 from analysis.rows import REFERENCE, Count, Row, Rows, build
+from analysis.run import Run
 from analysis.tables.cells import Block, Cell
 from analysis.tables.group import every
 from analysis.tables.names import short_names
@@ -48,12 +50,17 @@ def results(bank: Bank) -> list[Result]:
 
 
 def _rows(runs: list[Run]) -> Rows | None:
-    """The method table's rows at the levels where magnitude loses on every text; None where there are none."""
-    measured = [run.entry for run in runs if run.entry.nll]
-    if not measured:
+    """The method table's rows on the texts that most runs have, at the levels where magnitude loses on all of them.
+
+    None where there are no such.
+    """
+    held = Counter(frozenset(run.entry.nll) for run in runs if run.entry.nll)
+    if not held:
         return None
-    texts = sorted(set.intersection(*(set(entry.nll) for entry in measured)))
-    entries = sorted((e.only(texts) for e in measured), key=lambda e: (e.label, e.asked, e.schedule))
+    common = max(held, key=lambda own: (held[own], len(own), sorted(own)))
+    texts = sorted(common)
+    measured = [run.entry.only(texts) for run in runs if set(texts) <= set(run.entry.nll)]
+    entries = sorted(measured, key=lambda e: (e.label, e.asked, e.schedule))
     targets = sorted({entry.asked for entry in entries if entry.label == REFERENCE})
     for start in range(len(targets)):  # a low level may lose nothing: no ratio to that
         try:

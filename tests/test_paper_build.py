@@ -90,8 +90,12 @@ def test_what_has_no_record_says_what_makes_it(tmp_path: Path) -> None:
     found = bank.read(Path(words[1]), Path(words[3]))
     drawn = {own.name: own for own in every.build(found)}
     assert [name for name, own in drawn.items() if own.figure is None] == ["figure1", "figure4", "figure5"]
-    assert all("--config-name figure" in drawn[f"figure{n}"].missing for n in (1, 3, 4, 5))
-    assert "panels a, b, d" in drawn["figure3"].missing
+    assert "--config-name figure4 -m model=llama2-7b" in drawn["figure4"].missing
+    assert "larosa.inspect error_curve model=smollm2-135m" in drawn["figure5"].missing
+    assert "larosa.inspect thresholds" in drawn["figure3"].missing
+    assert "d: `python run.py --config-dir sweeps --config-name figure3 -m conditions=smollm2-135m`" in (
+        drawn["figure3"].missing
+    )
     empty = bank.read(tmp_path / "nothing", tmp_path / "nothing")
     assert [own.name for own in every.build(empty) if own.figure is not None] == ["figure2"]
     assert (

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_records import Record, inspections, made, score, seven, write
+from made_records import Record, inspections, made, score, seven, timings, write
 
 from analysis import bank, build, paper
 from analysis.records import RecordsError
@@ -29,12 +29,12 @@ def block(table: Table, title: str) -> Block:
     return next(block for block in table.blocks if block.title == title)
 
 
-def rows(found: Block) -> list[dict[str, Cell]]:
+def rows_of(found: Block) -> list[dict[str, Cell]]:
     return [dict(zip(found.columns, own, strict=True)) for own in found.rows]
 
 
 def at(found: Block, level: str, method: str, column: str) -> Cell:
-    return next(own[column] for own in rows(found) if (own["level, %"].text, own["method"].text) == (level, method))
+    return next(own[column] for own in rows_of(found) if (own["level, %"].text, own["method"].text) == (level, method))
 
 
 def test_every_misprint_and_every_column_is_of_the_printed_tables() -> None:
@@ -115,7 +115,7 @@ def test_other_conditions_are_left_out_by_name(tmp_path: Path) -> None:
     found = tables(tmp_path, [*runs, again])
     assert found[2].left_out == ["llama3-8b: 1 record: an older measurement", "llama3-8b: 1 record: calibration tokens"]
     assert "Left out" in render.markdown(found[2])
-    varied = rows(block(found[7], "llama3-8b"))
+    varied = rows_of(block(found[7], "llama3-8b"))
     assert {own["calibration"].text for own in varied} >= {"wikitext2", "c4"}
 
 
@@ -139,7 +139,7 @@ def test_the_papers_count_and_schedule_come_first_in_printed_rows(tmp_path: Path
     nominal["metrics"]["measured_sparsity"]["wikitext2"]["byte_weighted_mean"] = 0.47
     nominal["identity"] += "-nominal"
     found = block(tables(tmp_path, [made("dense", 0.0), made("larosa", nats=2.0), nominal])[2], "llama3-8b")
-    own = [line for line in rows(found) if line["method"].text.startswith("larosa")]
+    own = [line for line in rows_of(found) if line["method"].text.startswith("larosa")]
     shown = [line for line in own if line["level, %"].text == "50"]
     assert [line["asked, %"].shown for line in shown] == ["50.0 (nominal)", "50.0"]
     assert shown[0]["in bytes, %"].shown == "47.0"
@@ -165,8 +165,9 @@ def test_searched_coefficients(tmp_path: Path) -> None:
         own = {"kind": "coefficients", "name": "constrained"}
         run["config"]["schedule"] |= own | {"coefficients": {"h1": a1, "h2": None, "h3": 0.8, "h4": None}}
         runs.append(run | {"identity": str(a1)})
-    found = tables(tmp_path, runs)
-    line = rows(found[11].blocks[0])[2]
+    others = [made("larosa", level, texts=("lambada",)) for level in (0.25, 0.4, 0.5, 0.6)]  # more cells, no search
+    found = tables(tmp_path, [*runs, *others])
+    line = rows_of(found[11].blocks[0])[2]
     assert line["model"].text == "llama3-8b"
     assert [line[f"alpha{i}, ours"].shown for i in (1, 2, 3, 4)] == ["0.90", "1.30", "0.80", "1.11"]
     assert line["settings tried"].text == "3"
@@ -179,7 +180,7 @@ def test_covariances_stand_in_table_8(tmp_path: Path) -> None:
     table = tables(tmp_path, runs, inspections())[8]
     assert "0.9876" in render.markdown(table)
     found = block(table, "smollm2-135m")
-    shown = {own["calibration"].text: own["cosine to the first set"].shown for own in rows(found)}
+    shown = {own["calibration"].text: own["cosine to the first set"].shown for own in rows_of(found)}
     assert shown["lambada"] == "0.9876"
     assert shown["wikitext2"] == "1.0000"
 
@@ -205,6 +206,33 @@ def test_other_tasks_are_shown_beside_the_seven(tmp_path: Path) -> None:
     found = tables(tmp_path, runs)
     assert at(block(found[14], "llama3-8b"), "50", "larosa", "lambada_openai, %").value == 75.0
     assert "lambada_openai" not in render.markdown(found[1])
+
+
+def test_timed_runs_stand_in_table_3(tmp_path: Path) -> None:
+    runs = [made("larosa", level, texts=()) for level in (0.25, 0.5)]
+    for run, level in zip(runs, ("25", "50"), strict=True):
+        rows = [row for row in timings((128,))["rows"] if row["kind"] == "dense" or row["name"] == f"top-k {level} %"]
+        own = [row if row["kind"] == "dense" else row | {"name": "larosa/paper"} for row in rows]
+        run["metrics"]["speed"] = {"backend": "triton", "gate": {"level 0": {}}, "rows": own, "summary": {}}
+    table = tables(tmp_path, [*runs, made("dense", 0.0)])[3]
+    found = block(table, "llama3-8b")
+    ours = [own for own in rows_of(found) if own["source"].text == "ours"]
+    assert [own["level, %"].text for own in ours] == ["0", "25", "50"]
+    assert [own["speed-up"].shown for own in ours] == ["1.00", "1.16", "1.48"]
+    assert ours[1]["method"].text.startswith("larosa/paper")
+    assert not found.folded
+
+
+def test_every_calibration_set_of_table_7_stands_with_its_boolq(tmp_path: Path) -> None:
+    runs = [
+        made("dense", 0.0, tasks=seven(0.7)),
+        *(made("larosa", calibration=c, tasks=seven(0.6)) for c in ("a", "b")),
+    ]
+    for run, first in ((runs[0], 10), (runs[1], 10), (runs[2], 0)):
+        right = seven(0.6)["boolq"][first:]
+        run["metrics"]["zero_shot"]["boolq"] = score("boolq", right, list(range(first, 100)), left_out=first)
+    found = rows_of(block(tables(tmp_path, runs)[7], "llama3-8b"))
+    assert {own["calibration"].text for own in found if own["Acc7, %, ours"].value is not None} == {"-", "a", "b"}
 
 
 def test_every_form_says_the_same(tmp_path: Path) -> None:

@@ -39,6 +39,14 @@ def inspected(record: Record) -> str:
     return "; ".join(part for part in parts if part) + "."
 
 
-def command(number: int, model: str) -> str:
-    """What makes a figure's records for a model."""
-    return f"python run.py --config-dir sweeps --config-name figure{number} -m model={model}"
+_INSPECT = {
+    "surface": "method=larosa/paper baseline=none",
+    "thresholds": "method=teal baseline=none sparsity=0.5",
+    "error_curve": "method=larosa/paper 'baseline=[teal,magnitude]'",
+    "covariance": "'texts=[lambada,hellaswag,gsm8k]'",
+}
+
+
+def inspection(kind: str, model: str) -> str:
+    """What makes an inspection of a model, where `analysis.build` finds it."""
+    return f"python -m larosa.inspect {kind} model={model} {_INSPECT[kind]} output=analysis/records"

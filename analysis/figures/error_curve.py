@@ -10,6 +10,9 @@ from analysis.records import Record
 from analysis.style import method_styles, plain
 from analysis.tables.names import short_names
 
+COINCIDE = 0.1
+"""Relative."""
+
 
 def draw(record: Record) -> Figure:
     """Theory as a grey dashed line, a line with markers a method."""
@@ -18,8 +21,11 @@ def draw(record: Record) -> Figure:
     levels = [100 * level for level in values["levels"]]
     figure, axes = plt.subplots(figsize=(6.0, 4.2), layout="constrained")
     axes.plot(levels, values["theory"], color="0.35", linestyle="--", label="theory (Gaussian)")
-    for name, (colour, mark) in method_styles(values["measured"]).items():
-        axes.plot(levels, values["measured"][name], color=colour, marker=mark, markersize=5, label=names[name])
+    for place, (name, (colour, mark)) in enumerate(method_styles(values["measured"]).items()):
+        axes.plot(  # lines that lie on each other stay apart: rings around the first one's marks
+            levels, values["measured"][name], color=colour, marker=mark, label=names[name], markersize=5 + 3 * place,
+            markerfacecolor=colour if place == 0 else "none", linewidth=1.6 if place == 0 else 1.0,
+        )  # fmt: skip
     axes.set(xlabel=f"level of {values['site']}, entries dropped [%]", ylabel="relative output error")
     axes.set_ylim(bottom=0)
     plain(axes)
@@ -27,11 +33,26 @@ def draw(record: Record) -> Figure:
     return figure
 
 
+def coinciding(record: Record) -> str:
+    """A sentence about the methods whose errors differ by less than COINCIDE at every level; empty without any."""
+    measured, names = record["values"]["measured"], short_names(record["values"]["measured"])
+    first, *others = measured
+    same = [
+        other
+        for other in others
+        if all(abs(b - a) <= COINCIDE * max(a, b) for a, b in zip(measured[first], measured[other], strict=True))
+    ]
+    if not same:
+        return ""
+    shown = ", ".join(names[own] for own in [first, *same])
+    return f" Within {100 * COINCIDE:g} % of each other at every level: {shown}."
+
+
 def drawn(record: Record, name: str) -> Drawn:
     """With its caption."""
     values = record["values"]
     caption = (
         f"Relative error (Euclidean norm) of what reads {values['site']} in layer {values['layer']}, by the share of "
-        f"entries dropped; theory: Top-K of Gaussian activations. {inspected(record)}"
+        f"entries dropped; theory: Top-K of Gaussian activations.{coinciding(record)} {inspected(record)}"
     )
     return Drawn(name, "Figure 5. Output error against level", caption, draw(record))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from analysis.bank import Bank
 from analysis.figures import diagram, error_curve, lengths, surface, thresholds
-from analysis.figures.drawn import Drawn, command
+from analysis.figures.drawn import Drawn, inspection
 from analysis.records import Record
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -29,7 +29,7 @@ def _inspected(bank: Bank, kind: str, number: int, title: str, drawn: Callable[[
     """The newest record of each model."""
     newest = {record["model"]: record for record in bank.inspected(kind)}
     if not newest:
-        missing = f"no record; what makes it: `{command(number, DEFAULT_MODEL)}`"
+        missing = f"no record; what makes it: `{inspection(kind, DEFAULT_MODEL)}`"
         return [Drawn(f"figure{number}", title, "", None, missing)]
     return [drawn(record, _name(number, model, list(newest))) for model, record in newest.items()]
 

@@ -9,14 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.bank import Bank
-from analysis.figures.drawn import Drawn, command
+from analysis.figures.drawn import Drawn
 from analysis.speed import EXTRAS, RULES, Cell, cells, machine
 from analysis.style import LINE_STYLES, SPARE, level_colours, method_styles, plain
+from analysis.tables.cells import command
 
 LEVEL = 0.5
 Colour = str | tuple[float, float, float, float]
 _METHODS = {("top-k", "none"): "magnitude", ("limits", "none"): "teal", ("top-k", "adapter"): "larosa"}
-"""Rule and extras -> the method whose step this is, for its colour."""
+"""Rule and extras of the benchmark -> the method whose step this is, for its colour; timed runs name theirs."""
 
 
 def timed(bank: Bank, rule: str | None = None) -> dict[str, list[Cell]]:
@@ -60,8 +61,9 @@ def _styles(lines: dict[str, list[Cell]]) -> dict[str, tuple[Colour, str]]:
     taken: set[str] = set()
     spare = cycle([style for style in SPARE if style[0] != "#F0E442"])  # too pale for a line
     for label, own in lines.items():
-        method = _METHODS.get((own[0].rule, own[0].record["extras"]), "")
-        found[label] = method_styles([method])[method] if method and method not in taken else next(spare)
+        extras = str(own[0].record["extras"])
+        method = _METHODS.get((own[0].rule, extras), extras.partition(", ")[0])
+        found[label] = method_styles([method])[method] if method not in taken else next(spare)
         taken.add(method)
     return found
 
@@ -84,7 +86,7 @@ def drawn(bank: Bank) -> Drawn:
     """Figure 4, or what it lacks."""
     title, lines = f"Figure 4. Speed-up at {100 * LEVEL:g} % against output length", timed(bank)
     if not lines:
-        missing = "no timing has two output lengths at 50 %; what makes them: `" + command(4, "llama2-7b") + "`"
+        missing = "no timing has two output lengths at 50 %; what makes them: `" + command("figure4", "llama2-7b") + "`"
         return Drawn("figure4", title, "", None, missing)
     records = list({id(cell.record): cell.record for own in lines.values() for cell in own}.values())
     caption = (

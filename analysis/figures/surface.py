@@ -44,11 +44,15 @@ def _surface(panel: Any, height: np.ndarray[Any, Any], values: dict[str, Any], t
     panel.tick_params(labelsize=8)
 
 
+def _pooled(values: dict[str, Any]) -> str:
+    return f"; a point is {values['pooling']}" if values.get("pooling") else ""
+
+
 def drawn(record: Record, name: str) -> Drawn:
     """With its caption."""
     values = record["values"]
     caption = (
         f"Magnitudes of {values['site']} in layer {values['layer']} over tokens and channels, before and after a "
-        f"change of basis, on one scale. {inspected(record)}"
+        f"change of basis, on one scale{_pooled(values)}. {inspected(record)}"
     )
     return Drawn(name, "Figure 1. Activations before and after rotation", caption, draw(record))

@@ -6,16 +6,18 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.bank import Bank, Run
+from analysis.bank import Bank
 from analysis.conditions import described
 from analysis.figures import lengths
-from analysis.figures.drawn import Drawn, command, inspected
+from analysis.figures.drawn import Drawn, inspected, inspection
 from analysis.realised import Realised, draw_on, of
 from analysis.records import Record
+from analysis.run import Run
 from analysis.speed import Cell as Timed
 from analysis.speed import machine
 from analysis.style import SITE_STYLE, level_colours, plain
 from analysis.tables import match
+from analysis.tables.cells import command
 from analysis.tables.group import choose
 
 LEVEL = 0.5
@@ -29,6 +31,12 @@ def draw(record: Record | None, cells: list[Realised], timed: dict[str, list[Tim
     lower = [figure.add_subplot(grid[1, 4 * place : 4 * place + 4]) for place in range(3)]
     for place, (axes, site) in enumerate(zip(upper, SITE_STYLE, strict=True)):
         _calibrated(axes, record, site, first=place == 0)
+    handles, labels = upper[-1].get_legend_handles_labels()
+    if handles:
+        upper[-1].legend(
+            handles[::-1], labels[::-1], title="level", fontsize=8, frameon=False, bbox_to_anchor=(1.01, 1),
+            loc="upper left",
+        )  # fmt: skip
     _needed(lower[0], record)
     _realised(lower[1], cells)
     _lengths(lower[2], timed)
@@ -59,7 +67,6 @@ def _calibrated(axes: Axes, record: Record | None, site: str, first: bool) -> No
     plain(axes)
     if first:
         axes.set_ylabel("calibrated limit (magnitude)")
-        axes.legend(title="level", fontsize=7, title_fontsize=8, frameon=False, loc="upper left")
 
 
 def _needed(axes: Axes, record: Record | None) -> None:
@@ -115,8 +122,10 @@ def drawn(bank: Bank, model: str, name: str) -> Drawn:
     runs = realising(choose([run for run in bank.runs if run.model == model], texts=True, tasks=()).runs)
     cells = of(run.entry.record for run in runs)
     timed = lengths.timed(bank, "limits")
-    absent = [text for text, there in (("a, b", record), ("c", cells), ("d", timed)) if not there]
-    missing = f"panels {', '.join(absent)}: no record; what makes them: `{command(3, model)}`" if absent else ""
+    absent = [("a and b", inspection("thresholds", model))] if record is None else []
+    absent += [] if cells else [("c", command("figure3", model))]
+    absent += [] if timed else [("d", command("figure3", model))]
+    missing = "; ".join(f"{panel}: `{words}`" for panel, words in absent)
     shown = [f"(a), (b): {inspected(record)}"] if record is not None else []
     shown += [f"(c): {described(runs)}"] if runs else []
     own = list({id(cell.record): cell.record for line in timed.values() for cell in line}.values())

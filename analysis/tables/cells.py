@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from analysis import paper
+
+_TIMED = ("table03", "figure4")
 MISSING = "missing"
 """What stands in a cell that no record fills."""
 
@@ -82,6 +85,10 @@ class Footnotes:
         return self.texts.index(text) + 1
 
 
-def command(table: str, model: str) -> str:
-    """What fills a table's cells of a model; records are then made short and the tables built again."""
-    return f"python run.py --config-dir sweeps --config-name {table} -m model={model}"
+def command(sweep: str, model: str) -> str:
+    """What fills a table's cells of a model; records are then made short and the tables built again.
+
+    A model that the paper has not brings its own conditions along (sweeps/conditions), but not where only time counts.
+    """
+    group = "model" if model in paper.models() or sweep in _TIMED else "conditions"
+    return f"python run.py --config-dir sweeps --config-name {sweep} -m {group}={model}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from analysis import paper
-from analysis.bank import Bank, Run
+from analysis.bank import Bank
 from analysis.conditions import described
+from analysis.run import Run
 from analysis.tables import match
 from analysis.tables.cells import MISSING, Block, Cell, Footnotes, Missing, Table, command
 from analysis.tables.flops import Shape
-from analysis.tables.group import choose
+from analysis.tables.group import every
 
 NUMBER = 11
 LEAST = 3
@@ -31,7 +32,7 @@ def build(bank: Bank, shapes: dict[str, Shape]) -> Table:
     for name in dict.fromkeys([*rows, *bank.models]):
         row, shape = rows.get(name, {}), shapes.get(name)
         own = [run for run in bank.runs if run.model == name]
-        tried = _tried(choose(own, texts=True, tasks=()).runs)
+        tried = max((_tried(group.runs) for group in every(_searched(own), texts=True, tasks=())), key=len, default=[])
         marks = dict(paper.notes(NUMBER, row)) if row else {}
         line = [Cell(name)]
         for key in (*_NAMES, "M_printed"):
@@ -55,13 +56,19 @@ def _of_shape(row: dict[str, str], shape: Shape | None) -> list[Cell]:
     return [Cell(value=ratio, digits=4), Cell(value=(2 + ratio - 2 * float(row["alpha3"])) / ratio)]
 
 
+def _searched(runs: list[Run]) -> list[Run]:
+    """The runs of LaRoSA whose coefficients meet the constraints."""
+    own = [(run, match.alphas(run)) for run in runs if run.preset == _PRESET]
+    return [run for run, found in own if found is not None and abs(3 * found[0] + found[1] - 4) < 0.01]
+
+
 def _tried(runs: list[Run]) -> list[Run]:
-    """The runs of the level at which most settings were tried; none where that are fewer than LEAST."""
-    by_level: dict[float, dict[tuple[float, ...], Run]] = {}
+    """The runs of the level and texts at which most settings were tried; none where that are fewer than LEAST."""
+    by_level: dict[tuple[float, frozenset[str]], dict[tuple[float, ...], Run]] = {}
     for run in runs:
-        found = match.alphas(run) if run.preset == _PRESET else None
-        if found is not None and abs(3 * found[0] + found[1] - 4) < 0.01:
-            by_level.setdefault(run.entry.asked, {})[found] = run
+        found = match.alphas(run)
+        if found is not None:
+            by_level.setdefault((run.entry.asked, frozenset(run.entry.nll)), {})[found] = run
     most = max(by_level.values(), key=len, default={})
     return list(most.values()) if len(most) >= LEAST else []
 
@@ -69,7 +76,7 @@ def _tried(runs: list[Run]) -> list[Run]:
 def _ours(tried: list[Run]) -> list[Cell]:
     if not tried:
         return [*[Cell(MISSING)] * len(_NAMES), Cell(), Cell()]
-    best = min(tried, key=lambda run: (match.mean_perplexity(run), run.entry.identity))
+    best = min(tried, key=lambda run: (match.mean_perplexity(run, set(run.entry.nll)), run.entry.identity))
     found = match.alphas(best)
     assert found is not None  # _tried asked
     return [*(Cell(value=alpha) for alpha in found), Cell(f"{100 * best.entry.asked:g}"), Cell(str(len(tried)))]

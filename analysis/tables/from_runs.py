@@ -5,13 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from analysis import paper
-from analysis.bank import Bank, Run
+from analysis.bank import Bank
 from analysis.conditions import described
 from analysis.paper import Printed
+from analysis.run import Run
 from analysis.tables import match
 from analysis.tables.cells import MISSING, Block, Cell, Footnotes, Missing, Table, command
 from analysis.tables.group import choose
-from analysis.tables.lines import Line, ordered, own_levels, own_lines, printed_lines, settings, unreachable
+from analysis.tables.lines import (
+    Line,
+    ordered,
+    own_levels,
+    own_lines,
+    printed_lines,
+    setting,
+    settings,
+    unreachable,
+    useful,
+)
 from analysis.tables.marks import best_lines
 from analysis.tables.measure import Context, flops_cell, measured
 from analysis.tables.names import short_names, short_schedule
@@ -52,8 +63,12 @@ def build(spec: Spec, bank: Bank, context: Context) -> Table:
     models = []
     own = [model for model in bank.models if spec.own_models and model not in paper.models()]
     for name in dict.fromkeys([*(row["model"] for row in rows), *own]):
-        runs = [run for run in bank.runs if run.model == name]
-        group = choose(runs, spec.perplexity, (*spec.tasks, *_more_tasks(spec, runs)), spec.free)
+        levels = [] if spec.any_level and name not in paper.models() else targets
+        runs = useful(spec, rows, levels, [run for run in bank.runs if run.model == name])
+        group = choose(
+            runs, spec.perplexity, (*spec.tasks, *_more_tasks(spec, runs)), spec.free,
+            lambda run: (setting(spec, run), round(20 * run.entry.asked)),
+        )  # fmt: skip
         left_out += [f"{name}: {reason}" for reason in group.left_out]
         models.append(_model(spec, name, rows, targets, group.runs))
     shown = [model for model in models if model.measured]

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from analysis.bank import Run
+from analysis.run import Run
 
 Facets = dict[str, Any]
+RowOf = Callable[[Run], Hashable]
+"""What row of a table a run stands in, its level included."""
 CALIBRATION = "calibration tokens"
 
 
@@ -27,10 +29,17 @@ class Group:
     left_out: list[str]
 
 
-def choose(runs: list[Run], texts: bool, tasks: tuple[str, ...], free: tuple[str, ...] = ()) -> Group:
+def _row(run: Run) -> Hashable:
+    """Method and level in steps of 5 %, whatever the schedule."""
+    return run.entry.label, round(20 * run.entry.asked)
+
+
+def choose(
+    runs: list[Run], texts: bool, tasks: tuple[str, ...], free: tuple[str, ...] = (), row: RowOf = _row
+) -> Group:
     """The largest group of one model's runs that were measured on a text (if `texts`) or on one of `tasks`.
 
-    `free` names conditions that the table varies.
+    `free` names conditions that the table varies. The largest is that of most different rows.
     """
     useful = [run for run in runs if (texts and run.entry.nll) or set(tasks) & set(run.scores)]
     useful.sort(key=lambda run: (run.entry.record["created"], run.entry.identity), reverse=True)
@@ -38,7 +47,7 @@ def choose(runs: list[Run], texts: bool, tasks: tuple[str, ...], free: tuple[str
     facets = {run.entry.identity: _facets(run, texts, tasks, free) for run in useful}
     anchors = list({repr(sorted(facets[run.entry.identity].items())): run for run in sparse or useful}.values())
     found = [_grown(anchor, sparse, facets) for anchor in anchors]
-    members, held = max(found, key=lambda grown: (_cells(grown[0]), len(grown[1])), default=([], {}))
+    members, held = max(found, key=lambda grown: (len(set(map(row, grown[0]))), len(grown[1])), default=([], {}))
     dense = _fitted([run for run in useful if run not in sparse], members, facets, held)
     members = _newest([*([dense] if dense else []), *members])
     kept = {run.entry.identity for run in members}
@@ -57,16 +66,11 @@ def every(runs: list[Run], texts: bool, tasks: tuple[str, ...]) -> Iterator[Grou
         left = [run for run in left if run.entry.identity not in taken]
 
 
-def _cells(runs: list[Run]) -> int:
-    """Methods and levels, in steps of 5 %, whatever their schedule."""
-    return len({(run.entry.label, round(20 * run.entry.asked)) for run in runs})
-
-
 def _facets(run: Run, texts: bool, tasks: tuple[str, ...], free: tuple[str, ...]) -> Facets:
     """Condition -> value."""
     record, config = run.entry.record, run.config
     weights = {key: value for key, value in record["model"].items() if key not in ("device", "name")}
-    found: Facets = {"meaning": record["meaning"], "weights or dtype": sorted(map(str, weights.items()))}
+    found: Facets = {"meaning": record["meaning"], "weights or dtype": str(sorted(map(str, weights.items())))}
     if record["model"]["source"] == "random":
         found["seed of the weights"] = config["seed"]
     for text in run.entry.nll if texts else ():
@@ -74,7 +78,9 @@ def _facets(run: Run, texts: bool, tasks: tuple[str, ...], free: tuple[str, ...]
         found[f"tokens of {text}"] = (record["data"]["texts"][text]["sha256"], block)
     for task in sorted(set(tasks) & set(run.scores)):
         score = run.scores[task]
-        examples = hashlib.sha256(score.ids.tobytes()).hexdigest() if len(score.ids) else score.examples
+        examples = hashlib.sha256(score.ids.tobytes()).hexdigest() if len(score.ids) else str(score.examples)
+        if CALIBRATION in free:  # BoolQ leaves out what was calibrated on
+            examples = ""
         found[f"examples of {task}"] = (score.metric, score.asked, examples)
     if run.entry.family != "dense":
         found["token policy"] = str(config["tokens"])
@@ -101,7 +107,7 @@ def _fitted(dense: list[Run], members: list[Run], facets: dict[str, Facets], hel
     """The dense run that covers most of the group, its scores on the group's examples; None if none fits."""
     bound = _loose(held)
     fitting = [run for run in dense if _differing(_loose(facets[run.entry.identity]), bound) is None]
-    best = max(fitting, key=lambda run: len(set(facets[run.entry.identity]) & set(held)), default=None)
+    best = max(fitting, key=lambda run: len(facets[run.entry.identity].items() & held.items()), default=None)
     if best is None:
         return None
     scores = {}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from analysis.bank import Run
 from analysis.paper import Printed
+from analysis.run import Run
 from analysis.tables import match
 from analysis.tables.flops import mlp_share
 from analysis.tables.spec import Spec
@@ -67,28 +67,40 @@ def own_levels(runs: list[Run]) -> list[float]:
 
 def own_lines(spec: Spec, targets: list[float], runs: list[Run], printed: list[Line]) -> list[Line]:
     """Runs whose setting no printed line holds at their level, the best of each setting and level."""
-    taken = {(line.target, _setting(spec, line.run)) for line in printed if line.run is not None}
+    taken = {(line.target, setting(spec, line.run)) for line in printed if line.run is not None}
     by_setting: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        if run.entry.family != "dense" and (not spec.own or run.preset in spec.own) and _fits_columns(spec, run):
-            by_setting.setdefault(_setting(spec, run), []).append(run)
+        if run.entry.family != "dense" and _is_own(spec, run):
+            by_setting.setdefault(setting(spec, run), []).append(run)
     found = []
-    for setting, own in sorted(by_setting.items()):
+    for named, own in sorted(by_setting.items()):
         for target in targets:
             best = match.at(own, target)
-            if best is not None and (target, setting) not in taken:
+            if best is not None and (target, named) not in taken:
                 keys = {key: match.KEYS[key](best) for key in spec.keys if key != "sparsity"}
                 found.append(Line(target, keys, None, best))
     return found
 
 
-def _setting(spec: Spec, run: Run) -> tuple[str, ...]:
+def setting(spec: Spec, run: Run) -> tuple[str, ...]:
+    """What tells a run's row from others of its level."""
     keys = [match.KEYS[key](run) for key in spec.keys if key not in ("sparsity", "method")]
     return run.entry.label, match.count(run), *keys
 
 
-def _fits_columns(spec: Spec, run: Run) -> bool:
-    return "rotation" not in spec.keys or bool(match.rotation(run))
+def _is_own(spec: Spec, run: Run) -> bool:
+    """Whether a run may have a row that is not printed."""
+    return (not spec.own or run.preset in spec.own) and ("rotation" not in spec.keys or bool(match.rotation(run)))
+
+
+def useful(spec: Spec, rows: list[Printed], targets: list[float], runs: list[Run]) -> list[Run]:
+    """The runs that some row of the table could hold; `targets` empty means any level."""
+    return [
+        run
+        for run in runs
+        if (_is_own(spec, run) or any(match.fits(run, row, spec.keys) for row in rows))
+        and (not targets or any(match.stands(run, t) or abs(run.entry.asked - t) < 1e-9 for t in targets))
+    ]
 
 
 def unreachable(spec: Spec, targets: list[float], runs: list[Run], lines: list[Line]) -> list[Line]:

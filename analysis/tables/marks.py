@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from analysis.bank import Run
 from analysis.outcomes import SEVEN
 from analysis.paired import accuracies_differ, perplexities_differ
+from analysis.run import Run
 from analysis.tables import match
 from analysis.tables.cells import Cell
 from analysis.tables.lines import Line

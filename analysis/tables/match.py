@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from analysis.bank import Run
 from analysis.paper import Printed
 from analysis.rows import TOLERANCE
+from analysis.run import Run
 
 _PRESETS = {
     "dense": "dense",
@@ -141,14 +141,16 @@ def stands(run: Run, target: float) -> bool:
 def at(runs: list[Run], target: float, printed: bool = False) -> Run | None:
     """The run that stands for a level: one that is there before one that was only asked for it.
 
-    For a printed row the paper's count and schedules come first. Otherwise the smallest perplexity, mean over texts.
+    For a printed row the paper's count and schedules come first. Otherwise the smallest perplexity, mean over the
+    texts that all of them have.
     """
     near = [run for run in runs if stands(run, target)]
     asked = [run for run in runs if abs(run.entry.asked - target) <= _ROUNDING]
     found = near or asked
+    texts = set.intersection(*(set(run.entry.nll) for run in found)) if found else set()
     if printed:
-        return min(found, key=lambda run: (count(run) != "nominal", _preferred(run), *_rank(run)), default=None)
-    return min(found, key=_rank, default=None)
+        return min(found, key=lambda run: (count(run) != "nominal", _preferred(run), *_rank(run, texts)), default=None)
+    return min(found, key=lambda run: _rank(run, texts), default=None)
 
 
 def _preferred(run: Run) -> int:
@@ -156,11 +158,11 @@ def _preferred(run: Run) -> int:
     return _SCHEDULES.index(name) if name in _SCHEDULES else len(_SCHEDULES)
 
 
-def _rank(run: Run) -> tuple[float, int, str]:
-    return mean_perplexity(run), _preferred(run), run.entry.identity
+def _rank(run: Run, texts: set[str]) -> tuple[float, int, str]:
+    return mean_perplexity(run, texts), _preferred(run), run.entry.identity
 
 
-def mean_perplexity(run: Run) -> float:
-    """Over texts; infinite for a run without any."""
-    found = run.entry.record["metrics"]["perplexity"].values()
-    return sum(own["perplexity"] for own in found) / len(found) if found else float("inf")
+def mean_perplexity(run: Run, texts: set[str]) -> float:
+    """Over some texts that the run has; infinite without any."""
+    found = [run.entry.record["metrics"]["perplexity"][text]["perplexity"] for text in sorted(texts)]
+    return sum(found) / len(found) if found else float("inf")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.bank import Run
 from analysis.outcomes import SEVEN
 from analysis.records import Record
+from analysis.run import Run
 from analysis.tables.cells import MISSING, Cell
 from analysis.tables.flops import Shape, adapters, tflops
 from analysis.tables.match import rotation
