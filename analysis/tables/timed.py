@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from analysis import paper
 from analysis.bank import Bank
+from analysis.conditions import every
 from analysis.paper import Printed
 from analysis.speed import Cell as Timed
 from analysis.speed import best_dense, cells, machine
@@ -30,7 +31,8 @@ def build(bank: Bank) -> Table:
         own = [cell for cell in timed if cell.record["model"] == name]
         printed = [_printed(row, notes) for row in rows if row["model"] == name]
         records = [record for record in bank.timings if record["model"] == name]
-        caption = f"Measured on {machine(records)}." if records else ""
+        commits = every(str(record["commit"])[:12] + " (changed)" * bool(record.get("dirty")) for record in records)
+        caption = f"Measured on {machine(records)}, commit {commits}." if records else ""
         blocks.append(Block(name, _COLUMNS, [*_ours(own), *printed], caption, folded=not own))
         if not own:
             missing.append(Missing(name, len(printed), command(f"table{NUMBER:02d}", name)))
