@@ -1,1 +1,1 @@
-"""From records to tables and figures. Reads result.json only; imports neither torch nor larosa."""
+"""From records to tables, figures and one report. Reads records alone; imports neither torch nor larosa."""

@@ -2,8 +2,9 @@
 
     python -m analysis.compact RUNS_DIR OUT.jsonl
 
-Lists per layer become means over layers; paths of the machine are cut to the file's name. Of one identity the newest
-record stays, those that OUT.jsonl holds already counted in. RUNS_DIR may be a `.jsonl` file of compact records.
+Lists per layer become means over layers, outcomes of examples one character each (:mod:`analysis.outcomes`); paths of
+the machine are cut to the file's name. Of one identity the newest record stays, those that OUT.jsonl holds already
+counted in. RUNS_DIR may be a `.jsonl` file of compact records.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from analysis.outcomes import compact_score
 from analysis.records import Record, RecordsError, read_lines, write_atomically
 
 LIMIT_BYTES = 2**20
@@ -54,13 +56,15 @@ def _metrics(metrics: dict[str, Any]) -> dict[str, Any]:
         "accounting": accounting | {"level_planned": _over_layers(accounting["level_planned"])},
         "invariance": metrics["invariance"],
         "errors": {} if layer_error is None else {"layer_error_mean": _mean(layer_error)},
-        "zero_shot": metrics["zero_shot"],
+        "zero_shot": {task: compact_score(found) for task, found in metrics["zero_shot"].items()},
+        **({"speed": metrics["speed"]} if "speed" in metrics else {}),
     }
 
 
 def _measured(found: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in found.items() if key.startswith("byte_weighted_") or key == "sparse_tokens"}
-    return kept | {"level_mean": _over_layers(found["level_mean"])}
+    levels = (key for key in ("level_mean", "level_std_over_tokens") if key in found)
+    return kept | {key: _over_layers(found[key]) for key in levels}
 
 
 def _over_layers(sites: dict[str, Any]) -> dict[str, float]:

@@ -6,7 +6,7 @@ from itertools import cycle
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator
 
 from analysis.records import Entry
 from analysis.rows import REFERENCE, Rows
@@ -41,8 +41,9 @@ def draw(rows: Rows) -> Figure:
                 *zip(*points, strict=True), color=colour, marker=marker, linestyle=line, markersize=5, label=label
             )
         axes.set(title=text, xlabel="byte-weighted level realised, %", yscale="log")
-        axes.yaxis.set_major_formatter(LogFormatter())
-        axes.yaxis.set_minor_formatter(LogFormatter())
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel("increase in perplexity over dense (log scale)")
     handles, labels = panels[0][0].get_legend_handles_labels()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import numpy as np
 
 from analysis.bars import RATIO_A, Gain, Verdict, gains, verdicts
 from analysis.bootstrap import Estimate
+from analysis.conditions import commit, device, every, policy
 from analysis.extras import adapter_share, share_at_llama2_7b
 from analysis.records import Entry
 from analysis.rows import Count, Row, Rows
@@ -51,36 +49,15 @@ def caption(rows: Rows) -> str:
     texts = ", ".join(f"{name} ({dense['data']['texts'][name]['tokens']})" for name in rows.texts)
     perplexity = ", ".join(f"{name} {dense['metrics']['perplexity'][name]['perplexity']:.2f}" for name in rows.texts)
     days = sorted({record["created"][:10] for record in records})
-    versions = [f"{name} {_all(r['versions'].get(name, '-') for r in records)}" for name in ("torch", "transformers")]
+    versions = [f"{name} {every(r['versions'].get(name, '-') for r in records)}" for name in ("torch", "transformers")]
     return (
         f"{config['model']['name']}, {config['model']['dtype']}. Calibrated on {calibration.get('tokens')} tokens of "
         f"{calibration.get('text')}; perplexity on texts (tokens) {texts}, blocks of {size['length']}; tokens made "
-        f"sparse: {_policy(sparse['config']['tokens'])}; seed {_all(r['config']['seed'] for r in records)}. Measured "
-        f"on {_all(_device(r) for r in records)}, {' to '.join(dict.fromkeys((days[0], days[-1])))}, "
-        f"{', '.join(versions)}, commit {_all(_commit(r) for r in records)}. Dense perplexity: {perplexity}.\n\n"
+        f"sparse: {policy(sparse['config']['tokens'])}; seed {every(r['config']['seed'] for r in records)}. Measured "
+        f"on {every(device(r) for r in records)}, {' to '.join(dict.fromkeys((days[0], days[-1])))}, "
+        f"{', '.join(versions)}, commit {every(commit(r) for r in records)}. Dense perplexity: {perplexity}.\n\n"
         + _READING.format(percent(rows.tolerance, 2))
     )
-
-
-def _all(values: Iterable[Any]) -> str:
-    return ", ".join(sorted({str(value) for value in values}))
-
-
-def _policy(tokens: dict[str, Any]) -> str:
-    detail = {"skip_first_n": f" (n = {tokens['n']})", "last_fraction": f" ({tokens['fraction']})"}
-    return str(tokens["kind"]) + detail.get(tokens["kind"], "")
-
-
-def _device(record: dict[str, Any]) -> str:
-    gpus = record["hardware"]["gpus"]
-    if not record["device"].startswith("cuda") or not gpus:
-        return str(record["hardware"]["processor"])
-    return str(gpus[0]["name"] if isinstance(gpus[0], dict) else gpus[0])  # older records hold the names alone
-
-
-def _commit(record: dict[str, Any]) -> str:
-    git = record["git"]
-    return (git["commit"] or "not recorded")[:12] + (" (changed)" if git["dirty"] else "")
 
 
 def _table(rows: Rows, target: float) -> str:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 from analysis.records import RecordsError
 
 
 def marker(name: str) -> tuple[str, str]:
     """The lines before and behind a table."""
     return f"<!-- table: {name} -->", f"<!-- end table: {name} -->"
+
+
+def names(readme: str) -> list[str]:
+    """The tables that a README has markers for, in their order."""
+    return re.findall(r"^<!-- table: (\S+) -->$", readme, flags=re.MULTILINE)
 
 
 def inserted(readme: str, name: str, table: str, file: str) -> str:

@@ -13,13 +13,15 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.records import RecordsError, write_atomically
+from analysis.records import Record, RecordsError, write_atomically
 from analysis.style import method_styles, png
 
 
@@ -40,20 +42,24 @@ class Realised:
 
 def read(paths: list[Path]) -> list[Realised]:
     """A line for every method, level asked and text; of several schedules the first record. Raises RecordsError."""
-    found: dict[tuple[str, float, str], Realised] = {}
-    for path in paths:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            if "measured_sparsity" not in record.get("metrics", {}):
-                continue
-            label, asked = record["label"], float(record["metrics"]["accounting"]["level_asked"])
-            rule = record["config"]["method"].get("rule", "top_k")
-            for text, own in record["metrics"]["measured_sparsity"].items():
-                spread = (own["byte_weighted_std_over_tokens"], own["byte_weighted_min"], own["byte_weighted_max"])
-                cell = Realised(label, rule, asked, text, own["byte_weighted_mean"], *spread, int(own["sparse_tokens"]))
-                found.setdefault((label, asked, text), cell)
+    found = of(json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines())
     if not found:
         raise RecordsError("no record tells what sparsity was measured: expected lines of analysis.compact")
+    return found
+
+
+def of(records: Iterable[Record]) -> list[Realised]:
+    """The same of records in memory; none of those that measured no sparsity."""
+    found: dict[tuple[str, float, str], Realised] = {}
+    for record in records:
+        if "measured_sparsity" not in record.get("metrics", {}):
+            continue
+        label, asked = record["label"], float(record["metrics"]["accounting"]["level_asked"])
+        rule = record["config"]["method"].get("rule", "top_k")
+        for text, own in record["metrics"]["measured_sparsity"].items():
+            spread = (own["byte_weighted_std_over_tokens"], own["byte_weighted_min"], own["byte_weighted_max"])
+            cell = Realised(label, rule, asked, text, own["byte_weighted_mean"], *spread, int(own["sparse_tokens"]))
+            found.setdefault((label, asked, text), cell)
     return sorted(found.values(), key=lambda cell: (cell.method, cell.asked, cell.text))
 
 
@@ -88,10 +94,18 @@ def csv_text(cells: list[Realised]) -> str:
 
 def draw(cells: list[Realised], level: float) -> Figure:
     """Mean with one standard deviation over tokens, thin lines to the extremes; texts side by side."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    draw_on(axes, cells, level)
+    axes.set_title("Realised sparsity: mean, standard deviation and extremes over tokens", fontsize=10)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
+    return figure
+
+
+def draw_on(axes: Axes, cells: list[Realised], level: float) -> None:
+    """The same into given axes, without title and legend."""
     own = [cell for cell in cells if abs(cell.asked - level) < 1e-9]
     methods, texts = list(dict.fromkeys(cell.method for cell in own)), sorted({cell.text for cell in own})
     styles = method_styles(methods)
-    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     for place, method in enumerate(methods):
         mine = [cell for cell in own if cell.method == method]
         x = [texts.index(cell.text) + 0.8 * (place + 0.5) / len(methods) - 0.4 for cell in mine]
@@ -102,9 +116,6 @@ def draw(cells: list[Realised], level: float) -> Figure:
     axes.axhline(100 * level, color="#666666", linewidth=0.8)
     axes.set_xticks(range(len(texts)), texts)
     axes.set_ylabel("byte-weighted sparsity of a token [%]")
-    axes.set_title("Realised sparsity: mean, standard deviation and extremes over tokens", fontsize=10)
-    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
-    return figure
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -84,7 +84,9 @@ class Entry:
 
     @property
     def level(self) -> float:
-        """The realised byte-weighted level, mean over texts."""
+        """The byte-weighted level: realised, mean over texts; of a record without texts, planned."""
+        if not self.realised:
+            return float(self.record["metrics"]["accounting"]["level_byte_weighted"])
         return float(np.mean(list(self.realised.values())))
 
     def only(self, texts: list[str]) -> Entry:

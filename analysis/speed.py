@@ -133,17 +133,21 @@ def _cell(cell: Cell) -> str:
     return f"{cell.tokens_per_s:.0f} ({cell.speedup:.2f}x of {cell.ideal:.2f}x)"
 
 
-def _conditions(records: list[Record]) -> str:
+def machine(records: list[Record]) -> str:
+    """GPU, precision, weights, versions and dates that the records share."""
     gpus = _all(record["device"] for record in records)
     versions = _all(f"torch {r['versions']['torch']}, Triton {r['versions']['triton']}" for r in records)
-    selection = [us for r in records for own in r["selection_us"].values() for us in own.values()]
     made = f"{_all(r['weights'] for r in records)} weights at the true shapes; {versions}"
     when = f"driver {_all(r['driver'] for r in records)}, {_all(r['date'][:10] for r in records)}"
-    conditions = f"{gpus}, {_all(r['dtype'] for r in records)}, batch 1, {made}, {when}"
+    return f"{gpus}, {_all(r['dtype'] for r in records)}, batch 1, {made}, {when}"
+
+
+def _conditions(records: list[Record]) -> str:
+    selection = [us for r in records for own in r["selection_us"].values() for us in own.values()]
     text = (
-        f"Tokens a second on {conditions}. `dense` is the fastest of cuBLAS in three layouts and of these kernels, in "
-        "the same process; in brackets the speed-up over it, and what the bytes would allow. The gate was green before "
-        "every time."
+        f"Tokens a second on {machine(records)}. `dense` is the fastest of cuBLAS in three layouts and of these "
+        "kernels, in the same process; in brackets the speed-up over it, and what the bytes would allow. The gate was "
+        "green before every time."
     )
     if selection:
         text += f" One exact selection costs {min(selection):.1f} to {max(selection):.1f} us."

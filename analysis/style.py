@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 LineStyle = Literal["-", "--", "-.", ":"]
@@ -23,8 +24,15 @@ METHOD_STYLE: dict[str, tuple[str, str]] = {
     "cats": ("#CC79A7", "v"),
     "wina": ("#56B4E9", "P"),
     "r_sparse": ("#D55E00", "X"),
+    "larosa/paper": ("#0072B2", "D"),
+    "larosa/tuned": ("#AA4499", "d"),
+    "larosa/blocks": ("#332288", ">"),
+    "larosa/output_aware": ("#117733", "<"),
+    "larosa/official": ("#882255", "h"),
+    "larosa/learned": ("#999933", "p"),
+    "wina/transform": ("#44AA99", "8"),
 }
-"""Method family (before the slash of a preset) -> colour, marker."""
+"""Preset, or method family (before its slash), -> colour, marker."""
 
 SITE_STYLE: dict[str, tuple[str, LineStyle, str]] = {
     "h1": ("#0072B2", "-", "attention input (q, k, v)"),
@@ -35,8 +43,8 @@ SITE_STYLE: dict[str, tuple[str, LineStyle, str]] = {
 
 
 SPARE = [
-    ("#D55E00", "X"), ("#F0E442", "P"), ("#882255", "h"), ("#117733", "<"),
-    ("#332288", ">"), ("#AA4499", "d"), ("#999933", "p"), ("#661100", "H"), ("#44AA99", "8"), ("#000000", "x"),
+    ("#661100", "H"), ("#6699CC", "<"), ("#000000", "x"), ("#F0E442", "P"), ("#DDAA33", "*"), ("#EE6677", "8"),
+    ("#228833", "p"), ("#4477AA", "h"), ("#BBBBBB", ">"), ("#AA3377", "s"),
 ]  # fmt: skip
 """For a second and further variants of one method in one figure."""
 
@@ -45,18 +53,41 @@ LINE_STYLES: tuple[LineStyle, ...] = ("-", "--", "-.", ":")
 
 
 def method_styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each method of a figure; the first of a family wears the family's own."""
+    """Colour and marker of each method of a figure: its preset's own, or its family's; a second one takes a spare."""
     styles: dict[str, tuple[str, str]] = {}
     spare = iter(SPARE)
     for name in names:
-        own = METHOD_STYLE.get(re.split(r"[^a-z_]", name)[0], ("#999999", "*"))
+        preset, family = name.partition(" (")[0], re.split(r"[^a-z_]", name)[0]
+        own = METHOD_STYLE.get(preset, METHOD_STYLE.get(family, ("#999999", "*")))
         styles[name] = next(spare, ("#999999", "*")) if own in styles.values() else own
     return styles
 
 
 def png(figure: Figure) -> bytes:
     """The figure as a file's content; it is closed."""
+    return _saved(figure, "png", close=True)
+
+
+def both(figure: Figure) -> dict[str, bytes]:
+    """Ending -> content, as PNG and PDF, without the time in it; the figure is closed."""
+    image = _saved(figure, "png", close=False)
+    figure.set_layout_engine("none")  # it has found its places: once is enough
+    return {"png": image, "pdf": _saved(figure, "pdf", close=True)}
+
+
+def _saved(figure: Figure, ending: str, close: bool) -> bytes:
     image = io.BytesIO()
-    figure.savefig(image, dpi=150, format="png")
-    plt.close(figure)
+    figure.savefig(image, dpi=150, format=ending, metadata={"CreationDate": None} if ending == "pdf" else None)
+    if close:
+        plt.close(figure)
     return image.getvalue()
+
+
+def level_colours(levels: list[float]) -> list[tuple[float, float, float, float]]:
+    """Dark to light with rising level, the pale end left out, so that grey print keeps the order."""
+    return [plt.get_cmap("viridis")(0.85 * place / max(len(levels) - 1, 1)) for place in range(len(levels))]
+
+
+def plain(axes: Axes) -> None:
+    """Without the frame's upper and right line."""
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,76 @@
+"""All records of a folder, read once: measured runs, inspections of activations, decode timings.
+
+*.jsonl         compact records (python -m analysis.compact)
+inspect-*.json  surfaces, thresholds, error curves, covariances: `kind` tells which
+decode-*.json   timings of kernels/benchmarks/decode.py, in a folder of their own; runs with evaluation=speed join them
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis import run_speed, speed
+from analysis.compact import newest
+from analysis.records import SCHEMA, Record, RecordsError, read_lines
+from analysis.run import Run
+
+KINDS = {
+    "surface": ("layer", "site", "before", "after"),
+    "thresholds": ("method", "levels", "calibrated", "needed"),
+    "error_curve": ("layer", "site", "levels", "theory", "measured"),
+    "covariance": ("sets", "site", "cosine"),
+}
+"""Kind of an inspection -> what its values must hold."""
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Everything that tables and figures are made of."""
+
+    runs: list[Run]
+    inspections: list[Record]
+    timings: list[Record]
+
+    def inspected(self, kind: str) -> list[Record]:
+        """The inspections of one kind, by model and time."""
+        found = [record for record in self.inspections if record["kind"] == kind]
+        return sorted(found, key=lambda r: (r["model"], r["created"]))
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models with runs, sorted."""
+        return sorted({run.model for run in self.runs})
+
+
+def read(records: Path, timings: Path) -> Bank:
+    """Both folders; either may be empty or missing. Raises RecordsError that names a file that cannot be read."""
+    lines = [line for path in sorted(records.glob("*.jsonl")) for line in read_lines(path)]
+    runs = [Run.of(record) for record in newest([record for record in lines if _is_run(record)])]
+    inspections = [_inspection(path) for path in sorted(records.glob("inspect-*.json"))]
+    timed = speed.read(sorted(timings.glob("decode-*.json")))
+    return Bank(runs, inspections, [*timed, *run_speed.timings([run.entry.record for run in runs])])
+
+
+def _is_run(record: Record) -> bool:
+    if not isinstance(record, dict) or not {"identity", "created", "model", "metrics"} <= set(record):
+        raise RecordsError("a line is no compact record; make it with `python -m analysis.compact RUNS OUT.jsonl`")
+    if record["schema"] != SCHEMA:
+        raise RecordsError(f"record {record['identity']} has schema {record['schema']}, this code reads {SCHEMA}")
+    return True
+
+
+def _inspection(path: Path) -> Record:
+    try:
+        record: Record = json.loads(path.read_text(encoding="utf-8"))
+        needed = KINDS[record["kind"]]
+        missing = [name for name in ("model", "created", "values") if name not in record]
+        missing += [name for name in needed if name not in record["values"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecordsError(
+            f"{path.name} is no inspection: expected a kind of {', '.join(KINDS)} with its values ({error!r})"
+        ) from error
+    if missing or record.get("schema") != SCHEMA:
+        raise RecordsError(f"{path.name}: expected schema {SCHEMA} and {', '.join(needed)}; missing {missing}")
+    return record

@@ -1,0 +1,136 @@
+"""All tables and figures of the paper with ours beside them, and one report, from records alone.
+
+    python -m analysis.build [--records analysis/records] [--out report] [--readme README.md [--check]]
+
+`--out` gets tables/tableNN.{md,tex,csv}, figures/*.{png,pdf} and report.html, one file to read offline. They tell
+neither when nor where they were made: the same records give the same bytes. `--readme` fills the tables that a README
+has markers for: methods, speed, and tableNN. With `--check` it only compares: exit status 1 if a table is another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from analysis import bank, readme, rows, speed
+from analysis.bank import Bank
+from analysis.figures import every as figures
+from analysis.figures.drawn import Drawn
+from analysis.main_result import Result, results
+from analysis.method_summary import summary
+from analysis.records import RecordsError, load, write_atomically
+from analysis.report import Image, Picture, html
+from analysis.style import both
+from analysis.tables import every, flops, render
+from analysis.tables.cells import Table
+
+_ROOT = Path(__file__).resolve().parent.parent
+RECORDS = _ROOT / "analysis" / "records"
+TIMINGS = _ROOT / "kernels" / "benchmarks" / "records"
+MODELS = _ROOT / "conf" / "model"
+FORMS = {"md": render.markdown, "tex": render.latex, "csv": render.csv_text}
+
+
+def write_tables(tables: list[Table], folder: Path) -> None:
+    """Every table in every form."""
+    for table in tables:
+        for ending, form in FORMS.items():
+            write_atomically(folder / f"{table.name}.{ending}", form(table).encode())
+
+
+def write_figures(drawn: list[Drawn], folder: Path) -> list[Picture]:
+    """Every figure as PNG and PDF; what the report embeds."""
+    pictures = []
+    for own in drawn:
+        files = both(own.figure) if own.figure is not None else {}
+        for ending, content in files.items():
+            write_atomically(folder / f"{own.name}.{ending}", content)
+        image = Image.of(files["png"]) if files else None
+        model = own.name.partition("-")[2]
+        title = f", {model}" if model else ""
+        pictures.append(Picture(own.name, own.title, own.caption, own.missing, image, title))
+    return pictures
+
+
+def write_results(found: list[Result], folder: Path) -> list[Image]:
+    """The figure of every main result: main-MODEL, numbered where a model has several."""
+    images, names = [], [result.block.title for result in found]
+    for place, (result, model) in enumerate(zip(found, names, strict=True)):
+        number = names[:place].count(model)
+        files = both(result.figure)
+        for ending, content in files.items():
+            write_atomically(folder / f"main-{model}{f'-{number + 1}' if number else ''}.{ending}", content)
+        images.append(Image.of(files["png"]))
+    return images
+
+
+def readme_tables(bank: Bank, tables: list[Table], records: Path) -> dict[str, Callable[[], str]]:
+    """What a README may ask for, by the name of its markers."""
+    found: dict[str, Callable[[], str]] = {table.name: partial(render.brief, table) for table in tables}
+    return found | {"methods": lambda: _methods(records), "speed": lambda: speed.table(bank.timings)}
+
+
+def _methods(folder: Path) -> str:
+    """The summary of the method table, of the records of larosa.compare."""
+    entries, texts = load(sorted(folder.glob("methods-*.jsonl")))
+    return summary(rows.build(entries, texts, None))
+
+
+def fill_readme(path: Path, known: dict[str, Callable[[], str]], check: bool) -> bool:
+    """Put the tables between their markers; returns whether they stood there already. Raises RecordsError."""
+    before = after = path.read_text(encoding="utf-8")
+    for name in readme.names(before):
+        if name not in known:
+            raise RecordsError(f"{path.name} asks for a table {name!r}; there is {', '.join(known)}")
+        after = readme.inserted(after, name, known[name](), path.name)
+    if not check:
+        write_atomically(path, after.encode())
+    return before == after
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m analysis.build", description="Build all tables and figures.")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of compact records")
+    parser.add_argument("--speed", type=Path, default=TIMINGS, help="folder of decode-*.json")
+    parser.add_argument("--models", type=Path, default=MODELS, help="folder of the models' shapes")
+    parser.add_argument("--out", type=Path, default=Path("report"), metavar="FOLDER")
+    parser.add_argument("--readme", type=Path, help="fill the tables between its markers")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if --readme's tables differ")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit status: 1 if --check finds a difference, 2 if the records cannot be read."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.check and not given.readme:
+        parser.error("--check needs --readme")
+    try:
+        found = bank.read(given.records, given.speed)
+        tables = every.build(found, flops.shapes(given.models))
+        if given.readme:
+            same = fill_readme(given.readme, readme_tables(found, tables, given.records), given.check)
+            if given.check:
+                print(f"{given.readme.name}'s tables are {'' if same else 'not '}what the records give")
+                return int(not same)
+        _write(found, tables, given.out)
+    except (RecordsError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _write(found: Bank, tables: list[Table], out: Path) -> None:
+    write_tables(tables, out / "tables")
+    pictures, main_results = write_figures(figures.build(found), out / "figures"), results(found)
+    images = write_results(main_results, out / "figures")
+    write_atomically(out / "report.html", html(found, tables, pictures, main_results, images).encode())
+    drawn = sum(bool(picture.image) for picture in pictures)
+    print(f"{out / 'report.html'}: {len(tables)} tables and {drawn} figures from {len(found.runs)} runs")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

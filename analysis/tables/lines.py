@@ -1,0 +1,125 @@
+"""The rows of one model in a table: the printed ones with the run that fills each, then runs that the paper has not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from analysis.paper import Printed
+from analysis.run import Run
+from analysis.tables import match
+from analysis.tables.flops import mlp_share
+from analysis.tables.spec import Spec
+
+_OTHERS = "deepseek-r1 report"
+"""Printed values that neither the paper nor we measured."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row before its cells are filled."""
+
+    target: float
+    """The level, a fraction."""
+    keys: dict[str, str]
+    printed: Printed | None
+    run: Run | None
+    state: str = ""
+    """What stands in place of a value where there can be no run; empty if there is one or could be one."""
+    why: str = ""
+    """A footnote to the state."""
+
+
+def printed_lines(spec: Spec, rows: list[Printed], runs: list[Run], own_model: bool) -> list[Line]:
+    """A line for each printed row; `own_model` takes the settings alone, for a model that the paper has not."""
+    found = []
+    for row in rows:
+        target = float(row.get("sparsity", 0))
+        fitting = [run for run in runs if match.fits(run, row, spec.keys)]
+        keys = {key: row[key] for key in spec.keys if key != "sparsity"}
+        state = "not ours" if row.get("method") == _OTHERS else ""
+        run = None if state else match.at(fitting, target, printed=not own_model)
+        if own_model:
+            keys = {
+                key: match.named(key, value) if run is None else match.KEYS[key](run) for key, value in keys.items()
+            }
+        found.append(Line(target, keys, None if own_model else row, run, state))
+    return found
+
+
+def settings(rows: list[Printed], spec: Spec) -> list[Printed]:
+    """The distinct settings of printed rows whatever their model.
+
+    Without coefficients, which are a model's own, and without the paper's calibration sets: any other set will do.
+    """
+    if any(key.startswith("alpha") for key in spec.keys):
+        return []
+    if "calibration" in spec.keys:
+        rows = [row for row in rows if row["method"] == "dense"]
+    distinct = {tuple(row[key] for key in spec.keys): row for row in rows if row.get("method") != _OTHERS}
+    return list(distinct.values())
+
+
+def own_levels(runs: list[Run]) -> list[float]:
+    """The levels in steps of 5 % that runs were asked for."""
+    asked = {round(run.entry.asked, 6) for run in runs if run.entry.family != "dense"}
+    return sorted(level for level in asked if abs(20 * level - round(20 * level)) < 1e-4)
+
+
+def own_lines(spec: Spec, targets: list[float], runs: list[Run], printed: list[Line]) -> list[Line]:
+    """Runs whose setting no printed line holds at their level, the best of each setting and level."""
+    taken = {(line.target, setting(spec, line.run)) for line in printed if line.run is not None}
+    by_setting: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        if run.entry.family != "dense" and _is_own(spec, run):
+            by_setting.setdefault(setting(spec, run), []).append(run)
+    found = []
+    for named, own in sorted(by_setting.items()):
+        for target in targets:
+            best = match.at(own, target)
+            if best is not None and (target, named) not in taken:
+                keys = {key: match.KEYS[key](best) for key in spec.keys if key != "sparsity"}
+                found.append(Line(target, keys, None, best))
+    return found
+
+
+def setting(spec: Spec, run: Run) -> tuple[str, ...]:
+    """What tells a run's row from others of its level."""
+    keys = [match.KEYS[key](run) for key in spec.keys if key not in ("sparsity", "method")]
+    return run.entry.label, match.count(run), *keys
+
+
+def _is_own(spec: Spec, run: Run) -> bool:
+    """Whether a run may have a row that is not printed."""
+    return (not spec.own or run.preset in spec.own) and ("rotation" not in spec.keys or bool(match.rotation(run)))
+
+
+def useful(spec: Spec, rows: list[Printed], targets: list[float], runs: list[Run]) -> list[Run]:
+    """The runs that some row of the table could hold; `targets` empty means any level."""
+    return [
+        run
+        for run in runs
+        if (_is_own(spec, run) or any(match.fits(run, row, spec.keys) for row in rows))
+        and (not targets or any(match.stands(run, t) or abs(run.entry.asked - t) < 1e-9 for t in targets))
+    ]
+
+
+def unreachable(spec: Spec, targets: list[float], runs: list[Run], lines: list[Line]) -> list[Line]:
+    """CATS where the level is more than it can save: it drops rows of up and down, nothing else."""
+    if not runs or not any(line.keys.get("method") == "cats" for line in lines):
+        return []
+    most = mlp_share(runs[0].config["model"]["shape"])
+    there = {line.target for line in lines if line.keys.get("method") == "cats" and line.run is not None}
+    why = (
+        f"CATS drops neurons of the MLP alone: on this model at most {100 * most:.1f} % of the bytes, with all dropped"
+    )
+    blank = {key: "-" for key in spec.keys if key not in ("sparsity", "method")}
+    return [
+        Line(target, {"method": "cats", **blank}, None, None, "cannot reach", why)
+        for target in targets
+        if target >= most and target not in there
+    ]
+
+
+def ordered(lines: list[Line]) -> list[Line]:
+    """By level; within it printed settings in their order, then the others as they come."""
+    return sorted(lines, key=lambda line: line.target)

@@ -1,0 +1,154 @@
+"""analysis.build as a whole: figures from every kind of record, one page to read offline, the same bytes twice."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from made_records import inspections, made, seven, timings, write
+
+from analysis import bank, build
+from analysis.figures import every
+from analysis.main_result import results
+from analysis.tables import every as every_table
+from analysis.tables import flops
+from conftest import ROOT
+
+
+def folders(tmp_path: Path, lengths: tuple[int, ...] = (32, 128)) -> list[str]:
+    """Made-up records of everything, as words of the command."""
+    runs = [made(m, v, model="smollm2-135m", nats=n, tasks=seven(0.5)) for m, v, n in _RUNS]
+    write(tmp_path / "records", runs, inspections())
+    (tmp_path / "speed").mkdir()
+    (tmp_path / "speed" / "decode-made-up.json").write_text(json.dumps(timings(lengths)))
+    return ["--records", str(tmp_path / "records"), "--speed", str(tmp_path / "speed")]
+
+
+_RUNS = (("dense", 0.0, 1.8), ("magnitude", 0.5, 2.1), ("teal", 0.5, 2.0), ("larosa", 0.5, 1.9))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_two_builds_are_the_same_bytes(tmp_path: Path) -> None:
+    words = folders(tmp_path)
+    assert build.main([*words, "--out", str(tmp_path / "one")]) == 0
+    command = [sys.executable, "-m", "analysis.build", *words, "--out", str(tmp_path / "two")]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)  # another process: other hashes
+    one, two = content(tmp_path / "one"), content(tmp_path / "two")
+    assert one == two
+    expected = {f"tables/table{n:02d}.{ending}" for n in range(1, 20) for ending in ("md", "tex", "csv")}
+    expected |= {f"figures/figure{n}.{ending}" for n in range(1, 6) for ending in ("png", "pdf")}
+    expected |= {f"figures/main-smollm2-135m.{ending}" for ending in ("png", "pdf")}
+    assert set(one) == expected | {"report.html"}
+    assert all(b"CreationDate" not in found for name, found in one.items() if name.endswith(".pdf"))
+    _check_page(one["report.html"].decode())
+
+
+class _Page(html.parser.HTMLParser):
+    """Open elements, ids, links and sources of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: set[str] = set()
+        self.targets: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.ids |= {found["id"] or ""} if "id" in found else set()
+        self.targets += [found[key] or "" for key in ("href", "src") if key in found]
+        if tag not in ("meta", "img", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def _check_page(text: str) -> None:
+    page = _Page()
+    page.feed(text)
+    assert page.open == []
+    assert {f"table{n:02d}" for n in range(1, 20)} | {f"figure{n}" for n in range(1, 6)} <= page.ids
+    outside = [target for target in page.targets if not target.startswith(("#", "data:image/png;base64,"))]
+    assert outside == ["https://arxiv.org/abs/2507.01299"]
+    assert {target[1:] for target in page.targets if target.startswith("#")} <= page.ids
+    assert "<script" not in text
+    assert "--config-name table02 -m model=llama3-8b" in text
+
+
+def test_what_has_no_record_says_what_makes_it(tmp_path: Path) -> None:
+    words = folders(tmp_path, lengths=(32,))
+    for path in (tmp_path / "records").glob("inspect-*.json"):
+        path.unlink()
+    found = bank.read(Path(words[1]), Path(words[3]))
+    drawn = {own.name: own for own in every.build(found)}
+    assert [name for name, own in drawn.items() if own.figure is None] == ["figure1", "figure4", "figure5"]
+    assert "--config-name figure4 -m model=llama2-7b" in drawn["figure4"].missing
+    assert "larosa.inspect error_curve model=smollm2-135m" in drawn["figure5"].missing
+    assert "larosa.inspect thresholds" in drawn["figure3"].missing
+    assert "d: `python run.py --config-dir sweeps --config-name figure3 -m conditions=smollm2-135m`" in (
+        drawn["figure3"].missing
+    )
+    empty = bank.read(tmp_path / "nothing", tmp_path / "nothing")
+    assert [own.name for own in every.build(empty) if own.figure is not None] == ["figure2"]
+    assert (
+        build.main(["--records", str(tmp_path / "no"), "--speed", str(tmp_path / "no"), "--out", str(tmp_path / "o")])
+        == 0
+    )
+
+
+def test_two_models_get_two_figures(tmp_path: Path) -> None:
+    words = folders(tmp_path)
+    other = {f"b-{name}".replace("b-inspect", "inspect-b"): r for name, r in inspections("llama3-8b").items()}
+    write(tmp_path / "records", [made("dense", 0.0)], inspections() | other)
+    names = [own.name for own in every.build(bank.read(Path(words[1]), Path(words[3])))]
+    assert "figure1-llama3-8b" in names
+    assert "figure5-smollm2-135m" in names
+
+
+def test_the_main_result_is_the_method_tables(tmp_path: Path) -> None:
+    shutil.copy(build.RECORDS / "methods-smollm2.jsonl", tmp_path)
+    (block,) = (result.block for result in results(bank.read(tmp_path, tmp_path)))
+    readme = (ROOT / "README.md").read_text()
+    for row in block.rows:
+        name = row[0].text.partition(" (")[0]
+        lines = [line for line in readme.splitlines() if line.startswith(f"| {name} ")]
+        assert any(all(cell.shown in line for cell in row[3:]) for line in lines), name
+
+
+def test_the_readmes_tables_are_what_the_records_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert build.main(["--readme", str(ROOT / "README.md"), "--check"]) == 0
+    own, words = tmp_path / "README.md", [*folders(tmp_path), "--readme", str(tmp_path / "README.md"), "--check"]
+    own.write_text("a\n<!-- table: table05 -->\n<!-- end table: table05 -->\nb\n")
+    assert build.main(words) == 1
+    found = bank.read(Path(words[1]), Path(words[3]))
+    known = build.readme_tables(found, every_table.build(found, flops.shapes(build.MODELS)), Path(words[1]))
+    assert not build.fill_readme(own, known, check=False)
+    assert build.main(words) == 0
+    assert "| 50 | teal |" in own.read_text()
+    own.write_text("<!-- table: other -->\n")
+    assert build.main(words) == 2
+    assert "asks for a table 'other'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["tables", "figures"])
+def test_notebooks_run_and_are_committed_without_outputs(name: str) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    path = ROOT / "analysis" / "notebooks" / f"{name}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT)}}).execute()
+    assert all(cell.execution_count for cell in code)
+    kinds = {kind for cell in code for out in cell.outputs for kind in out.get("data", {})}
+    assert ("image/png" if name == "figures" else "text/markdown") in kinds
