@@ -2,7 +2,8 @@
 
 *.jsonl         compact records (python -m analysis.compact)
 inspect-*.json  surfaces, thresholds, error curves, covariances: `kind` tells which
-decode-*.json   timings of kernels/benchmarks/decode.py, in a folder of their own; runs with evaluation=speed join them
+decode-*, lengths-*, contexts-*.json  timings of kernels/benchmarks/decode.py, in a folder of their own; runs with
+                evaluation=speed join them
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ KINDS = {
     "covariance": ("sets", "site", "cosine"),
 }
 """Kind of an inspection -> what its values must hold."""
+TIMED = ("decode", "lengths", "contexts")
+"""How the names of timings begin."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def read(records: Path, timings: Path) -> Bank:
     lines = [line for path in sorted(records.glob("*.jsonl")) for line in read_lines(path)]
     runs = [Run.of(record) for record in newest([record for record in lines if _is_run(record)])]
     inspections = [_inspection(path) for path in sorted(records.glob("inspect-*.json"))]
-    timed = speed.read(sorted(timings.glob("decode-*.json")))
+    timed = speed.read(sorted(path for kind in TIMED for path in timings.glob(f"{kind}-*.json")))
     return Bank(runs, inspections, [*timed, *run_speed.timings([run.entry.record for run in runs])])
 
 

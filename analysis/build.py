@@ -67,10 +67,13 @@ def write_results(found: list[Result], folder: Path) -> list[Image]:
     return images
 
 
-def readme_tables(bank: Bank, tables: list[Table], records: Path) -> dict[str, Callable[[], str]]:
-    """What a README may ask for, by the name of its markers."""
+def readme_tables(tables: list[Table], records: Path, timings: Path) -> dict[str, Callable[[], str]]:
+    """What a README may ask for, by the name of its markers; `speed` is of the timings at one length."""
     found: dict[str, Callable[[], str]] = {table.name: partial(render.brief, table) for table in tables}
-    return found | {"methods": lambda: _methods(records), "speed": lambda: speed.table(bank.timings)}
+    return found | {
+        "methods": lambda: _methods(records),
+        "speed": lambda: speed.table(speed.read(sorted(timings.glob("decode-*.json")))),
+    }
 
 
 def _methods(folder: Path) -> str:
@@ -94,7 +97,7 @@ def fill_readme(path: Path, known: dict[str, Callable[[], str]], check: bool) ->
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m analysis.build", description="Build all tables and figures.")
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder of compact records")
-    parser.add_argument("--speed", type=Path, default=TIMINGS, help="folder of decode-*.json")
+    parser.add_argument("--speed", type=Path, default=TIMINGS, help="folder of decode-*.json and the like")
     parser.add_argument("--models", type=Path, default=MODELS, help="folder of the models' shapes")
     parser.add_argument("--out", type=Path, default=Path("report"), metavar="FOLDER")
     parser.add_argument("--readme", type=Path, help="fill the tables between its markers")
@@ -112,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
         found = bank.read(given.records, given.speed)
         tables = every.build(found, flops.shapes(given.models))
         if given.readme:
-            same = fill_readme(given.readme, readme_tables(found, tables, given.records), given.check)
+            same = fill_readme(given.readme, readme_tables(tables, given.records, given.speed), given.check)
             if given.check:
                 print(f"{given.readme.name}'s tables are {'' if same else 'not '}what the records give")
                 return int(not same)

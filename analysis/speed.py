@@ -125,7 +125,8 @@ def table(records: list[Record]) -> str:
         dense = best_dense(first.record, first.context, first.new_tokens)
         shown = [_cell(own[level]) if level in own else "-" for level in levels]
         lengths, speed = f"{first.context} + {first.new_tokens}", f"{dense['tokens_per_s']:.0f}"
-        lines.append(f"| {first.label} | {lengths} | {speed} | {' | '.join(shown)} |")
+        where = f", {first.record['device']}" if len({record["device"] for record in records}) > 1 else ""
+        lines.append(f"| {first.label}{where} | {lengths} | {speed} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 

@@ -129,7 +129,7 @@ def test_the_readmes_tables_are_what_the_records_give(tmp_path: Path, capsys: py
     own.write_text("a\n<!-- table: table05 -->\n<!-- end table: table05 -->\nb\n")
     assert build.main(words) == 1
     found = bank.read(Path(words[1]), Path(words[3]))
-    known = build.readme_tables(found, every_table.build(found, flops.shapes(build.MODELS)), Path(words[1]))
+    known = build.readme_tables(every_table.build(found, flops.shapes(build.MODELS)), Path(words[1]), Path(words[3]))
     assert not build.fill_readme(own, known, check=False)
     assert build.main(words) == 0
     assert "| 50 | teal |" in own.read_text()

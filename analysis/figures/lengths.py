@@ -21,16 +21,21 @@ _METHODS = {("top-k", "none"): "magnitude", ("limits", "none"): "teal", ("top-k"
 
 
 def timed(bank: Bank, rule: str | None = None) -> dict[str, list[Cell]]:
-    """Label -> cells by output length, of plans that were timed at two lengths or more.
+    """Label -> cells by output length, of plans that one process timed at two lengths or more.
 
     With `rule` every level of that rule; without, every rule at LEVEL.
     """
-    lines: dict[str, list[Cell]] = {}
+    lines: dict[tuple[int, str], list[Cell]] = {}
     for cell in cells(bank.timings):
         if rule == cell.rule or (rule is None and abs(cell.level - LEVEL) < 1e-9):
-            lines.setdefault(_label(cell, rule is None), []).append(cell)
-    found = {label: sorted(own, key=lambda cell: cell.new_tokens) for label, own in lines.items()}
-    return {label: own for label, own in found.items() if len({cell.new_tokens for cell in own}) > 1}
+            lines.setdefault((id(cell.record), _label(cell, rule is None)), []).append(cell)
+    several = [own for own in lines.values() if len({cell.new_tokens for cell in own}) > 1]
+    machines = len({own[0].record["device"] for own in several}) > 1
+    found: dict[str, list[Cell]] = {}
+    for own in several:
+        label = _label(own[0], rule is None) + (f", {own[0].record['device']}" if machines else "")
+        found.setdefault(label, []).extend(own)
+    return {label: sorted(own, key=lambda cell: cell.new_tokens) for label, own in found.items()}
 
 
 def _label(cell: Cell, by_rule: bool) -> str:
