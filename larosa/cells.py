@@ -114,8 +114,10 @@ def _check(config: RunConfig, shape_config: PretrainedConfig, shape: ModelShape)
     for key, length in lengths:
         if length > longest:
             raise ConfigError(f"{key}={length}, but {config.model.name} reads at most {longest} positions")
-    if "boolq" in config.evaluation.zero_shot.tasks and config.calibration.text.dataset == "boolq-passages":
+    text = config.calibration.text
+    if results.left_out_by(config) and text.part == "all" and text.max_documents is None:
         raise ConfigError(
-            "the task boolq asks about the passages that calibration=boolq-passages calibrates on: choose another "
-            "calibration (wikitext2, c4, text), or leave boolq out of evaluation.zero_shot.tasks"
+            "the task boolq asks about the passages that calibration.text.part=all calibrates on: take "
+            "calibration.text.part=calibration, another calibration (wikitext2, c4, text), or leave boolq out of "
+            "evaluation.zero_shot.tasks"
         )

