@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from larosa.allocation_config import AllocationConfig
+from larosa.inspect_config import InspectConfig
 from larosa.method_config import CoefficientsConfig as CoefficientsConfig
 from larosa.method_config import MethodConfig as MethodConfig
 from larosa.method_config import TopKConfig as TopKConfig
@@ -171,6 +172,7 @@ class RunConfig(Strict):
     texts: dict[str, TextConfig]
     evaluation: EvaluationConfig
     allocation: AllocationConfig
+    inspect: InspectConfig
     tracking: TrackingConfig
     backend: Literal["auto", "triton", "reference"]
     """What decodes: `auto` takes triton on a GPU and torch's references elsewhere; the record says which ran."""
