@@ -128,6 +128,10 @@ class ZeroShotConfig(Strict):
     batch_size: int = Field(ge=1)
     requests: str | None = None
     """A file of `python -m larosa.requests`, to score without lm-eval; the scores are the same."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Of tasks that generate; null: as many as lm-eval's task says, or its wrapper's 256."""
+    chat_template: bool = False
+    """Prompts in the tokenizer's chat template, the examples in one turn."""
 
 
 class SpeedConfig(Strict):

@@ -89,7 +89,9 @@ def left_out_by(config: RunConfig) -> str | None:
 def _evaluation_identity(config: RunConfig) -> dict[str, Any]:
     """What is measured; a run without timing is what it was before there was timing. Where requests come from does
     not shape a score."""
-    unshaping: dict[str, Any] = {"zero_shot": {"requests"}}
+    tasks = config.evaluation.zero_shot
+    unused = {"requests"} | {name for name in ("max_new_tokens", "chat_template") if not getattr(tasks, name)}
+    unshaping: dict[str, Any] = {"zero_shot": unused}
     if config.evaluation.speed is None:
         return config.evaluation.model_dump(mode="json", exclude=unshaping | {"speed": True})
     return config.evaluation.model_dump(mode="json", exclude=unshaping) | {"backend": config.backend}
