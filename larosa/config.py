@@ -114,7 +114,9 @@ class PerplexityConfig(Strict):
     length: int = Field(ge=2)
     """Block length in tokens; blocks are disjoint, a remainder shorter than a block is dropped."""
     max_tokens: int | None = Field(ge=2)
-    """Per text; null reads all of it."""
+    """Per text, from its beginning; null reads all of it."""
+    samples: int | None = Field(default=None, ge=1)
+    """Blocks per text, drawn with the run's seed; null takes all."""
     batch_size: int = Field(ge=1)
 
 

