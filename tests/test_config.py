@@ -106,6 +106,14 @@ def test_bad_settings_are_named(overrides: list[str], message: str) -> None:
         parse(*overrides)
 
 
+def test_decode_only_is_scored_by_what_is_generated() -> None:
+    only = ["tokens=decode_only", "texts=none"]
+    tasks = ("gsm8k_cot", "hendrycks_math500")
+    assert parse(*only, f"evaluation.zero_shot.tasks=[{','.join(tasks)}]").evaluation.zero_shot.tasks == tasks
+    with pytest.raises(ConfigError, match="would measure the dense model"):
+        parse(*only, "evaluation.zero_shot.tasks=[gsm8k_cot,piqa]")
+
+
 def test_baseline_one_several_none() -> None:
     assert list(parse("baseline=magnitude").baseline) == ["magnitude"]
     assert list(parse("baseline=[dense,larosa/official]").baseline) == ["dense", "larosa-official"]
@@ -133,7 +141,8 @@ def test_cells_that_differ_are_all_measured_and_equal_ones_once() -> None:
         (["calibration.sequences=1", "calibration.length=512"], "512 calibration tokens cannot span 576"),
         (["evaluation.perplexity.length=9000"], "at most 8192 positions"),
         (["model=qwen2.5-72b", "baseline=larosa", "method=magnitude"], None),
-        (["evaluation.zero_shot.tasks=[boolq]"], "boolq asks about the passages"),
+        (["evaluation.zero_shot.tasks=[boolq]", "calibration.text.part=all"], "boolq asks about the passages"),
+        (["evaluation.zero_shot.tasks=[boolq]"], None),
         (["model=tiny-llama", "sparsity=0.995", "schedule=uniform"], "leaves no channel"),
         (["model=tiny-llama", "model.device_map=auto"], "one device"),
         (["evaluation.zero_shot.tasks=[piqb]"], "no piqb"),
