@@ -91,7 +91,7 @@ def _unused(label: str, cells: dict[str, Cell]) -> str:
 
 def _check(config: RunConfig, shape_config: PretrainedConfig, shape: ModelShape) -> None:
     models.resolve_placement(config.model)
-    check_tasks(config.evaluation.zero_shot)
+    check_tasks(config.evaluation.zero_shot, config.seed, results.left_out_by(config))
     methods = [config.method, *config.baseline.values()]
     if any(method.basis == "hadamard" for method in methods):
         bases.hadamard_factors(shape.hidden_size)
@@ -124,8 +124,10 @@ def _check(config: RunConfig, shape_config: PretrainedConfig, shape: ModelShape)
     for key, length in lengths:
         if length > longest:
             raise ConfigError(f"{key}={length}, but {config.model.name} reads at most {longest} positions")
-    if "boolq" in config.evaluation.zero_shot.tasks and config.calibration.text.dataset == "boolq-passages":
+    text = config.calibration.text
+    if results.left_out_by(config) and text.part == "all" and text.max_documents is None:
         raise ConfigError(
-            "the task boolq asks about the passages that calibration=boolq-passages calibrates on: choose another "
-            "calibration (wikitext2, c4, text), or leave boolq out of evaluation.zero_shot.tasks"
+            "the task boolq asks about the passages that calibration.text.part=all calibrates on: take "
+            "calibration.text.part=calibration, another calibration (wikitext2, c4, text), or leave boolq out of "
+            "evaluation.zero_shot.tasks"
         )

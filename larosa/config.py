@@ -125,6 +125,8 @@ class ZeroShotConfig(Strict):
     examples: int | None = Field(ge=1)
     """Per task, drawn with the run's seed; null takes all."""
     batch_size: int = Field(ge=1)
+    requests: str | None = None
+    """A file of `python -m larosa.requests`, to score without lm-eval; the scores are the same."""
 
 
 class SpeedConfig(Strict):

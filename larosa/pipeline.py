@@ -34,7 +34,7 @@ from larosa.evaluation import invariance
 from larosa.evaluation.error import probe
 from larosa.evaluation.perplexity import perplexity
 from larosa.evaluation.sparsity import SparsityMeter, over_texts
-from larosa.evaluation.zero_shot import zero_shot
+from larosa.evaluation.zero_shot import check_reader, zero_shot
 from larosa.maker import doubts
 from larosa.methods.registry import METHODS
 from larosa.provenance import Stages, git_state, hardware, versions
@@ -73,6 +73,8 @@ class Bench:
     overlaps: dict[str, Overlap]
     calibrator: Calibrator
     dense: invariance.DenseReference
+    passages: list[str]
+    """Of BoolQ, in the calibration text: the task leaves out what is asked about them."""
     stages: dict[str, dict[str, float]]
 
 
@@ -183,6 +185,8 @@ def open_bench(config: RunConfig, documents: Documents) -> Bench:
     stages, size = Stages(), config.evaluation.perplexity
     with stages("tokenise"):
         tokenizer = models.load_tokenizer(config.model)
+        longest = models.model_config(config.model).max_position_embeddings
+        check_reader(config.evaluation.zero_shot, config.seed, results.left_out_by(config), tokenizer, longest)
         calibration = calibration_block(documents.calibration, tokenizer, config.calibration, config.seed)
         texts = {
             name: evaluation_block(documents.held_out[name], tokenizer, text, size.length, size.max_tokens)
@@ -195,7 +199,8 @@ def open_bench(config: RunConfig, documents: Documents) -> Bench:
         )
         dense = invariance.reference(model, calibration.ids[:1, :CHECK_TOKENS])
     record = documents.stages | stages.record
-    return Bench(model, tokenizer, calibration, texts, documents.overlaps, calibrator, dense, record)
+    passages = documents.calibration if config.calibration.text.dataset == "boolq-passages" else []
+    return Bench(model, tokenizer, calibration, texts, documents.overlaps, calibrator, dense, passages, record)
 
 
 def measure(cell: Cell, bench: Bench) -> Record:
@@ -225,8 +230,7 @@ def measure(cell: Cell, bench: Bench) -> Record:
                 ids = bench.calibration.ids[: config.calibration.probe_sequences]
                 metrics["errors"] = probe(bench.model, handle, ids)
         with stages("zero_shot"):
-            scores = zero_shot(bench.model, bench.tokenizer, config.evaluation.zero_shot, config.seed)
-            metrics["zero_shot"] = {name: asdict(score) for name, score in scores.items()}
+            metrics["zero_shot"] = _scores(cell, bench)
         if config.evaluation.speed is not None:
             from larosa.evaluation.speed import speed  # triton, which not every machine has
 
@@ -235,6 +239,12 @@ def measure(cell: Cell, bench: Bench) -> Record:
                 asked = config.evaluation.speed
                 metrics["speed"] = speed(bench.model, handle, prompt, bench.dense.kappa, asked, config.backend)
     return _record(cell, bench, metrics, bench.stages | stages.record)
+
+
+def _scores(cell: Cell, bench: Bench) -> dict[str, Any]:
+    asked, avoided = cell.config.evaluation.zero_shot, results.left_out_by(cell.config)
+    scores = zero_shot(bench.model, bench.tokenizer, asked, cell.config.seed, avoided, bench.passages)
+    return {name: asdict(score) for name, score in scores.items()}
 
 
 def _record(cell: Cell, bench: Bench, metrics: dict[str, Any], stages: dict[str, dict[str, float]]) -> Record:

@@ -61,6 +61,8 @@ def identity(config: RunConfig, fingerprint: dict[str, str], device: str) -> dic
         "evaluation": _evaluation_identity(config),
         "seed": config.seed,
     }
+    if avoided := left_out_by(config):
+        shaping["left_out_by"] = avoided
     if config.method.name != "dense":
         shaping |= {
             "sparsity": config.sparsity,
@@ -73,11 +75,24 @@ def identity(config: RunConfig, fingerprint: dict[str, str], device: str) -> dic
     return shaping
 
 
+def left_out_by(config: RunConfig) -> str | None:
+    """Names the calibration text for whose passages examples are left out; None for runs without such tasks.
+
+    Only BoolQ asks about the passages of a calibration text.
+    """
+    text = config.calibration.text
+    if "boolq" not in config.evaluation.zero_shot.tasks or text.dataset != "boolq-passages":
+        return None
+    return digest(text_identity(text))
+
+
 def _evaluation_identity(config: RunConfig) -> dict[str, Any]:
-    """What is measured; a run without timing is what it was before there was timing."""
+    """What is measured; a run without timing is what it was before there was timing. Where requests come from does
+    not shape a score."""
+    unshaping: dict[str, Any] = {"zero_shot": {"requests"}}
     if config.evaluation.speed is None:
-        return config.evaluation.model_dump(mode="json", exclude={"speed"})
-    return config.evaluation.model_dump(mode="json") | {"backend": config.backend}
+        return config.evaluation.model_dump(mode="json", exclude=unshaping | {"speed": True})
+    return config.evaluation.model_dump(mode="json", exclude=unshaping) | {"backend": config.backend}
 
 
 def _method_identity(method: MethodConfig) -> dict[str, Any]:

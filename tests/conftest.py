@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tasks import byte_model, byte_tokenizer, wheel_of_rows  # noqa: F401  # fixtures of task scores
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from larosa.precision import keep_float64

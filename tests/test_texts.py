@@ -10,8 +10,9 @@ import datasets
 import pytest
 from huggingface_hub import HfApi
 
+from larosa.calibration.articles import split_by_article
 from larosa.calibration.overlap import overlap
-from larosa.calibration.texts import WHEEL_TEXTS, TextError, load_documents, split_by_article
+from larosa.calibration.texts import WHEEL_TEXTS, TextError, load_documents
 from larosa.config import TextConfig
 
 ROWS = ["", " = Valkyria = \n", "", " A line . \n", ""]

