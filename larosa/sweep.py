@@ -10,10 +10,10 @@ them. So runs in this process, in others, and on other machines that share the d
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from importlib import metadata
@@ -21,6 +21,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
@@ -31,6 +32,7 @@ from larosa.disk import digest, write_atomically
 EXTRAS = {"hydra-joblib-launcher": "launchers", "hydra-submitit-launcher": "launchers", "hydra-ray-launcher": "ray"}
 """Package of a launcher -> the extra of this project that installs it."""
 _POLL_S = 1.0
+_FOLDER = ".sweep-"
 
 
 @dataclass
@@ -70,11 +72,14 @@ class Sweep:
 
 
 def runs_of(config: DictConfig) -> list[list[str]]:
-    """The overrides of each run of a sweep. Raises HydraException where they do not parse."""
-    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-    overrides = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
-    batches = BasicSweeper.split_arguments(overrides, None)
-    return [list(run) for run in batches[0]]
+    """The overrides of each run of the sweep that Hydra composed. Raises HydraException where they do not parse."""
+    return expand(config.hydra.sweeper.get("params") or {}, list(config.hydra.overrides.task))
+
+
+def expand(params: Mapping[Any, Any], words: Sequence[str]) -> list[list[str]]:
+    """The overrides of each run: the sweep's own parameters, then the command line's."""
+    overrides = OverridesParser.create().parse_overrides([*(f"{key}={value}" for key, value in params.items()), *words])
+    return [list(run) for run in BasicSweeper.split_arguments(overrides, None)[0]]
 
 
 def progress(name: str, total: int, outcomes: list[Outcome], elapsed_s: float) -> str:
@@ -101,7 +106,7 @@ class SweepCallback(Callback):
         _require(str(config.hydra.launcher["_target_"]).split(".")[1].replace("_", "-"))
         runs, name = runs_of(config), str(config.hydra.job.config_name)
         group = f"{name.replace('/', '-')}-{digest({'runs': runs})[:6]}"
-        folder = Path(str(config.output)).expanduser().absolute() / f".sweep-{group}-{time.time_ns()}-{os.getpid()}"
+        folder = Path(str(config.output)).expanduser().absolute() / f"{_FOLDER}{group}-{time.time_ns()}"
         with read_write(config), open_dict(config):
             for key, value in {"folder": str(folder), "group": group}.items():
                 quoted = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
@@ -135,11 +140,15 @@ class ProgressLine:
         self._start, self._stop = time.monotonic(), Event()
         self._thread = Thread(target=self._watch, daemon=True)
         self._seen = -1
+        self._alive = FileLock(sweep.folder / ".alive")
 
     def start(self) -> None:
         """Begin to count."""
         from tqdm import tqdm  # late: launchers silence the bars of their workers through tqdm's environment variables
 
+        _sweep_up(self._sweep.folder.parent)
+        self._sweep.folder.mkdir(parents=True, exist_ok=True)
+        self._alive.acquire(timeout=0)
         live = sys.stderr.isatty()
         self._bar = tqdm(total=self._total, bar_format="{desc}", dynamic_ncols=True, disable=not live)
         self._thread.start()
@@ -150,6 +159,7 @@ class ProgressLine:
         self._thread.join()
         outcomes = self._show()
         self._bar.close()
+        self._alive.release()
         shutil.rmtree(self._sweep.folder, ignore_errors=True)
         common = set.intersection(*(set(one.overrides) for one in outcomes)) if len(outcomes) > 1 else set()
         for outcome in outcomes:
@@ -173,6 +183,16 @@ class ProgressLine:
             _say(line)
         self._seen = len(outcomes)
         return outcomes
+
+
+def _sweep_up(output: Path) -> None:
+    """Remove the folders of sweeps that were killed: nobody holds their lock."""
+    for folder in output.glob(f"{_FOLDER}*"):
+        try:
+            with FileLock(folder / ".alive", timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)
+        except (Timeout, OSError):
+            continue  # a sweep that runs beside this one
 
 
 def _say(line: str) -> None:

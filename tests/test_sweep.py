@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import read_write
 from test_config import parse
 from test_pipeline import overrides as overrides  # the fixture
 
-from conftest import ROOT
+from conftest import CONF, ROOT
 from larosa import failures, pipeline
 from larosa.disk import claimed
 from larosa.failures import CellsFailedError
+from larosa.launch import in_sweep
 from larosa.pipeline import run
-from larosa.sweep import Outcome, progress
+from larosa.sweep import Outcome, Sweep, SweepCallback, progress
 from larosa.workbench import Workbench
 
 
@@ -96,6 +100,37 @@ def test_the_progress_line() -> None:
     assert progress("t", 3, [], 60.0) == "t: 0 of 3 runs done, 0 failed, 3 left"
 
 
+def test_runs_of_a_sweep_share_a_group_and_a_continued_one_joins_it(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*overrides, "baseline=none", "sparsity=0.4,0.5"]
+    groups = []
+    for count in (1, 2):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("config", words[:-1], return_hydra_config=True)
+        with read_write(config):
+            config.hydra.overrides.task = words
+        callback = SweepCallback()
+        callback.on_multirun_start(config)
+        folder, group = (word.split("=")[1].strip("'") for word in config.hydra.overrides.hydra[-2:])
+        groups.append(group)
+        assert Path(folder).parent == tmp_path / "runs"
+        assert len(list((tmp_path / "runs").glob(".sweep*"))) == count
+        assert pickle.loads(pickle.dumps(callback)).__dict__ == {"_line": None}  # launchers send it so
+    assert groups[0] == groups[1]
+    assert groups[0].startswith("config-")
+    seen: list[Any] = []
+    monkeypatch.setattr(pipeline, "Tracker", lambda config, *_, **__: seen.append(config.tracking.group) or 1 / 0)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        settings = compose("config", words[:-1])
+    given = Sweep(groups[0], Path(folder))
+    in_sweep(given, settings, ["a=1"])
+    assert seen == groups[:1]
+    (outcome,) = given.outcomes()
+    assert outcome.overrides == ["a=1"]
+    assert list(outcome.failed.values()) == ["division by zero"]
+
+
 def test_a_sweep_goes_on_past_failures_of_every_kind_and_says_so(overrides: list[str], tmp_path: Path) -> None:
     first = sweep(*overrides, "method=cats,magnitude,nothing", "sparsity=0.6")
     assert first.returncode == 1  # a choice that does not exist is said at once, before anything runs
@@ -127,6 +162,7 @@ def test_a_killed_sweep_goes_on_where_it_was(overrides: list[str], tmp_path: Pat
     assert before.items() <= after.items()
     assert "is done already" in done.stderr
     assert "2 of 2 runs done, 0 failed, 0 left" in done.stderr
+    assert not list((tmp_path / "runs").glob(".sweep*"))  # also what the killed one left
 
 
 LAUNCHERS = {"joblib": "joblib", "submitit_local": "submitit", "ray": "ray"}
@@ -149,11 +185,13 @@ def test_launchers_run_every_cell_and_measure_a_shared_one_once(
         assert done.returncode == 1
         assert f"this launcher needs hydra-{LAUNCHERS[launcher]}-launcher: pip install" in done.stderr
         pytest.skip(f"the launcher {launcher} is not installed: that is said")
-    words = [f"hydra/launcher={launcher}", "method=magnitude", "sparsity=0.4,0.995", "baseline=[dense,cats]"]
+    words = [f"hydra/launcher={launcher}", "method=magnitude", "sparsity=0.4,0.45,0.995", "baseline=dense"]
     done = sweep(*overrides, *words)
     assert done.returncode == 2, done.stderr
-    assert "1 of 2 runs done, 1 failed, 0 left" in done.stderr
-    assert sorted(name.split("-")[2] for name in records(tmp_path)) == ["cats", "dense", "magnitude"]
+    assert "2 of 3 runs done, 1 failed, 0 left" in done.stderr
+    assert sorted(name.split("-")[2] for name in records(tmp_path)) == ["dense", "magnitude", "magnitude"]
+    logs = [path.read_text() for path in (tmp_path / "runs" / ".submitit").rglob("*.err")]
+    assert "".join([done.stderr, *logs, done.stdout]).count("measuring dense") == 1
 
 
 def test_a_cell_is_held_by_one_process(tmp_path: Path) -> None:
