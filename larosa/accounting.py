@@ -3,6 +3,7 @@
 byte-weighted level = weight bytes not read / weight bytes of the seven projections
 extras              = bytes that the method reads besides (residual adapters, explicit transforms, low-rank pairs)
 net bytes           = projection bytes - bytes not read + extras, as a share of the projection bytes
+FLOPs               = two a weight that is read, extras included; see :func:`flops`
 paper count         = levels weighted by width * projections that read the site (the paper's "model-level sparsity")
 
 Weights count two bytes whatever precision a run has: decoders run in 16 bits, and a float32 run on a CPU must not make
@@ -98,8 +99,39 @@ def _low_rank_extras(low_rank: LowRank) -> Extras:
     return Extras(f"low-rank remainders, {ranks}", len(pairs), weights * COUNTED_BYTES)
 
 
-def account(plan: Plan) -> dict[str, Any]:
-    """The planned accounting of a plan. Levels and shares are fractions, bytes are per token."""
+def flops(plan: Plan, level: float, vocabulary: int | None) -> dict[str, int | None]:
+    """Floating-point operations a token; a multiply-add counts two. `level`: byte-weighted.
+
+    `projections_kept` and `extras` replace `projections` where the zeros are skipped; searches for the k-th magnitude
+    and norms are not counted, as in the paper's tables. A token attends to the tokens before it and to itself, each
+    for `attention_per_token_attended`. `head` is None where the `vocabulary` is not known.
+    """
+    shape = plan.shape
+    dense = 2 * shape.layers * shape.layer_weights
+    return {
+        "projections": dense,
+        "projections_kept": round(dense * (1.0 - level)),
+        "extras": _extra_flops(plan),
+        "attention_per_token_attended": 4 * shape.layers * shape.sites["h2"].width,
+        "head": None if vocabulary is None else 2 * shape.hidden_size * vocabulary,
+    }
+
+
+def _extra_flops(plan: Plan) -> int:
+    shape, method = plan.shape, plan.method
+    scores = shape.layers * sum(site.width for site in shape.sites.values()) if method.score == "column_norm" else 0
+    if plan.low_rank is not None:
+        pairs = [pair for layers in plan.low_rank.values() for readers in layers for pair in readers]
+        return scores + 2 * sum(pair.left.numel() + pair.right.numel() for pair in pairs)
+    block = method.block_size if method.form == "explicit" and method.block_size else shape.hidden_size
+    return scores + 2 * extras(plan).products * shape.hidden_size * block
+
+
+def account(plan: Plan, vocabulary: int | None = None) -> dict[str, Any]:
+    """The planned accounting of a plan. Levels and shares are fractions, bytes and operations are per token.
+
+    `vocabulary`: the head's outputs, for its operations.
+    """
     shape = plan.shape
     planned = {s: tuple(plan.levels.planned(s, i, shape) for i in range(shape.layers)) for s in SITES}
     projections = shape.layers * shape.layer_weights * COUNTED_BYTES
@@ -116,6 +148,7 @@ def account(plan: Plan) -> dict[str, Any]:
         "extras_share": added.bytes / projections,
         "extras_share_llama2_7b": _share_at_llama2_7b(plan),
         "net_bytes_share": 1.0 - level + added.bytes / projections,
+        "flops_per_token": flops(plan, level, vocabulary),
     }
 
 

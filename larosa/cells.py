@@ -124,6 +124,10 @@ def _check(config: RunConfig, shape_config: PretrainedConfig, shape: ModelShape)
     for key, length in lengths:
         if length > longest:
             raise ConfigError(f"{key}={length}, but {config.model.name} reads at most {longest} positions")
+    _check_left_out(config)
+
+
+def _check_left_out(config: RunConfig) -> None:
     text = config.calibration.text
     if results.left_out_by(config) and text.part == "all" and text.max_documents is None:
         raise ConfigError(

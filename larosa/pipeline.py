@@ -189,7 +189,9 @@ def open_bench(config: RunConfig, documents: Documents) -> Bench:
         check_reader(config.evaluation.zero_shot, config.seed, results.left_out_by(config), tokenizer, longest)
         calibration = calibration_block(documents.calibration, tokenizer, config.calibration, config.seed)
         texts = {
-            name: evaluation_block(documents.held_out[name], tokenizer, text, size.length, size.max_tokens)
+            name: evaluation_block(
+                documents.held_out[name], tokenizer, text, size.length, size.max_tokens, size.samples, config.seed
+            )
             for name, text in config.texts.items()
         }
     with stages("load"):
@@ -214,7 +216,7 @@ def measure(cell: Cell, bench: Bench) -> Record:
         plan = METHODS[config.method.name](config.method, shape, cell.levels, config.tokens, bench.calibrator)
     with stages("apply"):
         handle = apply(bench.model, plan, config.model.keep_weights)
-    metrics: dict[str, Any] = {"accounting": account(plan)}
+    metrics: dict[str, Any] = {"accounting": account(plan, bench.model.config.vocab_size)}
     with handle:
         metrics["memory"] = {
             "kept_weights_bytes": handle.kept_bytes,

@@ -114,6 +114,12 @@ def _show_details(console: Console, name: str, record: Record) -> None:
         f"{metrics['accounting']['extras']['products']} extra products, {metrics['accounting']['extras']['kind']}; "
         f"{seconds}"
     )
+    for task, score in metrics["zero_shot"].items():
+        if score.get("left_out"):
+            console.print(
+                f"{task}: {score['left_out']} of {score['population']} examples left out, whose articles were "
+                "calibrated on"
+            )
     errors = metrics.get("errors")
     if not errors:
         return

@@ -33,6 +33,7 @@ TUNING_VERSION = 2
 UNITS = {
     "level_*, *_share, byte_weighted_*": "fraction",
     "*_bytes, bytes": "bytes; per token where they are read",
+    "flops_per_token": "floating-point operations, a multiply-add counts two",
     "wall_s": "seconds",
     "perplexity": "exp of nats a predicted token; its standard error in the same unit",
     "block_nll_nats": "nats, summed over a block",
@@ -89,7 +90,11 @@ def left_out_by(config: RunConfig) -> str | None:
 def _evaluation_identity(config: RunConfig) -> dict[str, Any]:
     """What is measured; a run without timing is what it was before there was timing. Where requests come from does
     not shape a score."""
-    unshaping: dict[str, Any] = {"zero_shot": {"requests"}}
+    tasks = config.evaluation.zero_shot
+    unused = {"requests"} | {name for name in ("max_new_tokens", "chat_template") if not getattr(tasks, name)}
+    unshaping: dict[str, Any] = {"zero_shot": unused}
+    if config.evaluation.perplexity.samples is None:
+        unshaping["perplexity"] = {"samples"}
     if config.evaluation.speed is None:
         return config.evaluation.model_dump(mode="json", exclude=unshaping | {"speed": True})
     return config.evaluation.model_dump(mode="json", exclude=unshaping) | {"backend": config.backend}

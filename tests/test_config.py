@@ -97,6 +97,14 @@ def test_bad_settings_are_named(overrides: list[str], message: str) -> None:
         parse(*overrides)
 
 
+def test_decode_only_is_scored_by_what_is_generated() -> None:
+    only = ["tokens=decode_only", "texts=none"]
+    tasks = ("gsm8k_cot", "hendrycks_math500")
+    assert parse(*only, f"evaluation.zero_shot.tasks=[{','.join(tasks)}]").evaluation.zero_shot.tasks == tasks
+    with pytest.raises(ConfigError, match="would measure the dense model"):
+        parse(*only, "evaluation.zero_shot.tasks=[gsm8k_cot,piqa]")
+
+
 def test_baseline_one_several_none() -> None:
     assert list(parse("baseline=magnitude").baseline) == ["magnitude"]
     assert list(parse("baseline=[dense,larosa/official]").baseline) == ["dense", "larosa-official"]

@@ -22,6 +22,7 @@ from larosa.evaluation.likelihood import likelihoods
 from larosa.evaluation.recording import record
 from larosa.evaluation.requests import Requests
 from larosa.evaluation.scores import ZeroShotError, draw
+from larosa.evaluation.wrapper import wrap
 from larosa.evaluation.zero_shot import check_tasks, zero_shot
 from larosa.requests import write_requests
 from larosa.results import identity
@@ -38,9 +39,9 @@ def lm_eval_likelihoods(model: Any, tokenizer: Any, config: ZeroShotConfig) -> d
     """All answers of lm-eval's own wrapper, by task, in the order of documents and choices."""
     drawn = harness.prepare(config, 0, ())
     report = evaluate(
-        harness._scorer(model, tokenizer, config.batch_size),
-        {"tasks": {name: own.task for name, own in drawn.items()}},
-        samples={name: own.rows for name, own in drawn.items() if len(own.rows) < len(own.task.eval_docs)},
+        wrap(model, tokenizer, config.batch_size),
+        {"tasks": {name: own.parts[name] for name, own in drawn.items()}},
+        samples={name: own.rows for name, own in drawn.items()},
         bootstrap_iters=0,
     )
     return {name: [tuple(a) for s in report["samples"][name] for a in s["filtered_resps"]] for name in drawn}

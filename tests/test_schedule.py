@@ -70,6 +70,40 @@ def test_paper_count_reproduces_table_5() -> None:
     assert 0.46 < counted["level_byte_weighted"] < 0.475
 
 
+@pytest.mark.parametrize(
+    ("model", "layers", "dense", "larosa"), [("llama2-7b", 32, 29.26, 31.46), ("llama3-8b", 32, 32.94, 35.14)]
+)
+def test_flops_reproduce_table_19(model: str, layers: int, dense: float, larosa: float) -> None:
+    """Its TFLOPs are those of 2048 tokens, each attending to all of them; adapters come on top, zeros save nothing."""
+    shape, chosen = shape_of(model), method("larosa/paper")
+    rotation = Rotation(torch.eye(1, dtype=torch.float64)[None], rotation_index(layers, "layer", 1))
+    levels = make_levels(shape, schedule("official"), 0.5, model)
+    vocabulary = yaml.safe_load((CONF / f"model/{model}.yaml").read_text())["shape"]["vocab_size"]
+    counted = account(Plan(chosen, shape, levels, ALL, rotation), vocabulary)["flops_per_token"]
+    always = counted["projections"] + counted["head"] + 2048 * counted["attention_per_token_attended"]
+    assert 2048 * always / 1e12 == pytest.approx(dense, rel=5e-4)
+    # the paper counts an adapter for each of the layers, of which the last one needs none
+    assert 2048 * (always + counted["extras"] * layers / (layers - 1)) / 1e12 == pytest.approx(larosa, rel=5e-4)
+    assert counted["projections_kept"] == pytest.approx(counted["projections"] / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "products"),
+    [
+        ("magnitude", {}, 0),
+        ("larosa/output_aware", {}, 2 * 32 * 2 * 4096**2),
+        ("larosa/blocks", {"block_size": 64}, 2 * 32 * 2 * 4096 * 64),
+        ("wina", {}, 32 * (3 * 4096 + 11008)),
+    ],
+)
+def test_flops_of_extras(name: str, more: dict[str, object], products: int) -> None:
+    shape = shape_of("llama2-7b")
+    levels = make_levels(shape, schedule("official"), 0.5, "llama2-7b")
+    counted = account(Plan(method(name, **more), shape, levels, ALL, None))["flops_per_token"]
+    assert counted["extras"] == products
+    assert counted["head"] is None
+
+
 def test_adapters_are_counted_apart() -> None:
     shape = shape_of("llama2-7b")
     levels = make_levels(shape, schedule("official"), 0.5, "llama2-7b")

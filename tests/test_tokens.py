@@ -81,6 +81,21 @@ def test_evaluation_blocks(tokenizer: PreTrainedTokenizerFast, max_tokens: int |
     assert block.tokens_available == 101
 
 
+def test_samples_are_blocks_drawn_with_the_seed(tokenizer: PreTrainedTokenizerFast) -> None:
+    def drawn(samples: int | None, seed: int = 0, max_tokens: int | None = None) -> list[int]:
+        block = evaluation_block(DOCUMENTS, tokenizer, TEXT, 7, max_tokens, samples, seed)
+        assert torch.equal(block.ids, block.ids[:, :1] + torch.arange(7))
+        return [start // 7 for start in block.ids[:, 0].tolist()]
+
+    assert drawn(5) == sorted(set(drawn(5)))
+    assert len(drawn(5)) == 5
+    assert drawn(5) == drawn(5) != drawn(5, seed=1)
+    assert drawn(14) == drawn(None) == list(range(14))
+    assert max(drawn(4, max_tokens=30)) < 4
+    with pytest.raises(TextError, match=r"14 blocks of 7 tokens.*samples=15"):
+        drawn(15)
+
+
 def test_hash_names_shape_and_content(tokenizer: PreTrainedTokenizerFast) -> None:
     def digest(length: int, max_tokens: int) -> str:
         return evaluation_block(DOCUMENTS, tokenizer, TEXT, length, max_tokens).sha256

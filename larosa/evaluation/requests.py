@@ -66,6 +66,7 @@ class Requests(Strict):
     seed: int
     left_out_by: str | None
     """Identity of the calibration text whose passages BoolQ may not ask about; None where there is none."""
+    chat_template: bool
     tasks: dict[str, RecordedTask]
 
     def write(self, path: Path) -> None:
@@ -97,6 +98,7 @@ def read_requests(config: ZeroShotConfig, seed: int, left_out_by: str | None) ->
     pairs: dict[str, tuple[object, object]] = {
         "evaluation.zero_shot.source": (found.source, config.source),
         "evaluation.zero_shot.examples": (found.examples, config.examples),
+        "evaluation.zero_shot.chat_template": (found.chat_template, config.chat_template),
         "seed": (found.seed, seed),
     }
     if "boolq" in config.tasks:
