@@ -24,7 +24,7 @@ NAMES = sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.stem != "meth
 TABLES = {f"table{i:02d}" for i in range(1, 20)} - {"table09"}
 FIGURES = {"figure1", "figure3", "figure4", "figure5"}
 GRIDS = ("algorithm1", "table10", "table11")  # of coefficients, some of which ask a site for more than there is
-GROUPS = ("model", "row", "calibrated_on", "schedule", "texts", "conditions", "method", "tokens", "calibration")
+GROUPS = ("model", "row", "calibrated_on", "schedule", "texts", "conditions", "evaluation")
 
 Tree = dict[str, Any]
 
