@@ -60,6 +60,17 @@ def _own(config: RunConfig, method: MethodConfig, byte_level: float) -> RunConfi
     return config.model_copy(update=changes)
 
 
+def folder_of(config: RunConfig) -> Path:
+    """Where the record of the run's own method belongs, also where it cannot be planned. Raises LarosaError."""
+    own = _own(config, config.method, config.sparsity)
+    return results.record_folder(own, _identity(own))
+
+
+def _identity(config: RunConfig) -> dict[str, Any]:
+    device = models.resolve_device(config.model.device).type
+    return results.identity(config, models.fingerprint(config.model), device)
+
+
 def _cell(config: RunConfig, shape: ModelShape) -> Cell:
     if config.method.name == "cats":
         levels = cats.levels(shape, config.sparsity)
@@ -67,8 +78,7 @@ def _cell(config: RunConfig, shape: ModelShape) -> Cell:
         levels = make_levels(shape, config.schedule, config.sparsity, config.model.name)
     if config.method.name == "r_sparse":
         r_sparse.candidates(config.method, shape, levels)  # shares out of reach are refused here
-    device = models.resolve_device(config.model.device).type
-    identity = results.identity(config, models.fingerprint(config.model), device)
+    identity = _identity(config)
     return Cell(config, levels, identity, results.record_folder(config, identity))
 
 

@@ -21,7 +21,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError
@@ -32,7 +31,7 @@ from larosa.cells import Cell, plan_cells
 from larosa.command import fail, read_settings
 from larosa.config import ConfigError, RunConfig
 from larosa.errors import LarosaError
-from larosa.pipeline import Bench, measure, open_bench, read_documents
+from larosa.pipeline import Bench, bench_settings, measure, open_bench, read_documents
 from larosa.results import Record
 from larosa.schema import Level, Names, Strict, readable
 from larosa.sparsity.schedule import ScheduleError
@@ -108,12 +107,12 @@ def compare(comparison: Comparison, overrides: list[str]) -> int:
     """Measure everything; returns how many cells failed. Raises LarosaError for a list that cannot work."""
     work = _Work(comparison, overrides)
     entries = [Entry(settings=("method=dense",), schedules=(), levels=(comparison.levels[0],)), *comparison.methods]
-    first = _bench_settings(work.config(entries[0]))
+    first = bench_settings(work.config(entries[0]))
     for entry in entries:
         for level in entry.levels or comparison.levels:  # mistakes first, in seconds
             config = work.config(entry, f"sparsity={level}", "schedule=uniform")
             plan_cells(config)
-            if _bench_settings(config) != first:
+            if bench_settings(config) != first:
                 raise ConfigError(
                     f"{' '.join(entry.settings)}: one bench serves all methods, so model, calibration, texts, "
                     "evaluation.perplexity and seed belong into the list's own settings"
@@ -124,12 +123,6 @@ def compare(comparison: Comparison, overrides: list[str]) -> int:
             bar.set_postfix_str(f"{' '.join(entry.settings)} at {level:g}, {work.failed} failed")
             _one(work, entry, level)
     return work.failed
-
-
-def _bench_settings(config: RunConfig) -> dict[str, Any]:
-    """What :func:`open_bench` reads."""
-    kept = {"model", "calibration", "texts", "seed"}
-    return config.model_dump(mode="json", include=kept) | {"size": config.evaluation.perplexity.model_dump()}
 
 
 def _one(work: _Work, entry: Entry, level: float) -> None:

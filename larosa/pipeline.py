@@ -4,6 +4,7 @@ run(config)
   cells = what to measure: the baselines, then the method          (no weights needed)
   a cell whose record exists is done
   bench = texts, tokens, model, calibrator                         (loaded once, if anything is missing)
+  a cell that another process measures is waited for
   for each cell: plan -> apply -> level-0 check -> perplexity -> errors -> tasks -> [gate -> speed] -> result.json
   table and figures of all cells, W&B
 """
@@ -12,14 +13,15 @@ from __future__ import annotations
 
 import datetime
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from analysis.run_figures import draw
-from larosa import models, report, results
+from larosa import failures, models, report, results
 from larosa.accounting import account
 from larosa.calibration.calibrator import Calibrator
 from larosa.calibration.overlap import Overlap, overlap, require_disjoint
@@ -27,6 +29,7 @@ from larosa.calibration.texts import load_documents
 from larosa.calibration.tokens import TokenBlock, calibration_block, evaluation_block
 from larosa.cells import Cell, plan_cells
 from larosa.config import RunConfig
+from larosa.disk import claimed
 from larosa.evaluation import invariance
 from larosa.evaluation.error import probe
 from larosa.evaluation.perplexity import perplexity
@@ -40,6 +43,9 @@ from larosa.sites import ModelShape
 from larosa.sparsity.handle import SparsityHandle, apply
 from larosa.store import digest
 from larosa.tracking import Tracker
+
+if TYPE_CHECKING:
+    from larosa.workbench import Workbench
 
 log = logging.getLogger(__name__)
 
@@ -72,32 +78,60 @@ class Bench:
     stages: dict[str, dict[str, float]]
 
 
-def run(config: RunConfig) -> dict[str, Record]:
+def run(config: RunConfig, overrides: Sequence[str] = (), workbench: Workbench | None = None) -> dict[str, Record]:
     """Measure the method of `config` and its baselines; returns their records by label, the method's last.
 
-    Raises LarosaError before weights load wherever the reason can be known by then.
+    `overrides` are noted where a cell fails; `workbench` keeps the bench for the next run. Raises LarosaError before
+    weights load wherever the reason can be known by then, CellsFailedError when all other cells are recorded.
     """
     cells = plan_cells(config)
     main = list(cells.values())[-1]
     records = {} if config.force else _stored(cells)
-    missing = [name for name in cells if name not in records]
+    missing = {name: cell for name, cell in cells.items() if name not in records}
     if missing:
         models.ensure_available(config.model)
         results.check_output(config)
-        documents = read_documents(config)
     with Tracker(config, main.folder.name, measured=bool(missing)) as tracker:
-        if missing:
-            bench = open_bench(config, documents)
-            for name in missing:
-                path = results.save_record(cells[name].folder, measure(cells[name], bench))
-                records[name] = results.read(path)
-                log.info("recorded %s", path)
-        records = {name: records[name] for name in cells}
+        measured, failed = _measure_all(missing, config, overrides, workbench)
+        records = {name: found for name in cells if (found := records.get(name) or measured.get(name))}
         rows = report.comparison(records)
-        report.show(records, rows)
-        figures = _illustrate(records, rows, main.folder)
+        figures = []
+        if records:
+            report.show(records, rows)
+            figures = _illustrate(records, rows, main.folder)
         tracker.log(records, rows, figures)
+        if failed:
+            raise failures.CellsFailedError(failed, len(records))
     return records
+
+
+def _measure_all(
+    cells: dict[str, Cell], config: RunConfig, overrides: Sequence[str], workbench: Workbench | None
+) -> tuple[dict[str, Record], dict[str, str]]:
+    """Records and messages of failed cells, by label. Raises what keeps all of them from being measured."""
+    from larosa.workbench import Workbench  # which imports this module
+
+    workbench = workbench or Workbench()
+    records: dict[str, Record] = {}
+    failed: dict[str, str] = {}
+    for name, cell in cells.items():
+        with claimed(cell.folder):
+            found = None if config.force else results.load_record(cell.folder, cell.identity)
+            if found is None:
+                workbench.open(config)
+                try:
+                    found = results.read(results.save_record(cell.folder, measure(cell, workbench.open(config))))
+                    log.info("recorded %s", cell.folder / "result.json")
+                except Exception as error:
+                    failed[name] = failures.message_of(error)
+                    failures.write(cell.folder, name, error, overrides, failures.asked(cell.config))
+                    failures.report(name, error)
+            if found is None:
+                workbench.clear()  # only now: the error held on to it
+                continue
+            failures.forget(cell.folder)
+            records[name] = found
+    return records, failed
 
 
 def _illustrate(records: dict[str, Record], rows: list[dict[str, Any]], folder: Path) -> list[Path]:
@@ -125,6 +159,12 @@ def _stored(cells: dict[str, Cell]) -> dict[str, Record]:
                 str(record["git"]["commit"])[:10],
             )
     return records
+
+
+def bench_settings(config: RunConfig) -> dict[str, Any]:
+    """What :func:`read_documents` and :func:`open_bench` read, JSON-able."""
+    kept = {"model", "calibration", "texts", "seed"}
+    return config.model_dump(mode="json", include=kept) | {"size": config.evaluation.perplexity.model_dump()}
 
 
 def read_documents(config: RunConfig) -> Documents:

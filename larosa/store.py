@@ -6,7 +6,6 @@ again. Writing goes through a temporary file and one rename; a lock keeps parall
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -20,16 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from larosa.assets import cache_folder, file_sha256
+from larosa.disk import digest as digest
+from larosa.disk import write_atomically as write_atomically
 
 log = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
-
-
-def digest(identity: dict[str, Any]) -> str:
-    """A short hash of a JSON-able identity, independent of the order of its keys."""
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def cached(kind: str, identity: dict[str, Any], build: Callable[[], Tensors]) -> tuple[Tensors, bool]:
@@ -52,19 +47,6 @@ def cached(kind: str, identity: dict[str, Any], build: Callable[[], Tensors]) ->
         except (OSError, SafetensorError) as error:
             log.warning("%s could not be kept (%s); this run goes on, the next one computes it again", path, error)
         return tensors, False
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing: temporary file, flush to disk, rename."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with scratch.open("wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def _sidecar(path: Path) -> Path:

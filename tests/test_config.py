@@ -44,6 +44,8 @@ def choices() -> list[str]:
     found = []
     for path in sorted(CONF.glob("*/**/*.yaml")):
         group, *rest = path.relative_to(CONF).with_suffix("").parts
+        if group == "hydra":
+            group, *rest = f"hydra/{rest[0]}", *rest[1:]
         found.append(f"{'+' if group == 'experiment' else ''}{group}={'/'.join(rest)}")
     return found
 

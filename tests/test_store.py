@@ -138,3 +138,26 @@ def test_kill_9_while_writing_leaves_the_old_record_or_the_new(tmp_path: Path) -
         process.join()
         assert process.exitcode == -signal.SIGKILL
         assert len(path.read_bytes()) == 200000
+
+
+def test_two_processes_build_once(tmp_path: Path) -> None:
+    """The second one waits for the first and reads what it built."""
+    code = (
+        "import sys, time, torch; from pathlib import Path; from larosa import store\n"
+        "def build():\n"
+        "    with Path(sys.argv[1]).open('a') as built: built.write('once\\n')\n"
+        "    time.sleep(1.0)\n"
+        "    return {'Q': torch.arange(2000.0)}\n"
+        "print('ready', flush=True); input()\n"
+        "print(store.cached('moments', {'model': 'x'}, build)[1], flush=True)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "built")]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as one, subprocess.Popen(command, **pipes) as other:
+        for process in (one, other):
+            assert process.stdout.readline() == "ready\n"
+        for process in (one, other):
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        assert sorted(process.stdout.readline() for process in (one, other)) == ["False\n", "True\n"]
+    assert (tmp_path / "built").read_text() == "once\n"

@@ -22,6 +22,7 @@ from larosa.calibration.site_errors import SiteErrors, site_errors
 from larosa.calibration.statistics import ALL_READERS, WINA_READERS, second_moments, weight_moments, with_gamma
 from larosa.calibration.tokens import TokenBlock
 from larosa.config import MethodConfig, ScheduleConfig, TokenPolicyConfig, TopKConfig
+from larosa.results import TUNING_VERSION
 from larosa.rotation.explicit import output_aware, split_gain
 from larosa.rotation.rotation import Rotation, build_rotation, rotation_index
 from larosa.rotation.tuning import Tuned, TunedBases, TunedTransforms, tune
@@ -168,10 +169,21 @@ class Calibrator:
         return replace(plan, thresholds=limits, calibrated_in=plan.method.coordinates)
 
     def magnitudes(self, plan: Plan) -> MagnitudeCounter:
-        """Counted magnitudes in the plan's coordinates, which its method decides; one pass a method."""
-        key = plan.method.model_dump_json()
+        """Counted magnitudes in the plan's coordinates, which its method decides: one pass a method and policy."""
+        own: dict[str, Any] = {
+            "what": "magnitudes",
+            "method": plan.method.model_dump(mode="json", exclude={"preset", "rule"}),
+            "sparse_tokens": plan.tokens.model_dump(mode="json"),
+            "tuning_version": TUNING_VERSION if plan.method.tuning else None,
+        }
+        key = store.digest(own)
         if key not in self._counted:
-            self._counted[key] = count_magnitudes(self.model, plan, self.tokens, self.batch_size)
+            tensors, _ = store.cached(
+                "magnitudes",
+                self._identity() | own,
+                lambda: count_magnitudes(self.model, plan, self.tokens, self.batch_size).tensors(),
+            )
+            self._counted[key] = MagnitudeCounter(tensors)
         return self._counted[key]
 
     def low_rank(self, share: float) -> LowRank:

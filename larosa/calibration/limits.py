@@ -26,8 +26,16 @@ _BINS = (_HIGHEST - _LOWEST) * _PER_OCTAVE
 class MagnitudeCounter:
     """An observer of sparse sites that counts the magnitudes in the site's own coordinates."""
 
-    def __init__(self) -> None:
+    def __init__(self, counted: dict[str, Tensor] | None = None) -> None:
+        """Empty, or what :meth:`tensors` gave."""
         self._counts: dict[tuple[str, int], Tensor] = {}
+        for name, counts in (counted or {}).items():
+            site, layer = name.split(".")
+            self._counts[site, int(layer)] = counts
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The counts by `site.layer`, each [bins] int64 on the CPU."""
+        return {f"{site}.{layer}": counts.cpu() for (site, layer), counts in self._counts.items()}
 
     def observe(self, site: SparseSite, _x: Tensor, _y: Tensor, z: Tensor, _z_sparse: Tensor) -> None:
         """Add the entries of z, [tokens, width]."""

@@ -1,0 +1,110 @@
+"""One call of `run.py`: from Hydra's settings to records, alone or as one run of a sweep.
+
+Alone, a run that fails ends the process with one readable message. In a sweep it is noted on disk and the others go on:
+its cell's `failed.json` (:mod:`larosa.failures`), and its outcome in the sweep's folder (:mod:`larosa.sweep`).
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from larosa.config import ConfigError, RunConfig
+from larosa.errors import LarosaError
+from larosa.sweep import Outcome, Sweep
+
+if TYPE_CHECKING:
+    from larosa.workbench import Workbench
+
+log = logging.getLogger(__name__)
+
+
+def read(settings: DictConfig) -> RunConfig:
+    """The checked settings of a run. Raises ConfigError."""
+    try:
+        tree: Any = OmegaConf.to_container(settings, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error)) from None
+    return RunConfig.parse(tree)
+
+
+def alone(settings: DictConfig, overrides: Sequence[str]) -> None:
+    """Run, and end with one readable message where something is wrong."""
+    try:
+        config = read(settings)
+        from larosa.pipeline import run  # heavy imports wait until the settings are known to be good
+
+        run(config, overrides)
+    except (LarosaError, OSError) as error:
+        log.error("%s", error)
+        sys.exit(2)
+
+
+def in_sweep(sweep: Sweep, settings: DictConfig, overrides: Sequence[str]) -> None:
+    """Run, note what came of it, and return in any case but an interruption."""
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    outcome = Outcome(list(overrides))
+    start = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    with logging_redirect_tqdm():
+        try:
+            config = read(settings)
+            if config.tracking.group is None:
+                tracking = config.tracking.model_copy(update={"group": sweep.group})
+                config = config.model_copy(update={"tracking": tracking})
+            created = _records(config, overrides)
+            outcome.measured = any(start <= moment for moment in created)
+            shutil.rmtree(_unplaced(settings, overrides), ignore_errors=True)
+        except Exception as error:
+            outcome.failed = _noted(error, settings, overrides)
+    sweep.note(outcome)
+
+
+def _records(config: RunConfig, overrides: Sequence[str]) -> list[str]:
+    """Run; returns when each record was made."""
+    from larosa.pipeline import run
+
+    return [str(record["created"]) for record in run(config, overrides, _workbench()).values()]
+
+
+@cache
+def _workbench() -> Workbench:
+    """The bench of this process: the runs of a sweep that follow each other in it share a loaded model."""
+    from larosa.workbench import Workbench
+
+    return Workbench()
+
+
+def _noted(error: Exception, settings: DictConfig, overrides: Sequence[str]) -> dict[str, str]:
+    """Write down why a run failed, unless its cells are written down already; returns label -> message."""
+    from larosa import cells, failures
+
+    if isinstance(error, failures.CellsFailedError):
+        return error.failed
+    label, folder, asked = " ".join(overrides), _unplaced(settings, overrides), {}
+    try:
+        config = read(settings)
+        label, asked = config.method.label, failures.asked(config)
+        folder = cells.folder_of(config)
+    except (LarosaError, OSError):
+        pass  # the settings themselves are wrong, or the model is not there: the overrides say what was asked
+    failures.report(label, error)
+    failures.write(folder, label, error, overrides, asked)
+    return {label: failures.message_of(error)}
+
+
+def _unplaced(settings: DictConfig, overrides: Sequence[str]) -> Path:
+    """Where the failure of a run is noted whose cell has no folder."""
+    from larosa.disk import digest
+
+    output = OmegaConf.select(settings, "output", throw_on_missing=False) or "runs"
+    return Path(str(output)).expanduser() / f"failed-{digest({'overrides': sorted(overrides)})[:10]}"

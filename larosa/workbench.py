@@ -1,0 +1,38 @@
+"""One bench for many runs of a process: a sweep on one model reads its texts and loads it once.
+
+Runs whose model, calibration, texts, block length and seed are equal share the bench; another one takes its place,
+and the old one's memory is given back first.
+"""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+from larosa.config import RunConfig
+from larosa.disk import digest
+from larosa.pipeline import Bench, bench_settings, open_bench, read_documents
+
+
+class Workbench:
+    """The last bench that was opened."""
+
+    def __init__(self) -> None:
+        self._key: str | None = None
+        self._bench: Bench | None = None
+
+    def open(self, config: RunConfig) -> Bench:
+        """The bench of `config`. Raises LarosaError where texts or weights cannot be had."""
+        key = digest(bench_settings(config))
+        if self._bench is None or self._key != key:
+            self.clear()
+            self._bench, self._key = open_bench(config, read_documents(config)), key
+        return self._bench
+
+    def clear(self) -> None:
+        """Give the bench's memory back, as after a failure: whatever it left behind does not reach another cell."""
+        self._key = self._bench = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -1,0 +1,216 @@
+"""Sweeps: what fails is noted and does not stop the others, parallel runs share, a killed sweep goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import read_write
+from test_config import parse
+from test_pipeline import overrides as overrides  # the fixture
+
+from conftest import CONF, ROOT
+from larosa import failures, pipeline
+from larosa.disk import claimed
+from larosa.failures import CellsFailedError
+from larosa.launch import in_sweep
+from larosa.pipeline import run
+from larosa.sweep import Outcome, Sweep, SweepCallback, progress
+from larosa.workbench import Workbench
+
+
+def sweep(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "run.py"), "-m", "baseline=none", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **more)
+
+
+def records(tmp_path: Path) -> dict[str, float]:
+    """Folder -> when its record was written."""
+    return {path.parent.name: path.stat().st_mtime for path in (tmp_path / "runs").glob("*/result.json")}
+
+
+def test_a_failed_cell_is_noted_the_others_go_on_and_success_removes_the_note(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_measure = pipeline.measure
+
+    def broken(cell: Any, bench: Any) -> Any:
+        if cell.config.method.name == "magnitude":
+            raise ValueError(f"{tmp_path / 'secret' / 'file.bin'} does not fit")
+        return true_measure(cell, bench)
+
+    monkeypatch.setattr(pipeline, "measure", broken)
+    with pytest.raises(CellsFailedError, match="1 of 3 cells"):
+        run(parse(*overrides), ["seed=0"])
+    assert len(records(tmp_path)) == 2
+    (note,) = (tmp_path / "runs").glob("*/failed.json")
+    found = json.loads(note.read_text())
+    assert found["error"] == "ValueError"
+    assert found["message"] == "file.bin does not fit"
+    assert found["overrides"] == ["seed=0"]
+    assert found["asked"]["method"] == "magnitude"
+    assert "in broken: raise ValueError(" in found["traceback"][-1]
+    assert str(tmp_path) not in note.read_text()
+    monkeypatch.setattr(pipeline, "measure", true_measure)
+    assert len(run(parse(*overrides))) == 3
+    assert not list((tmp_path / "runs").glob("*/failed.json"))
+
+
+def test_runs_of_one_bench_load_it_once_and_a_failure_loads_it_again(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    true_open = pipeline.open_bench
+    monkeypatch.setattr("larosa.workbench.open_bench", lambda *given: opened.append("x") or true_open(*given))
+    bench = Workbench()
+    run(parse(*overrides, "baseline=none", "method=magnitude"), (), bench)
+    run(parse(*overrides, "baseline=none", "method=magnitude", "sparsity=0.5"), (), bench)
+    assert len(opened) == 1
+    run(parse(*overrides, "baseline=none", "method=magnitude", "seed=1"), (), bench)
+    assert len(opened) == 2
+    true_measure = pipeline.measure
+    monkeypatch.setattr(pipeline, "measure", lambda *_: 1 / 0)
+    with pytest.raises(CellsFailedError, match="division"):
+        run(parse(*overrides, "baseline=none", "method=magnitude", "seed=1", "sparsity=0.3"), (), bench)
+    monkeypatch.setattr(pipeline, "measure", true_measure)
+    run(parse(*overrides, "baseline=none", "method=magnitude", "seed=1", "sparsity=0.3"), (), bench)
+    assert len(opened) == 3
+
+
+def test_an_overfull_disk_costs_the_note_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    failures.write(tmp_path / "file" / "cell", "magnitude", OSError("full"), [], {})
+    assert "could not be written" in caplog.text
+
+
+def test_the_progress_line() -> None:
+    outcomes = [Outcome(["a"], measured=True), Outcome(["b"]), Outcome(["c"], {"teal": "no"})]
+    assert progress("t", 6, outcomes, 60.0) == "t: 2 of 6 runs done, 1 failed, 3 left, 0:03:00 left"
+    assert progress("t", 3, outcomes, 60.0) == "t: 2 of 3 runs done, 1 failed, 0 left"
+    assert progress("t", 3, [], 60.0) == "t: 0 of 3 runs done, 0 failed, 3 left"
+
+
+def test_runs_of_a_sweep_share_a_group_and_a_continued_one_joins_it(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*overrides, "baseline=none", "sparsity=0.4,0.5"]
+    groups = []
+    for count in (1, 2):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("config", words[:-1], return_hydra_config=True)
+        with read_write(config):
+            config.hydra.overrides.task = words
+        callback = SweepCallback()
+        callback.on_multirun_start(config)
+        folder, group = (word.split("=")[1].strip("'") for word in config.hydra.overrides.hydra[-2:])
+        groups.append(group)
+        assert Path(folder).parent == tmp_path / "runs"
+        assert len(list((tmp_path / "runs").glob(".sweep*"))) == count
+        assert pickle.loads(pickle.dumps(callback)).__dict__ == {"_line": None}  # launchers send it so
+    assert groups[0] == groups[1]
+    assert groups[0].startswith("config-")
+    seen: list[Any] = []
+    monkeypatch.setattr(pipeline, "Tracker", lambda config, *_, **__: seen.append(config.tracking.group) or 1 / 0)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        settings = compose("config", words[:-1])
+    given = Sweep(groups[0], Path(folder))
+    in_sweep(given, settings, ["a=1"])
+    assert seen == groups[:1]
+    (outcome,) = given.outcomes()
+    assert outcome.overrides == ["a=1"]
+    assert list(outcome.failed.values()) == ["division by zero"]
+
+
+def test_a_sweep_goes_on_past_failures_of_every_kind_and_says_so(overrides: list[str], tmp_path: Path) -> None:
+    first = sweep(*overrides, "method=cats,magnitude,nothing", "sparsity=0.6")
+    assert first.returncode == 1  # a choice that does not exist is said at once, before anything runs
+    assert "nothing" in first.stderr
+    assert not records(tmp_path)
+    done = sweep(*overrides, "method=cats,magnitude", "sparsity=0.6", "calibration.sequences=8,0")
+    assert done.returncode == 2
+    assert len(records(tmp_path)) == 1
+    assert "1 of 4 runs done, 3 failed, 0 left" in done.stderr
+    assert "failed: cats (calibration.sequences=8 method=cats): method=cats skips up and down only" in done.stderr
+    notes = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/failed.json")]
+    assert sorted(note["error"] for note in notes) == ["ConfigError", "ConfigError", "ScheduleError"]
+    assert not list((tmp_path / "runs").glob(".sweep*"))
+
+
+def test_a_killed_sweep_goes_on_where_it_was(overrides: list[str], tmp_path: Path) -> None:
+    words = [*overrides, "method=magnitude", "sparsity=0.4,0.5"]
+    command = [sys.executable, str(ROOT / "run.py"), "-m", "baseline=none", *words]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        while not (before := records(tmp_path)):
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    assert len(before) == 1
+    done = sweep(*words)
+    assert done.returncode == 0, done.stderr
+    after = records(tmp_path)
+    assert len(after) == 2
+    assert before.items() <= after.items()
+    assert "is done already" in done.stderr
+    assert "2 of 2 runs done, 0 failed, 0 left" in done.stderr
+    assert not list((tmp_path / "runs").glob(".sweep*"))  # also what the killed one left
+
+
+LAUNCHERS = {"joblib": "joblib", "submitit_local": "submitit", "ray": "ray"}
+
+
+def installed(launcher: str) -> bool:
+    try:
+        metadata.distribution(f"hydra-{LAUNCHERS[launcher]}-launcher")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_launchers_run_every_cell_and_measure_a_shared_one_once(
+    launcher: str, overrides: list[str], tmp_path: Path
+) -> None:
+    if not installed(launcher):
+        done = sweep(*overrides, f"hydra/launcher={launcher}", "sparsity=0.4,0.5")
+        assert done.returncode == 1
+        assert f"this launcher needs hydra-{LAUNCHERS[launcher]}-launcher: pip install" in done.stderr
+        pytest.skip(f"the launcher {launcher} is not installed: that is said")
+    words = [f"hydra/launcher={launcher}", "method=magnitude", "sparsity=0.4,0.45,0.995", "baseline=dense"]
+    done = sweep(*overrides, *words)
+    assert done.returncode == 2, done.stderr
+    assert "2 of 3 runs done, 1 failed, 0 left" in done.stderr
+    assert sorted(name.split("-")[2] for name in records(tmp_path)) == ["dense", "magnitude", "magnitude"]
+    logs = [path.read_text() for path in (tmp_path / "runs" / ".submitit").rglob("*.err")]
+    assert "".join([done.stderr, *logs, done.stdout]).count("measuring dense") == 1
+
+
+def test_a_cell_is_held_by_one_process(tmp_path: Path) -> None:
+    """The second one waits for the first, also when the first is killed."""
+    code = (
+        "import sys, time; from pathlib import Path; from larosa.disk import claimed\n"
+        "with claimed(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        start = time.monotonic()
+        other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT)
+        with other:
+            assert other.stdout is not None
+            time.sleep(0.5)
+            process.kill()
+            assert other.stdout.readline() == b"in\n"
+            assert time.monotonic() - start >= 0.5
+            other.kill()
+    with claimed(tmp_path):
+        pass

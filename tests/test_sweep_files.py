@@ -1,0 +1,123 @@
+"""Every file of sweeps/ expands, and every run of its commands plans, for the paper's models and for smollm2-135m."""
+
+from __future__ import annotations
+
+import copy
+import shlex
+from functools import cache
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from conftest import CONF, ROOT
+from larosa.cells import plan_cells
+from larosa.config import RunConfig
+from larosa.sparsity.schedule import ScheduleError
+from larosa.sweep import expand
+
+SWEEPS = ROOT / "sweeps"
+README = (SWEEPS / "README.md").read_text()
+NAMES = sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.stem != "methods")  # a list of larosa.compare
+TABLES = {f"table{i:02d}" for i in range(1, 20)} - {"table09"}
+FIGURES = {"figure1", "figure3", "figure4", "figure5"}
+GRIDS = ("algorithm1", "table10", "table11")  # of coefficients, some of which ask a site for more than there is
+GROUPS = ("model", "row", "calibrated_on", "schedule", "texts", "conditions", "evaluation")
+
+Tree = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # plans do not ask whether it answers
+
+
+@cache
+def composed(name: str, words: tuple[str, ...]) -> tuple[Tree, Tree]:
+    """A run's settings and the sweep's parameters."""
+    with initialize_config_dir(str(SWEEPS), version_base="1.3"):
+        found = compose(name, [f"hydra.searchpath=[file://{CONF}]", *words], return_hydra_config=True)
+    params: Any = OmegaConf.to_container(found.hydra.sweeper.params)
+    own = OmegaConf.masked_copy(found, [str(key) for key in found if key != "hydra"])
+    settings: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    return settings, params
+
+
+def commands(name: str) -> list[tuple[str, ...]]:
+    """The overrides of the commands in a sweep's header."""
+    start = f"#   python run.py --config-dir sweeps --config-name {name} -m"
+    lines = [line for line in (SWEEPS / f"{name}.yaml").read_text().splitlines() if line.startswith(start)]
+    words = [shlex.split(line.removeprefix(start)) for line in lines]
+    return [tuple(word for word in own if not word.startswith("model.path=")) for own in words]  # the reader's folder
+
+
+def runs_of(name: str, given: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Every run's values by key."""
+    conditions = tuple(word for word in given if word.startswith("conditions="))
+    parser = OverridesParser.create()
+    runs = expand(composed(name, conditions)[1], given)
+    return [{one.key_or_group: one.value() for one in parser.parse_overrides(run)} for run in runs]
+
+
+def settings(name: str, run: dict[str, Any], first: dict[str, Any]) -> RunConfig:
+    """Those of one run as Hydra composes them. Choices of different groups change different sections, so each is
+    composed beside the first run's choices of the other groups."""
+
+    def of(choices: dict[str, Any]) -> Tree:
+        words = [f"{key}={str(value).replace(' ', '')}" for key, value in choices.items() if key in GROUPS]
+        return composed(name, tuple(words))[0]
+
+    base = of(first)
+    found = copy.deepcopy(base)
+    for key in run.keys() & set(GROUPS):
+        other = of(first | {key: run[key]})
+        found |= {section: copy.deepcopy(other[section]) for section in other if other[section] != base[section]}
+    for key, value in run.items():
+        if key not in GROUPS:
+            *sections, last = key.split(".")
+            at = found
+            for section in sections:
+                at = at[section]
+            at[last] = value
+    return RunConfig.parse(found)
+
+
+def same_runs_as_table01(name: str) -> None:
+    """Tables 12 to 18 are Table 1's runs of one model: what Table 1 has measured is theirs."""
+    for conditions in ((), ("conditions=smollm2-135m",)):
+        mine, one = composed(name, conditions), composed("table01", conditions)
+        assert mine[0] == one[0]
+        assert {**mine[1], "model": ""} == {**one[1], "model": ""}
+        assert mine[1]["model"] in one[1]["model"].split(",")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_run_of_every_command_plans(name: str) -> None:
+    assert commands(name)
+    if "table12" <= name <= "table18":
+        return same_runs_as_table01(name)
+    for given in commands(name):
+        runs, refused = runs_of(name, given), []
+        for run in runs:
+            try:
+                plan_cells(settings(name, run, runs[0]))
+            except ScheduleError:
+                refused.append(run)
+        assert not [run for run in refused if run.get("row") != "cats" and name not in GRIDS]
+        assert len(refused) <= len(runs) / 2
+    return None
+
+
+def test_settings_are_those_that_hydra_composes() -> None:
+    given = ("conditions=smollm2-135m", "calibrated_on=boolq-passages,gsm8k", "texts=hellaswag")
+    runs = runs_of("table07", given)
+    whole = composed("table07", tuple(f"{key}={value}" for key, value in runs[-1].items()))[0]
+    assert settings("table07", runs[-1], runs[0]) == RunConfig.parse(whole)
+
+
+def test_every_table_and_figure_has_its_sweep_and_its_line() -> None:
+    assert set(NAMES) >= TABLES | FIGURES | {"smoke"}
+    lines = [line for line in README.splitlines() if line.startswith("| `")]
+    assert sorted(line.split("`")[1] for line in lines) == NAMES
