@@ -8,6 +8,8 @@ import json
 import logging
 import multiprocessing
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
