@@ -31,11 +31,12 @@ from larosa.cells import Cell, plan_cells
 from larosa.command import fail, read_settings
 from larosa.config import ConfigError, RunConfig
 from larosa.errors import LarosaError
-from larosa.pipeline import Bench, bench_settings, measure, open_bench, read_documents
+from larosa.pipeline import Bench, measure, open_bench, read_documents
 from larosa.results import Record
 from larosa.schema import Level, Names, Strict, readable
 from larosa.sparsity.schedule import ScheduleError
 from larosa.store import digest
+from larosa.workbench import bench_settings
 
 log = logging.getLogger(__name__)
 

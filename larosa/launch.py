@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -51,6 +52,8 @@ def alone(settings: DictConfig, overrides: Sequence[str]) -> None:
 
 def in_sweep(sweep: Sweep, settings: DictConfig, overrides: Sequence[str]) -> None:
     """Run, note what came of it, and return in any case but an interruption."""
+    if os.getpid() != sweep.starter:
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, which is now
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     outcome = Outcome(list(overrides))

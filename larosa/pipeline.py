@@ -161,12 +161,6 @@ def _stored(cells: dict[str, Cell]) -> dict[str, Record]:
     return records
 
 
-def bench_settings(config: RunConfig) -> dict[str, Any]:
-    """What :func:`read_documents` and :func:`open_bench` read, JSON-able."""
-    kept = {"model", "calibration", "texts", "seed"}
-    return config.model_dump(mode="json", include=kept) | {"size": config.evaluation.perplexity.model_dump()}
-
-
 def read_documents(config: RunConfig) -> Documents:
     """All texts of the run, and the evidence that calibration and evaluation are disjoint."""
     stages = Stages()

@@ -10,6 +10,7 @@ them. So runs in this process, in others, and on other machines that share the d
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -53,12 +54,16 @@ class Sweep:
     group: str
     """One W&B group for a sweep and its continuations."""
     folder: Path
+    starter: int
+    """Process that started the sweep: runs in others show no bars, which would write over each other."""
 
     @classmethod
     def of(cls, hydra: Any) -> Sweep | None:
         """None for a run that no sweep started."""
         found = hydra.callbacks.get("sweep") or {}
-        return cls(found["group"], Path(found["folder"])) if found.get("folder") else None
+        if not found.get("folder"):
+            return None
+        return cls(found["group"], Path(found["folder"]), int(found["starter"]))
 
     def note(self, outcome: Outcome) -> None:
         """Leave the outcome for the process that counts."""
@@ -93,9 +98,9 @@ def progress(name: str, total: int, outcomes: list[Outcome], elapsed_s: float) -
 
 
 class SweepCallback(Callback):
-    """Hydra's notice of a sweep's start and end. `folder` and `group` are set by the start, for the runs to read."""
+    """Hydra's notice of a sweep's start and end. Its settings are filled by the start, for the runs to read."""
 
-    def __init__(self, folder: str | None = None, group: str | None = None) -> None:
+    def __init__(self, folder: str | None = None, group: str | None = None, starter: str | None = None) -> None:
         self._line: ProgressLine | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -108,10 +113,10 @@ class SweepCallback(Callback):
         group = f"{name.replace('/', '-')}-{digest({'runs': runs})[:6]}"
         folder = Path(str(config.output)).expanduser().absolute() / f"{_FOLDER}{group}-{time.time_ns()}"
         with read_write(config), open_dict(config):
-            for key, value in {"folder": str(folder), "group": group}.items():
+            for key, value in {"folder": str(folder), "group": group, "starter": str(os.getpid())}.items():
                 quoted = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
                 config.hydra.overrides.hydra.append(f"hydra.callbacks.sweep.{key}={quoted}")
-        self._line = ProgressLine(Sweep(group, folder), name, len(runs))
+        self._line = ProgressLine(Sweep(group, folder, os.getpid()), name, len(runs))
         self._line.start()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:

@@ -7,12 +7,19 @@ and the old one's memory is given back first.
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import torch
 
 from larosa.config import RunConfig
 from larosa.disk import digest
-from larosa.pipeline import Bench, bench_settings, open_bench, read_documents
+from larosa.pipeline import Bench, open_bench, read_documents
+
+
+def bench_settings(config: RunConfig) -> dict[str, Any]:
+    """What decides a bench, JSON-able."""
+    kept = {"model", "calibration", "texts", "seed"}
+    return config.model_dump(mode="json", include=kept) | {"size": config.evaluation.perplexity.model_dump()}
 
 
 class Workbench:
@@ -24,7 +31,8 @@ class Workbench:
 
     def open(self, config: RunConfig) -> Bench:
         """The bench of `config`. Raises LarosaError where texts or weights cannot be had."""
-        key = digest(bench_settings(config))
+        tasks = config.evaluation.zero_shot.model_dump(mode="json")  # checked against the bench's tokenizer
+        key = digest(bench_settings(config) | {"tasks": tasks})
         if self._bench is None or self._key != key:
             self.clear()
             self._bench, self._key = open_bench(config, read_documents(config)), key

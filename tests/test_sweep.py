@@ -112,7 +112,7 @@ def test_runs_of_a_sweep_share_a_group_and_a_continued_one_joins_it(
             config.hydra.overrides.task = words
         callback = SweepCallback()
         callback.on_multirun_start(config)
-        folder, group = (word.split("=")[1].strip("'") for word in config.hydra.overrides.hydra[-2:])
+        folder, group, starter = (word.split("=")[1].strip("'") for word in config.hydra.overrides.hydra[-3:])
         groups.append(group)
         assert Path(folder).parent == tmp_path / "runs"
         assert len(list((tmp_path / "runs").glob(".sweep*"))) == count
@@ -123,7 +123,8 @@ def test_runs_of_a_sweep_share_a_group_and_a_continued_one_joins_it(
     monkeypatch.setattr(pipeline, "Tracker", lambda config, *_, **__: seen.append(config.tracking.group) or 1 / 0)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         settings = compose("config", words[:-1])
-    given = Sweep(groups[0], Path(folder))
+    assert int(starter) == os.getpid()
+    given = Sweep(groups[0], Path(folder), os.getpid())
     in_sweep(given, settings, ["a=1"])
     assert seen == groups[:1]
     (outcome,) = given.outcomes()
