@@ -5,7 +5,7 @@ run(config)
   a cell whose record exists is done
   bench = texts, tokens, model, calibrator                         (loaded once, if anything is missing)
   a cell that another process measures is waited for
-  for each cell: plan -> apply -> level-0 check -> perplexity -> errors -> tasks -> [gate -> speed] -> result.json
+  for each cell: plan -> apply -> level-0 check [-> round] -> perplexity -> errors -> tasks [-> gate -> speed] -> record
   table and figures of all cells, W&B
 """
 
@@ -38,6 +38,7 @@ from larosa.evaluation.zero_shot import check_reader, zero_shot
 from larosa.maker import doubts
 from larosa.methods.registry import METHODS
 from larosa.provenance import Stages, git_state, hardware, versions
+from larosa.quantization.model import quantise
 from larosa.results import Record
 from larosa.sites import ModelShape
 from larosa.sparsity.handle import SparsityHandle, apply
@@ -219,6 +220,9 @@ def measure(cell: Cell, bench: Bench) -> Record:
         }
         with stages("invariance"):
             metrics["invariance"] = invariance.check(bench.model, handle, bench.dense)
+        if config.quantization.active:
+            with stages("quantise"):
+                metrics["quantization"] = quantise(bench.model, handle, config.quantization, bench.calibration.ids)
         with stages("perplexity"):
             metrics |= _perplexities(cell, bench, handle)
         if config.method.name != "dense":
@@ -256,7 +260,7 @@ def _record(cell: Cell, bench: Bench, metrics: dict[str, Any], stages: dict[str,
         "hardware": hardware(),
         "device": str(bench.model.device),
         "backend": metrics["speed"]["backend"] if "speed" in metrics else "reference",
-        "data": _data(bench, cell.config.method.name != "dense"),
+        "data": _data(bench, cell.config.method.name != "dense" or cell.config.quantization.calibrated),
         "metrics": metrics,
         "stages": stages,
         "wall_s": sum(stage["wall_s"] for stage in stages.values()),
