@@ -34,7 +34,7 @@ EXTRAS = {
     "transform": "two dense transforms a layer",
 }
 COLUMNS = (
-    "model", "extras", "rule", "level", "context", "new_tokens", "ms_p50", "tokens_per_s", "speedup", "ideal",
+    "model", "extras", "codes", "rule", "level", "context", "new_tokens", "ms_p50", "tokens_per_s", "speedup", "ideal",
     "share_of_peak", "gpu", "date",
 )  # fmt: skip
 RULES = {"top-k": "Top-K", "limits": "limits given"}
@@ -64,7 +64,14 @@ class Cell:
     def label(self) -> str:
         """Model, extras and rule."""
         extras = EXTRAS.get(self.record["extras"], self.record["extras"])
-        return f"{self.record['model']}, {extras}, {RULES[self.rule]}"
+        return f"{self.record['model']}, {extras}{codes(self.record)}, {RULES[self.rule]}"
+
+
+def codes(record: Record) -> str:
+    """What is quantised, for a label; records from before there was any say nothing."""
+    weights, head = record.get("quantization", "none"), record.get("head", "none")
+    parts = [f"{weights} weights"] * (weights != "none") + [f"{head} head"] * (head != "none")
+    return "".join(f", {part}" for part in parts)
 
 
 def read(paths: list[Path]) -> list[Record]:
@@ -167,7 +174,16 @@ def csv_text(records: list[Record]) -> str:
     for c in cells(records):
         numbers = [c.context, c.new_tokens, c.ms, c.tokens_per_s, c.speedup, c.ideal, c.share_of_peak]
         writer.writerow(
-            [c.record["model"], c.record["extras"], c.rule, c.level, *numbers, c.record["device"], c.record["date"]]
+            [
+                c.record["model"],
+                c.record["extras"],
+                codes(c.record).removeprefix(", ") or "none",
+                c.rule,
+                c.level,
+                *numbers,
+                c.record["device"],
+                c.record["date"],
+            ]
         )
     return out.getvalue()
 

@@ -243,6 +243,13 @@ class RunConfig(Strict):
                 "evaluation.speed: the decoder runs w4 in groups along the output; set quantization.groups=output "
                 "(quantization=w4_rtn), or measure quality without evaluation=speed"
             )
+        if self.quantization.weights != "none" and any(
+            method.form == "simulated" for method in (self.method, *self.baseline.values())
+        ):
+            raise ValueError(
+                "evaluation.speed: the decoder multiplies simulated rotations into the weights, which leaves no "
+                "quantised grid; take an absorbed or explicit form, or quantization=none"
+            )
         scored = any(method.score == "column_norm" for method in (self.method, *self.baseline.values()))
         if self.quantization.weights != "none" and scored:
             raise ValueError(

@@ -101,8 +101,7 @@ def test_turned_then_rounded_then_removed_bit_for_bit(choice: str, name: str, ke
         assert 0 < said["relative_weight_error"] < (0.02 if choice == "w8" else 0.2)
         for (index, site), own in turned.items():
             rows = torch.cat([linear.weight for linear in ModelView(model).layers[index].readers(site)])
-            codes = torch.cat([part.dense(torch.float32) for part in handle.quantised[index, site]], 1).T
-            assert torch.equal(rows, codes)
+            assert torch.equal(rows, handle.quantised[index, site].dense(torch.float32).T)
             assert float((rows - torch.cat(own)).norm() / torch.cat(own).norm()) < 0.2
         assert (handle.quantised_head is not None) == (keep == "w8")
         assert handle.kept_bytes <= sum(4 * value.numel() for value in before.values())  # not what was only turned

@@ -5,8 +5,9 @@
 The library gets what reads one site as a small model of its own, with the vectors that the site's readers are given: so
 rotations, transforms and hooks stay where they are, and no module of the model is exchanged. Layers go in order; the
 next one sees what the rounded layers before it give. Nothing is dropped meanwhile: the quantiser sees level 0.
-Both are symmetric in groups of 64 along the input. AWQ's scales multiply a linear's own input, unfolded as the
-library has them; here they go into the weights again, since a norm or projection that took them would change what Top-K ranks.
+Both give a scale and a zero point to 64 weights along the input. AWQ's scales multiply a linear's own input, unfolded
+as the library has them; here they go into the weights again, since a norm or projection that took them would change
+what Top-K ranks.
 """
 
 from __future__ import annotations
@@ -149,9 +150,9 @@ def rounded(weights: list[Tensor], inputs: list[Tensor], quantizer: str) -> list
 
     surrogate: nn.Module = _Surrogate(weights)
     if quantizer == "gptq":
-        config = GPTQConfig(bits=4, use_sym=True, group_size=GROUP, block_size=_BLOCK, model_path=".")
+        config = GPTQConfig(bits=4, use_sym=False, group_size=GROUP, block_size=_BLOCK, model_path=".")
     else:
-        config = AWQConfig(bits=4, use_sym=True, group_size=GROUP, use_auto_scale=True, use_mse_search=True)
+        config = AWQConfig(bits=4, use_sym=False, group_size=GROUP, use_auto_scale=True, use_mse_search=True)
     prepared = prepare(surrogate, config, example_inputs=inputs[0])
     for x in inputs:
         prepared(x)

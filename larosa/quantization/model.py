@@ -4,7 +4,7 @@ A rotation is absorbed, and proved exact at level 0, before this; what is rounde
 model really multiplies with. The evaluated model gets the values that codes and scales stand for, in its own dtype. In
 the other order, what has been rounded is turned and stands on no grid. `remove()` of the handle undoes this too.
 
-What reads a site is one matrix [n, m], readers side by side; gate and up are two, as the decoder's packed rows are.
+What reads a site is one matrix [n, m], readers side by side, as in the decoder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from larosa.architecture import LayerView, ModelView
+from larosa.architecture import ModelView
 from larosa.quantization.calibrated import quantise_layers
 from larosa.quantization.grid import Quantised, quantised
 from larosa.quantization_config import QuantizationConfig
@@ -39,9 +39,7 @@ def quantise(
         scheme = "w8" if config.weights == "w8" else f"w4_{config.groups}"
         for layer, site in tqdm(view.sites(), total=4 * len(view.layers), desc="quantise", unit="site", leave=False):
             before |= {reader: reader.weight for reader in layer.readers(site)}
-            handle.quantised[layer.index, site] = tuple(
-                _rounded(linears, scheme, handle) for linears in parts(layer, site)
-            )
+            handle.quantised[layer.index, site] = _rounded(layer.readers(site), scheme, handle)
     error = relative_error(before) if before else None
     if config.head == "w8":
         handle.untie()
@@ -50,12 +48,6 @@ def quantise(
         for adapter in handle.adapters:
             adapter.round_to(quantised(adapter.matrix, "w8"))
     return {"relative_weight_error": error, **config.model_dump(mode="json")}
-
-
-def parts(layer: LayerView, site: str) -> list[list[nn.Linear]]:
-    """The readers of a site that share a matrix: q, k and v do, gate and up do not."""
-    readers = layer.readers(site)
-    return [[reader] for reader in readers] if site == "h3" else [readers]
 
 
 def relative_error(before: dict[nn.Linear, Tensor]) -> float:

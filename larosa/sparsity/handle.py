@@ -86,8 +86,8 @@ class SparsityHandle:
         self.sites: list[SparseSite] = []
         self.adapters: list[ResidualAdapter] = []
         self.policy = TokenPolicy(plan.tokens)
-        self.quantised: dict[tuple[int, str], tuple[Quantised, ...]] = {}
-        """(layer, site) -> the codes of what reads it (of h3, gate's and up's), where they were rounded to nearest."""
+        self.quantised: dict[tuple[int, str], Quantised] = {}
+        """(layer, site) -> the codes of what reads it, where it was rounded to nearest."""
         self.quantised_head: Quantised | None = None
         self._model = model
         self._tied = bool(model.config.tie_word_embeddings)
