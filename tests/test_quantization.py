@@ -10,6 +10,7 @@ import torch
 import yaml
 from test_config import parse
 from test_methods import applied
+from test_pipeline import overrides  # noqa: F401  # a fixture: a tiny run on texts of one's own
 from test_schedule import method
 from torch import Tensor
 
@@ -17,8 +18,10 @@ from conftest import CONF, build_model
 from larosa import results
 from larosa.architecture import ModelView
 from larosa.cells import plan_cells
+from larosa.command import not_quantised
 from larosa.config import ConfigError
 from larosa.evaluation import invariance
+from larosa.pipeline import run
 from larosa.quantization import calibrated
 from larosa.quantization.grid import GROUP, SCHEMES, QuantizationError, quantised
 from larosa.quantization.model import quantise
@@ -153,7 +156,7 @@ def test_identities_of_runs_without_are_what_they_were(choice: str, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("settings", "message"),
     [
         (["quantization=w8", "quantization.groups=input"], "without groups"),
         (["quantization=w4_gptq", "quantization.groups=output"], "groups along the input"),
@@ -163,9 +166,9 @@ def test_identities_of_runs_without_are_what_they_were(choice: str, monkeypatch:
         (["quantization.weights=w3"], "quantization.weights"),
     ],
 )
-def test_impossible_settings_are_named(overrides: list[str], message: str) -> None:
+def test_impossible_settings_are_named(settings: list[str], message: str) -> None:
     with pytest.raises(Exception, match=message) as found:
-        parse(*overrides)
+        parse(*settings)
     assert message == "quantization" or isinstance(found.value, ConfigError)
 
 
@@ -192,3 +195,31 @@ def test_a_calibrated_quantiser_errs_less_than_rounding_to_nearest(quantizer: st
             for linear, weight in weights.items():
                 handle.exchange(linear, "weight", weight)
         assert off[f"w4_{quantizer}"] < off["w4_rtn"]
+
+
+def test_a_run_quantises_all_its_cells_alike_after_the_proof(overrides: list[str]) -> None:  # noqa: F811
+    chosen = [*overrides, "method=larosa/paper", "baseline=[dense]", "sparsity=0.3"]
+    speed = "evaluation.speed={contexts: [4], new_tokens: [2], repeats: 1, gate_tokens: 4}"
+    plain = run(parse(*chosen))
+    eight = run(parse(*chosen, "quantization=w8", "quantization.head=w8", "quantization.adapters=w8", speed))
+    four = run(parse(*chosen, "quantization=w4_rtn"))
+    assert list(plain) == list(eight) == list(four)
+    for name, record in plain.items():
+        assert "quantization" not in record["metrics"]
+        assert "quantised" not in record["metrics"]["accounting"]
+        at = [found[name]["metrics"]["perplexity"]["text"]["perplexity"] for found in (plain, eight, four)]
+        assert 0 < abs(at[1] - at[0]) < abs(at[2] - at[0])
+        for found, widest in ((eight, 0.02), (four, 0.2)):
+            own = found[name]["metrics"]
+            assert own["invariance"] == record["metrics"]["invariance"]  # proved before anything was rounded
+            assert 0 < own["quantization"]["relative_weight_error"] < widest
+            assert own["accounting"]["quantised"]["net_bytes"] < own["accounting"]["projection_bytes"]
+        assert eight[name]["metrics"]["speed"]["gate"]["relative_logits_error"] < 1e-4
+        kinds = [row["kind"] for row in eight[name]["metrics"]["speed"]["rows"]]
+        assert kinds == ["dense"] * 4 + ["quantised"] + ["sparse"] * (name != "dense")
+
+
+def test_commands_that_do_not_round_say_so() -> None:
+    assert not not_quantised(parse()).quantization.active
+    with pytest.raises(ConfigError, match="quantization=none"):
+        not_quantised(parse("quantization=w8"))

@@ -12,6 +12,7 @@ what Top-K ranks.
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from importlib.util import find_spec
 from typing import Any
@@ -25,6 +26,8 @@ from larosa.architecture import SITES, LayerView, ModelView
 from larosa.quantization.grid import GROUP, QuantizationError
 from larosa.sparsity.handle import SparsityHandle
 
+_HERE = "."
+"""An existing folder: without one GPTQ asks the hub for a model's name, though it reads no file."""
 _BLOCK = 128
 """Inputs that GPTQ rounds before it corrects all others at once."""
 
@@ -148,9 +151,10 @@ def rounded(weights: list[Tensor], inputs: list[Tensor], quantizer: str) -> list
     """The weights [out, n] of one site's readers, rounded for inputs [1, T, n], in the weights' dtype."""
     from neural_compressor.torch.quantization import AWQConfig, GPTQConfig, convert, prepare
 
+    logging.getLogger("neural_compressor").setLevel(logging.ERROR)  # it says a dozen lines a site
     surrogate: nn.Module = _Surrogate(weights)
     if quantizer == "gptq":
-        config = GPTQConfig(bits=4, use_sym=False, group_size=GROUP, block_size=_BLOCK, model_path=".")
+        config = GPTQConfig(bits=4, use_sym=False, group_size=GROUP, block_size=_BLOCK, model_path=_HERE)
     else:
         config = AWQConfig(bits=4, use_sym=False, group_size=GROUP, use_auto_scale=True, use_mse_search=True)
     prepared = prepare(surrogate, config, example_inputs=inputs[0])
