@@ -38,20 +38,20 @@ def read(settings: DictConfig) -> RunConfig:
     return RunConfig.parse(tree)
 
 
-def alone(settings: DictConfig, overrides: Sequence[str]) -> None:
+def alone(settings: DictConfig, command: str) -> None:
     """Run, and end with one readable message where something is wrong."""
     try:
         config = read(settings)
         from larosa.pipeline import run  # heavy imports wait until the settings are known to be good
 
-        run(config, overrides)
+        run(config, command)
     except (LarosaError, OSError) as error:
         log.error("%s", error)
         sys.exit(2)
 
 
-def in_sweep(sweep: Sweep, settings: DictConfig, overrides: Sequence[str]) -> None:
-    """Run, note what came of it, and return in any case but an interruption."""
+def in_sweep(sweep: Sweep, settings: DictConfig, overrides: Sequence[str], command: str) -> None:
+    """Run, note what came of it, and return in any case but an interruption. command: see :mod:`larosa.invocation`."""
     if os.getpid() != sweep.starter:
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, which is now
     from tqdm.contrib.logging import logging_redirect_tqdm
@@ -64,19 +64,19 @@ def in_sweep(sweep: Sweep, settings: DictConfig, overrides: Sequence[str]) -> No
             if config.tracking.group is None:
                 tracking = config.tracking.model_copy(update={"group": sweep.group})
                 config = config.model_copy(update={"tracking": tracking})
-            created = _records(config, overrides)
+            created = _records(config, command)
             outcome.measured = any(start <= moment for moment in created)
             shutil.rmtree(_unplaced(settings, overrides), ignore_errors=True)
         except Exception as error:
-            outcome.failed = _noted(error, settings, overrides)
+            outcome.failed = _noted(error, settings, overrides, command)
     sweep.note(outcome)
 
 
-def _records(config: RunConfig, overrides: Sequence[str]) -> list[str]:
+def _records(config: RunConfig, command: str) -> list[str]:
     """Run; returns when each record was made."""
     from larosa.pipeline import run
 
-    return [str(record["created"]) for record in run(config, overrides, _workbench()).values()]
+    return [str(record["created"]) for record in run(config, command, _workbench()).values()]
 
 
 @cache
@@ -87,7 +87,7 @@ def _workbench() -> Workbench:
     return Workbench()
 
 
-def _noted(error: Exception, settings: DictConfig, overrides: Sequence[str]) -> dict[str, str]:
+def _noted(error: Exception, settings: DictConfig, overrides: Sequence[str], command: str) -> dict[str, str]:
     """Write down why a run failed, unless its cells are written down already; returns label -> message."""
     from larosa import cells, failures
 
@@ -99,9 +99,9 @@ def _noted(error: Exception, settings: DictConfig, overrides: Sequence[str]) -> 
         label, asked = config.method.label, failures.asked(config)
         folder = cells.folder_of(config)
     except (LarosaError, OSError):
-        pass  # the settings themselves are wrong, or the model is not there: the overrides say what was asked
+        pass  # the settings themselves are wrong, or the model is not there: the command says what was asked
     failures.report(label, error)
-    failures.write(folder, label, error, overrides, asked)
+    failures.write(folder, label, error, command, asked)
     return {label: failures.message_of(error)}
 
 
