@@ -50,6 +50,7 @@ def asked(config: RunConfig) -> dict[str, Any]:
         "texts": list(config.texts),
         "tasks": list(config.evaluation.zero_shot.tasks),
         "timed": config.evaluation.speed is not None,
+        "inspected": config.inspect.kind,
     }
 
 

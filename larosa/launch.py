@@ -7,6 +7,7 @@ its cell's `failed.json` (:mod:`larosa.failures`), and its outcome in the sweep'
 from __future__ import annotations
 
 import datetime
+import json
 import logging
 import os
 import shutil
@@ -41,10 +42,7 @@ def read(settings: DictConfig) -> RunConfig:
 def alone(settings: DictConfig, command: str) -> None:
     """Run, and end with one readable message where something is wrong."""
     try:
-        config = read(settings)
-        from larosa.pipeline import run  # heavy imports wait until the settings are known to be good
-
-        run(config, command)
+        _made(read(settings), command)
     except (LarosaError, OSError) as error:
         log.error("%s", error)
         sys.exit(2)
@@ -64,7 +62,7 @@ def in_sweep(sweep: Sweep, settings: DictConfig, overrides: Sequence[str], comma
             if config.tracking.group is None:
                 tracking = config.tracking.model_copy(update={"group": sweep.group})
                 config = config.model_copy(update={"tracking": tracking})
-            created = _records(config, command)
+            created = _made(config, command, shared=True)
             outcome.measured = any(start <= moment for moment in created)
             shutil.rmtree(_unplaced(settings, overrides), ignore_errors=True)
         except Exception as error:
@@ -72,11 +70,17 @@ def in_sweep(sweep: Sweep, settings: DictConfig, overrides: Sequence[str], comma
     sweep.note(outcome)
 
 
-def _records(config: RunConfig, command: str) -> list[str]:
-    """Run; returns when each record was made."""
+def _made(config: RunConfig, command: str, shared: bool = False) -> list[str]:
+    """Measure or inspect; returns when each record was made. shared: on the bench of this process."""
+    if config.inspect.kind is not None:
+        from larosa.inspect import inspect  # heavy imports wait until the settings are known to be good
+
+        path = inspect(config.inspect.kind, config)
+        log.info("%s holds what was inspected", path)
+        return [str(json.loads(path.read_text(encoding="utf-8"))["created"])]
     from larosa.pipeline import run
 
-    return [str(record["created"]) for record in run(config, command, _workbench()).values()]
+    return [str(record["created"]) for record in run(config, command, _workbench() if shared else None).values()]
 
 
 @cache
@@ -97,7 +101,7 @@ def _noted(error: Exception, settings: DictConfig, overrides: Sequence[str], com
     try:
         config = read(settings)
         label, asked = config.method.label, failures.asked(config)
-        folder = cells.folder_of(config)
+        folder = cells.folder_of(config) if config.inspect.kind is None else folder
     except (LarosaError, OSError):
         pass  # the settings themselves are wrong, or the model is not there: the command says what was asked
     failures.report(label, error)
