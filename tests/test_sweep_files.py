@@ -12,9 +12,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from analysis import paper
 from conftest import CONF, ROOT
 from larosa.cells import plan_cells
+from larosa.command import read_settings
 from larosa.config import RunConfig
+from larosa.inspect import _check
 from larosa.sparsity.schedule import ScheduleError
 from larosa.sweep import expand
 
@@ -82,6 +85,66 @@ def settings(name: str, run: dict[str, Any], first: dict[str, Any]) -> RunConfig
                 at = at[section]
             at[last] = value
     return RunConfig.parse(found)
+
+
+def inspections(name: str) -> list[tuple[str, ...]]:
+    """Kind and overrides of the commands of larosa.inspect in a sweep's header."""
+    start = "#   python -m larosa.inspect "
+    lines = (SWEEPS / f"{name}.yaml").read_text().splitlines()
+    return [tuple(shlex.split(line.removeprefix(start))) for line in lines if line.startswith(start)]
+
+
+def without_hub(config: RunConfig) -> bool:
+    texts, tasks = [config.calibration.text, *config.texts.values()], config.evaluation.zero_shot
+    from_hub = {config.model.source, tasks.source if tasks.tasks else "", *(text.source for text in texts)}
+    return "hub" not in from_hub
+
+
+@pytest.mark.parametrize("name", sorted(TABLES | FIGURES))
+def test_a_command_of_every_sweep_plans_for_smollm2_without_the_hub(name: str) -> None:
+    offline = []
+    for given in commands(name):
+        run = runs_of(name, given)[-1]  # texts, tasks and model are the same in all runs but for calibrated_on
+        config = settings(name, run, run)
+        offline += [given] if config.model.name == "smollm2-135m" and without_hub(config) else []
+    assert offline
+
+
+def test_what_inspects_writes_where_the_figures_read_and_takes_one_run_a_model() -> None:
+    for name, kind in {"figure1": "surface", "figure5": "error_curve"}.items():
+        for given in commands(name):
+            (run,) = runs_of(name, given)
+            config = settings(name, run, run)
+            assert (config.inspect.kind, config.output) == (kind, "analysis/records")
+            assert "dense" not in _check(kind, config)
+    for name, kind in {"figure3": "thresholds", "table08": "covariance"}.items():
+        found = inspections(name)
+        assert [words[0] for words in found] == [kind, kind]
+        own = [read_settings(list(words[1:])) for words in found]
+        assert [config.output for config in own] == ["analysis/records"] * 2
+        assert [config.model.name for config in own if without_hub(config)] == ["smollm2-135m"]
+        for config in own:
+            _check(kind, config)
+
+
+def test_every_command_of_the_readme_composes() -> None:
+    start = "python -m larosa.inspect "
+    printed = [line.partition(" # ")[0].strip() for line in README.splitlines() if line.startswith(start)]
+    assert {line.split()[3] for line in printed} == {"surface", "error_curve", "thresholds", "covariance"}
+    for line in printed:
+        kind, *words = shlex.split(line.removeprefix(start))
+        config = read_settings(words)
+        assert config.output == "analysis/records"
+        _check(kind, config)
+
+
+def test_table19_is_counted_without_a_run() -> None:
+    """Its sweep is for models that the paper has not, and times and evaluates nothing."""
+    for given in commands("table19"):
+        (run,) = runs_of("table19", given)
+        config = settings("table19", run, run)
+        assert config.model.name not in paper.models()
+        assert (config.texts, config.evaluation.zero_shot.tasks, config.evaluation.speed) == ({}, (), None)
 
 
 def same_runs_as_table01(name: str) -> None:
