@@ -32,6 +32,8 @@ def compact(record: Record) -> Record:
         shaped = record.get("shaped_by", record)
         found = {key: record[key] for key in _KEPT}
         found["meaning"], found["model"] = shaped["meaning"], shaped["model"]
+        if version := record.get("tuning_version", shaped.get("method", {}).get("tuning_version")):
+            found["tuning_version"] = version
         found["config"] = {key: value for key, value in record["config"].items() if key not in _NOT_SHAPING}
         found["metrics"] = _metrics(record["metrics"])
     except KeyError as error:

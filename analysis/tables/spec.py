@@ -1,7 +1,7 @@
 """What each of the paper's tables holds, as data: its file, its rows' keys, and where our value for a column is found.
 
 A measure names the printed column and our source: `ppl:TEXT`, `acc7`, `task:NAME` (fractions shown as percents),
-`level:SITE` (realised), `count` (the paper's count), `flops`, `cosine:REFERENCE`.
+`level:SITE` (realised), `count` (the paper's count, realised), `flops`, `cosine:REFERENCE`.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ _ZERO_SHOT_MODELS = (
     "llama2-7b", "llama2-70b", "llama3-8b", "llama3-70b", "mistral-7b", "qwen2.5-7b", "qwen2.5-72b",
 )  # fmt: skip
 _REASONING = (
-    Measure("math500", "task:math500", "MATH-500, %"),
-    Measure("gpqa_diamond", "task:gpqa_diamond", "GPQA-Diamond, %"),
+    Measure("math500", "task:hendrycks_math500", "MATH-500, %"),
+    Measure("gpqa_diamond", "task:gpqa_diamond_cot_zeroshot", "GPQA-Diamond, %"),
     Measure("aime24", "task:aime24", "AIME-24, %"),
 )
 
