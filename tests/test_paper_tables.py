@@ -10,7 +10,7 @@ import pytest
 from made_records import Record, inspections, made, score, seven, timings, write
 
 from analysis import bank, build, paper
-from analysis.records import RecordsError
+from analysis.records import RecordsError, read_lines
 from analysis.tables import every, flops, render
 from analysis.tables.cells import Block, Cell, Table
 from analysis.tables.flops import adapters, tflops
@@ -144,6 +144,32 @@ def test_the_papers_count_and_schedule_come_first_in_printed_rows(tmp_path: Path
     assert [line["asked, %"].shown for line in shown] == ["50.0 (nominal)", "50.0"]
     assert shown[0]["in bytes, %"].shown == "47.0"
     assert shown[1]["WikiText-2 perplexity, printed"].text == ""
+
+
+def nominal(method: str, realised: float, nats: float) -> Record:
+    """Asked for 50 % as the paper counts; a limit realises another level than was planned."""
+    run = made(method, nats=nats)
+    run["config"]["schedule"]["count"] = "nominal"
+    own = run["metrics"]["measured_sparsity"]["wikitext2"]
+    own |= {"byte_weighted_mean": 0.9 * realised, "level_mean": dict.fromkeys(own["level_mean"], realised)}
+    return run | {"identity": f"{run['identity']} nominal"}
+
+
+def test_under_the_papers_count_too_a_limit_that_misses_its_level_takes_no_part(tmp_path: Path) -> None:
+    runs = [made("dense", 0.0), nominal("teal", 0.4, 1.9), nominal("larosa", 0.5, 2.0), nominal("magnitude", 0.5, 2.2)]
+    found = block(tables(tmp_path, runs)[2], "llama3-8b")
+    assert [own[1].text for own in found.rows if any(cell.best for cell in own)] == ["larosa"]
+    assert at(found, "50", "teal", "paper's count, %").text == "40.0 off"
+    assert at(found, "50", "larosa", "paper's count, %").shown == "50.0"
+
+
+def test_the_papers_count_is_that_of_the_records() -> None:
+    for path in sorted((ROOT / "analysis" / "records").glob("methods-*.jsonl")):
+        for record in read_lines(path):
+            planned, shape = record["metrics"]["accounting"], record["config"]["model"]["shape"]
+            if record["label"] != "dense":
+                own = flops.counted_by_width(shape, planned["level_planned"])
+                assert own == pytest.approx(planned["level_paper_count"], abs=1e-6)
 
 
 def test_operations_are_the_papers(tmp_path: Path) -> None:

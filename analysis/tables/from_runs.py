@@ -34,7 +34,8 @@ READING = (
     "deviation over tokens. A value is bold where it is the best of its level and a paired test (blocks or examples, "
     "5 %) tells it from the runner-up. Of several schedules a printed row takes the paper's, any other the one with "
     "the smallest perplexity. *In bytes*: weight bytes not read, of the seven projections', as realised; *read, net*: "
-    "what is left, run-time extras added. A run more than 0.5 points off its level takes no part (*off*)."
+    "what is left, run-time extras added. A run whose realised level, under the count that it was asked under, is more "
+    "than 0.5 points off takes no part (*off*)."
 )
 
 
@@ -156,15 +157,14 @@ def _levels(line: Line) -> list[Cell]:
     run = line.run
     if run is None or run.entry.family == "dense":
         return [Cell()] * len(LEVELS)
-    counted = run.entry.record["metrics"]["accounting"]
-    off = "" if match.stands(run, line.target) else " off"
-    shown = (counted["level_paper_count"], run.entry.level, 1 - run.entry.level + run.entry.extras)
-    asked = Cell(value=100 * run.entry.asked, digits=1)
-    if match.count(run) == "nominal":
+    shown = (match.paper_count(run), run.entry.level, 1 - run.entry.level + run.entry.extras)
+    asked, nominal = Cell(value=100 * run.entry.asked, digits=1), match.count(run) == "nominal"
+    if nominal:
         asked = Cell(f"{asked.shown} (nominal)")
     numbers = [Cell(value=100 * value, digits=1) for value in shown]
-    if off:
-        numbers[1] = Cell(f"{numbers[1].shown}{off}")
+    if not match.stands(run, line.target):
+        own = 0 if nominal else 1  # the count that the level was asked under
+        numbers[own] = Cell(f"{numbers[own].shown} off")
     return [Cell(short_schedule(run)), asked, *numbers]
 
 
