@@ -274,6 +274,17 @@ def test_every_form_says_the_same(tmp_path: Path) -> None:
         assert len(lines) == 1 + sum(len(found.rows) for found in table.blocks)
 
 
+def test_what_no_sweep_fills_says_so_and_only_what_one_fills_is_counted(tmp_path: Path) -> None:
+    runs = [made(m, level, model="smollm2-135m", texts=("lambada",)) for m, level in (("dense", 0.0), ("larosa", 0.5))]
+    found = tables(tmp_path, runs)
+    assert "llama3-70b: 10 cells: no sweep" in render.markdown(found[3])
+    assert "llama3-70b: 10 cells: no sweep" in render.latex(found[3])
+    counted = {number: {own.what: own.cells for own in table.missing} for number, table in found.items()}
+    empty = [own for own in rows_of(block(found[2], "smollm2-135m")) if own["lambada perplexity"].text == "missing"]
+    assert counted[2]["smollm2-135m"] == len(empty)  # WikiText-2 is none of its texts
+    assert counted[8]["smollm2-135m"] == 3  # nor are the reasoning tasks its own
+
+
 def test_a_damaged_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(name: str, content: Any, message: str) -> None:
         folder = write(tmp_path / name, [made("dense", 0.0)])

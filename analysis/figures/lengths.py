@@ -12,7 +12,7 @@ from analysis.bank import Bank
 from analysis.figures.drawn import Drawn
 from analysis.speed import EXTRAS, RULES, Cell, cells, machine
 from analysis.style import LINE_STYLES, SPARE, level_colours, method_styles, plain
-from analysis.tables.cells import command
+from analysis.tables.commands import filling
 
 LEVEL = 0.5
 Colour = str | tuple[float, float, float, float]
@@ -91,7 +91,7 @@ def drawn(bank: Bank) -> Drawn:
     """Figure 4, or what it lacks."""
     title, lines = f"Figure 4. Speed-up at {100 * LEVEL:g} % against output length", timed(bank)
     if not lines:
-        missing = "no timing has two output lengths at 50 %; what makes them: `" + command("figure4", "llama2-7b") + "`"
+        missing = f"no timing has two output lengths at 50 %; what makes them: {filling('figure4', 'llama2-7b')}"
         return Drawn("figure4", title, "", None, missing)
     records = list({id(cell.record): cell.record for own in lines.values() for cell in own}.values())
     caption = (

@@ -10,7 +10,8 @@ from analysis.conditions import described
 from analysis.paper import Printed
 from analysis.run import Run
 from analysis.tables import match
-from analysis.tables.cells import MISSING, Block, Cell, Footnotes, Missing, Table, command
+from analysis.tables.cells import MISSING, Block, Cell, Footnotes, Missing, Table
+from analysis.tables.commands import command
 from analysis.tables.group import choose
 from analysis.tables.lines import (
     Line,
@@ -204,11 +205,21 @@ def _unmeasured(spec: Spec, models: list[_Model], context: Context, notes: Footn
 
 
 def _missing(spec: Spec, model: _Model, context: Context) -> Missing | None:
-    """Cells of ours that nothing fills; of a model that the paper has not, those of the table's settings."""
-    measures = spec.measures if model.printed or not model.measured else _measures(spec, model)
+    """Cells of ours that nothing fills; of a model that the paper has not, those of the table's settings, without texts
+    and tasks that are the paper's alone."""
+    measures = list(spec.measures)
+    if not model.printed:
+        measures = [m for m in _measures(spec, model) if (m.printed and m.any_model) or _has(model, m, context)]
+        measures = measures or list(spec.measures[:1])
     own, notes = [(line, measure) for line in model.lines for measure in measures], Footnotes()
     cells = [_ours(line, measure, model.name, context, notes) for line, measure in own]
     empty = sum(cell.text == MISSING for cell in cells)
     if not model.lines:
         empty = len(paper.rows(spec.file, spec.spread))
     return Missing(model.name, empty, command(spec.name, model.name)) if empty else None
+
+
+def _has(model: _Model, measure: Measure, context: Context) -> bool:
+    """Whether some run of a model holds a measure."""
+    found = [measured(measure.source, line.run, context) for line in model.lines if line.run is not None]
+    return any(cell.value is not None for cell in found)
