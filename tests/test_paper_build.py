@@ -13,7 +13,7 @@ import pytest
 from made_records import inspections, made, seven, timings, write
 
 from analysis import bank, build
-from analysis.figures import every
+from analysis.figures import every, lengths
 from analysis.main_result import results
 from analysis.tables import every as every_table
 from analysis.tables import flops
@@ -102,6 +102,16 @@ def test_what_has_no_record_says_what_makes_it(tmp_path: Path) -> None:
         build.main(["--records", str(tmp_path / "no"), "--speed", str(tmp_path / "no"), "--out", str(tmp_path / "o")])
         == 0
     )
+
+
+def test_a_line_over_lengths_is_one_process(tmp_path: Path) -> None:
+    fewer, older = timings((32, 128)), timings((32, 64, 128))
+    newest = timings((32, 64, 128)) | {"date": "2999-01-01T00:00:00+00:00"}
+    found = lengths.timed(bank.Bank([], [], [older, newest, fewer]))
+    assert found
+    for own in found.values():
+        assert [cell.new_tokens for cell in own] == [32, 64, 128]
+        assert {id(cell.record) for cell in own} == {id(newest)}
 
 
 def test_two_models_get_two_figures(tmp_path: Path) -> None:
