@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from analysis import paper
 from analysis.bank import Bank
 from analysis.conditions import described
+from analysis.failed import Failure
 from analysis.paper import Printed
 from analysis.run import Run
 from analysis.tables import match
@@ -23,6 +24,7 @@ from analysis.tables.lines import (
     settings,
     unreachable,
     useful,
+    with_failures,
 )
 from analysis.tables.marks import best_lines
 from analysis.tables.measure import Context, flops_cell, measured
@@ -72,7 +74,8 @@ def build(spec: Spec, bank: Bank, context: Context) -> Table:
             lambda run: (setting(spec, run), round(20 * run.entry.asked)),
         )  # fmt: skip
         left_out += [f"{name}: {reason}" for reason in group.left_out]
-        models.append(_model(spec, name, rows, targets, group.runs))
+        failures = [failure for failure in bank.failures if failure.model == name]
+        models.append(_model(spec, name, rows, targets, group.runs, failures))
     shown = [model for model in models if model.measured]
     blocks = [_block(spec, model, context, notes) for model in sorted(shown, key=lambda model: model.printed)]
     empty = [model for model in models if model.printed and not model.measured]
@@ -82,15 +85,18 @@ def build(spec: Spec, bank: Bank, context: Context) -> Table:
     return Table(spec.number, spec.title, blocks, READING if shown else "", notes.texts, missing, left_out)
 
 
-def _model(spec: Spec, name: str, rows: list[Printed], targets: list[float], runs: list[Run]) -> _Model:
+def _model(
+    spec: Spec, name: str, rows: list[Printed], targets: list[float], runs: list[Run], failures: list[Failure]
+) -> _Model:
     own = [row for row in rows if row["model"] == name]
     printed = bool(own)
     if not own:
         own = settings(rows, spec)
     lines = printed_lines(spec, own, runs, own_model=not printed)
-    if runs:
-        lines += own_lines(spec, own_levels(runs) if spec.any_level and not printed else targets, runs, lines)
-        lines += unreachable(spec, targets, runs, lines)
+    levels = own_levels(runs) if spec.any_level and not printed else targets
+    lines += own_lines(spec, levels, runs, lines)
+    lines = with_failures(spec, levels, failures, lines)
+    lines += unreachable(spec, targets, runs, lines)
     return _Model(name, ordered(lines), runs, printed)
 
 
