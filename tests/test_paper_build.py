@@ -148,6 +148,21 @@ def test_the_readmes_tables_are_what_the_records_give(tmp_path: Path, capsys: py
     assert "asks for a table 'other'" in capsys.readouterr().err
 
 
+def test_the_readmes_figures_are_drawn_from_the_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own, words = tmp_path / "README.md", [*folders(tmp_path), "--readme", str(tmp_path / "README.md")]
+    own.write_text("![a](analysis/images/figure5.png)\n![b](analysis/images/main-smollm2-135m.png)\n")
+    assert build.main([*words, "--check"]) == 1
+    assert "figure5.png, which it shows, is not there" in capsys.readouterr().out
+    assert build.main([*words, "--out", str(tmp_path / "out")]) == 0
+    for name in ("figure5", "main-smollm2-135m"):
+        drawn = (tmp_path / "analysis" / "images" / f"{name}.png").read_bytes()
+        assert drawn == (tmp_path / "out" / "figures" / f"{name}.png").read_bytes()
+    assert build.main([*words, "--check"]) == 0
+    own.write_text("![a](analysis/images/figure9.png)\n")
+    assert build.main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert "README.md shows figure9.png; the records give figure1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["tables", "figures"])
 def test_notebooks_run_and_are_committed_without_outputs(name: str) -> None:
     import nbformat
