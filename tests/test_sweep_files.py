@@ -167,9 +167,9 @@ def test_commands_are_those_of_the_headers() -> None:
     assert command("table02", "llama3-70b") == f"{start} table02 -m model=llama3-70b"
     assert command("table02", "tiny-llama") == f"{start} table02 -m model=tiny-llama"
     assert command("table11", "llama3-70b") == f"{start} table11 -m model=llama3-70b"
-    for name in sorted(TABLES - {"table04"}):
-        (small,) = (given for given in commands(name) if any("=smollm2-135m" in word for word in given))
-        assert command(name, "smollm2-135m") == shlex.join(["python", "run.py", *start.split()[2:], name, "-m", *small])
+    for name in sorted(TABLES & set(NAMES)):
+        small, *_ = (given for given in commands(name) if any("=smollm2-135m" in word for word in given))
+        assert shlex.split(command(name, "smollm2-135m") or "") == [*start.split(), name, "-m", *small]
     for model in ("llama2-70b", "llama3-70b", "qwen2.5-72b"):
         assert command("table03", model) is None  # the decoder runs on one GPU
     assert command("table03", "llama2-7b") == f"{start} table03 -m model=llama2-7b"
