@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import copy
 import shlex
+from contextlib import nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from made_records import made, write
 from omegaconf import OmegaConf
 
-from analysis import paper
+from analysis import bank, build, paper
+from analysis.figures import every as every_figure
+from analysis.tables import every as every_table
+from analysis.tables import flops
+from analysis.tables.commands import command
 from conftest import CONF, ROOT
 from larosa.cells import plan_cells
 from larosa.command import read_settings
 from larosa.config import RunConfig
+from larosa.evaluation.scores import ZeroShotError
 from larosa.inspect import _check
 from larosa.sparsity.schedule import ScheduleError
 from larosa.sweep import expand
@@ -184,3 +192,51 @@ def test_every_table_and_figure_has_its_sweep_and_its_line() -> None:
     assert set(NAMES) >= TABLES | FIGURES | {"smoke"}
     lines = [line for line in README.splitlines() if line.startswith("| `")]
     assert sorted(line.split("`")[1] for line in lines) == NAMES
+
+
+def printed(folder: Path) -> set[str]:
+    """The commands that a report names: without any record, and with runs of models that the paper has not."""
+    found: set[str] = set()
+    runs = [made(*row, model=name, texts=("lambada",)) for name in ("smollm2-135m", "tiny-llama") for row in _RUNS]
+    write(folder / "some", runs)
+    for records in (folder / "none", folder / "some"):
+        held = bank.read(records, folder / "none")
+        tables = every_table.build(held, flops.shapes(build.MODELS))
+        found |= {missing.command for table in tables for missing in table.missing if missing.command is not None}
+        found |= {word for drawn in every_figure.build(held) for word in drawn.missing.split("`")}
+    return {own for own in found if own.startswith("python run.py ")}
+
+
+_RUNS = (("dense", 0.0), ("larosa", 0.5))
+
+
+def test_every_command_that_a_report_names_plans(tmp_path: Path) -> None:
+    own = {"smollm2-135m": set(), "tiny-llama": set()}
+    for words in sorted(printed(tmp_path)):
+        start, given = words.split(" -m ")
+        name, overrides = start.rpartition(" ")[2], tuple(shlex.split(given))
+        model = overrides[0].partition("=")[2]
+        if model in own:
+            own[model].add(name)
+        if overrides in commands(name) or model in composed(name, ())[1]["model"].split(","):
+            continue  # a part of what a header's command plans
+        runs = runs_of(name, overrides)
+        middle = runs[len(runs) // 2]  # the corners of Algorithm 1's grid are out of reach
+        short = model == "tiny-llama" and name in ("table04", "table08")  # reads fewer tokens than are generated
+        with pytest.raises(ZeroShotError, match="generates up to") if short else nullcontext():
+            plan_cells(settings(name, middle, middle))
+    assert all({"table01", "table02", "table05", "table08", "table11"} <= names for names in own.values())
+
+
+def test_commands_are_those_of_the_headers() -> None:
+    start = "python run.py --config-dir sweeps --config-name"
+    assert command("table02", "llama3-70b") == f"{start} table02 -m model=llama3-70b"
+    assert command("table02", "tiny-llama") == f"{start} table02 -m model=tiny-llama"
+    assert command("table11", "llama3-70b") == f"{start} table11 -m model=llama3-70b"
+    for name in sorted(TABLES & set(NAMES)):
+        small, *_ = (given for given in commands(name) if any("=smollm2-135m" in word for word in given))
+        assert shlex.split(command(name, "smollm2-135m") or "") == [*start.split(), name, "-m", *small]
+    for model in ("llama2-70b", "llama3-70b", "qwen2.5-72b"):
+        assert command("table03", model) is None  # the decoder runs on one GPU
+    assert command("table03", "llama2-7b") == f"{start} table03 -m model=llama2-7b"
+    assert command("table09", "llama3-8b") is None or "table09" in NAMES
