@@ -12,15 +12,16 @@ from omegaconf import DictConfig
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(settings: DictConfig) -> None:
     """Hand over to :mod:`larosa.launch`, as a run of its own or of a sweep."""
-    from larosa import launch
+    from larosa import invocation, launch
     from larosa.sweep import Sweep
 
     hydra_settings = HydraConfig.get()
-    overrides, sweep = list(hydra_settings.overrides.task), Sweep.of(hydra_settings)
+    sweep = Sweep.of(hydra_settings)
+    command = invocation.command(hydra_settings, sweep is not None)
     if sweep is None:
-        launch.alone(settings, overrides)
+        launch.alone(settings, command)
     else:
-        launch.in_sweep(sweep, settings, overrides)
+        launch.in_sweep(sweep, settings, list(hydra_settings.overrides.task), command)
 
 
 if __name__ == "__main__":

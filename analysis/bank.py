@@ -1,6 +1,7 @@
 """All records of a folder, read once: measured runs, inspections of activations, decode timings.
 
 *.jsonl         compact records (python -m analysis.compact)
+failed-*.json   cells that could not be measured, and why
 inspect-*.json  surfaces, thresholds, error curves, covariances: `kind` tells which
 decode-*, lengths-*, contexts-*.json  timings of kernels/benchmarks/decode.py, in a folder of their own; runs with
                 evaluation=speed join them
@@ -9,11 +10,12 @@ decode-*, lengths-*, contexts-*.json  timings of kernels/benchmarks/decode.py, i
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from analysis import run_speed, speed
+from analysis import failed, run_speed, speed
 from analysis.compact import newest
+from analysis.failed import Failure
 from analysis.records import SCHEMA, Record, RecordsError, read_lines
 from analysis.run import Run
 
@@ -35,6 +37,7 @@ class Bank:
     runs: list[Run]
     inspections: list[Record]
     timings: list[Record]
+    failures: list[Failure] = field(default_factory=list)
 
     def inspected(self, kind: str) -> list[Record]:
         """The inspections of one kind, by model and time."""
@@ -53,7 +56,10 @@ def read(records: Path, timings: Path) -> Bank:
     runs = [Run.of(record) for record in newest([record for record in lines if _is_run(record)])]
     inspections = [_inspection(path) for path in sorted(records.glob("inspect-*.json"))]
     timed = speed.read(sorted(path for kind in TIMED for path in timings.glob(f"{kind}-*.json")))
-    return Bank(runs, inspections, [*timed, *run_speed.timings([run.entry.record for run in runs])])
+    unmade = [Failure.of(own) for path in sorted(records.glob("failed-*.json")) for own in failed.read(path)]
+    made = {(run.model, run.entry.label, run.entry.asked) for run in runs}  # a failure that a later run made good
+    failures = [own for own in unmade if (own.model, own.label, own.level) not in made]
+    return Bank(runs, inspections, [*timed, *run_speed.timings([run.entry.record for run in runs])], failures)
 
 
 def _is_run(record: Record) -> bool:

@@ -4,7 +4,8 @@
 
 `--out` gets tables/tableNN.{md,tex,csv}, figures/*.{png,pdf} and report.html, one file to read offline. They tell
 neither when nor where they were made: the same records give the same bytes. `--readme` fills the tables that a README
-has markers for: methods, speed, and tableNN. With `--check` it only compares: exit status 1 if a table is another.
+has markers for, methods, speed, and tableNN, and writes the figures that it shows from `analysis/images/`. With
+`--check` it only compares: exit status 1 if a table is another or a figure is not there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+
+import matplotlib.pyplot as plt
 
 from analysis import bank, readme, rows, speed
 from analysis.bank import Bank
@@ -55,14 +58,22 @@ def write_figures(drawn: list[Drawn], folder: Path) -> list[Picture]:
     return pictures
 
 
+def _named(found: list[Result]) -> list[tuple[str, Result]]:
+    """Every main result as main-MODEL, numbered where a model has several."""
+    models, named = [result.block.title for result in found], []
+    for place, (result, model) in enumerate(zip(found, models, strict=True)):
+        number = models[:place].count(model)
+        named.append((f"main-{model}{f'-{number + 1}' if number else ''}", result))
+    return named
+
+
 def write_results(found: list[Result], folder: Path) -> list[Image]:
-    """The figure of every main result: main-MODEL, numbered where a model has several."""
-    images, names = [], [result.block.title for result in found]
-    for place, (result, model) in enumerate(zip(found, names, strict=True)):
-        number = names[:place].count(model)
+    """The figure of every main result."""
+    images = []
+    for name, result in _named(found):
         files = both(result.figure)
         for ending, content in files.items():
-            write_atomically(folder / f"main-{model}{f'-{number + 1}' if number else ''}.{ending}", content)
+            write_atomically(folder / f"{name}.{ending}", content)
         images.append(Image.of(files["png"]))
     return images
 
@@ -94,13 +105,29 @@ def fill_readme(path: Path, known: dict[str, Callable[[], str]], check: bool) ->
     return before == after
 
 
+def readme_images(path: Path, found: Bank, check: bool) -> list[Path]:
+    """Draw the figures that a README shows; returns those that were not there. Raises RecordsError for another."""
+    files = {Path(link).stem: path.parent / link for link in readme.images(path.read_text(encoding="utf-8"))}
+    absent = [file for file in files.values() if not file.is_file()]
+    if check or not files:
+        return absent
+    figures_of = {own.name: own.figure for own in figures.build(found) if own.figure is not None}
+    figures_of |= {name: result.figure for name, result in _named(results(found))}
+    for name, file in files.items():
+        if name not in figures_of:
+            raise RecordsError(f"{path.name} shows {file.name}; the records give {', '.join(figures_of)}")
+        write_atomically(file, both(figures_of[name])["png"])
+    plt.close("all")
+    return absent
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m analysis.build", description="Build all tables and figures.")
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder of compact records")
     parser.add_argument("--speed", type=Path, default=TIMINGS, help="folder of decode-*.json and the like")
     parser.add_argument("--models", type=Path, default=MODELS, help="folder of the models' shapes")
     parser.add_argument("--out", type=Path, default=Path("report"), metavar="FOLDER")
-    parser.add_argument("--readme", type=Path, help="fill the tables between its markers")
+    parser.add_argument("--readme", type=Path, help="fill the tables between its markers, draw the figures it shows")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if --readme's tables differ")
     return parser
 
@@ -116,9 +143,11 @@ def main(arguments: list[str] | None = None) -> int:
         tables = every.build(found, flops.shapes(given.models))
         if given.readme:
             same = fill_readme(given.readme, readme_tables(tables, given.records, given.speed), given.check)
+            absent = readme_images(given.readme, found, given.check)
             if given.check:
                 print(f"{given.readme.name}'s tables are {'' if same else 'not '}what the records give")
-                return int(not same)
+                print("".join(f"{file.name}, which it shows, is not there\n" for file in absent), end="")
+                return int(not same or bool(absent))
         _write(found, tables, given.out)
     except (RecordsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

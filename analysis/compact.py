@@ -4,7 +4,8 @@
 
 Lists per layer become means over layers, outcomes of examples one character each (:mod:`analysis.outcomes`); paths of
 the machine are cut to the file's name. Of one identity the newest record stays, those that OUT.jsonl holds already
-counted in. RUNS_DIR may be a `.jsonl` file of compact records.
+counted in. RUNS_DIR may be a `.jsonl` file of compact records. Beside OUT.jsonl stand the inspections of RUNS_DIR
+(`inspect-*.json`), and `failed-OUT.json` with the cells that could not be measured.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from analysis import failed
 from analysis.outcomes import compact_score
 from analysis.records import Record, RecordsError, read_lines, write_atomically
 
@@ -32,6 +34,8 @@ def compact(record: Record) -> Record:
         shaped = record.get("shaped_by", record)
         found = {key: record[key] for key in _KEPT}
         found["meaning"], found["model"] = shaped["meaning"], shaped["model"]
+        if version := record.get("tuning_version", shaped.get("method", {}).get("tuning_version")):
+            found["tuning_version"] = version
         found["config"] = {key: value for key, value in record["config"].items() if key not in _NOT_SHAPING}
         found["metrics"] = _metrics(record["metrics"])
     except KeyError as error:
@@ -97,15 +101,29 @@ def gather(source: Path) -> list[Record]:
     """All records below a folder, or of a `.jsonl` file, compact. Raises RecordsError that names a damaged file."""
     if source.is_file():
         return [compact(record) for record in read_lines(source)]
-    found = []
-    for path in sorted(source.rglob("result.json")):
-        try:
-            found.append(compact(json.loads(path.read_text(encoding="utf-8"))))
-        except ValueError as error:
-            raise RecordsError(f"{path} is damaged ({error}); delete it or measure it again") from error
-    if not found:
-        raise RecordsError(f"no result.json below {source}")
+    return [compact(_read(path)) for path in sorted(source.rglob("result.json"))]
+
+
+def _read(path: Path) -> Record:
+    try:
+        found: Record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecordsError(f"{path} is damaged ({error}); delete it or measure it again") from error
     return found
+
+
+def failures(source: Path) -> list[Record]:
+    """Of every cell below a folder that could not be measured what was asked, and why. Raises RecordsError."""
+    if source.is_file():
+        return failed.read(failed.beside(source)) if failed.beside(source).exists() else []
+    found = [_read(path) for path in sorted(source.rglob(failed.FILE))]
+    return [scrub(failed.short(own)) for own in found if not failed.of_an_inspection(own)]
+
+
+def inspections(source: Path) -> dict[str, Record]:
+    """Name of the file -> every inspection in a folder, without the machine's paths. Raises RecordsError."""
+    paths = [] if source.is_file() else sorted(source.glob("inspect-*.json"))
+    return {path.name: scrub(_read(path)) for path in paths}
 
 
 def newest(records: list[Record]) -> list[Record]:
@@ -122,11 +140,29 @@ def _line(record: Record) -> str:
 
 
 def write(source: Path, out: Path) -> tuple[int, int]:
-    """Merge the records of `source` into `out`. Returns records and bytes written."""
-    records = newest(gather(source) + (gather(out) if out.exists() else []))
+    """Merge the records of `source` into `out`, failures and inspections beside it. Returns records and bytes written.
+
+    Raises RecordsError where there is nothing.
+    """
+    found, failures_found, inspected = gather(source), failures(source), inspections(source)
+    if not (found or failures_found or inspected):
+        raise RecordsError(f"no result.json below {source}, nor {failed.FILE} or inspect-*.json")
+    records = newest(found + (gather(out) if out.exists() else []))
     content = "".join(_line(record) + "\n" for record in records).encode()
-    write_atomically(out, content)
+    if content:
+        write_atomically(out, content)
+    unmade, beside = failed.newest(failures_found + (failures(out) if out.exists() else [])), failed.beside(out)
+    if unmade or beside.exists():
+        write_atomically(beside, (json.dumps(unmade, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    for name, own in inspected.items():
+        _keep_newest(out.with_name(name), own)
     return len(records), len(content)
+
+
+def _keep_newest(path: Path, inspection: Record) -> None:
+    """Write an inspection unless a newer one stands there."""
+    if not path.exists() or _read(path).get("created", "") < inspection.get("created", ""):
+        write_atomically(path, (_line(inspection) + "\n").encode())
 
 
 def main(arguments: list[str] | None = None) -> int:

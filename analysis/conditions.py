@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from analysis.outcomes import Score
 from analysis.records import Record
 from analysis.run import Run
 
@@ -12,7 +13,7 @@ from analysis.run import Run
 def described(runs: list[Run], texts: bool = True, tasks: tuple[str, ...] = ()) -> str:
     """One paragraph: model, precision, calibration, texts (if wanted), these tasks, GPU, versions, commits, dates."""
     records = [run.entry.record for run in runs]
-    first = records[0]
+    first, made = records[0], [record for run in runs for record in run.records]
     weights = " (weights dequantised from a GGUF file)" if "gguf_sha256" in first["model"] else ""
     parts = [
         f"{first['model']['name']}, {first['model']['dtype']}{weights}",
@@ -20,11 +21,9 @@ def described(runs: list[Run], texts: bool = True, tasks: tuple[str, ...] = ()) 
         *(_texts(records) if texts else ()),
         *_tasks(runs, tasks),
         f"seed {every(r['config']['seed'] for r in records)}",
-        f"measured on {every(device(r) for r in records)}, {_days(records)}",
-        ", ".join(
-            f"{name} {every(r['versions'].get(name, '-') for r in records)}" for name in ("torch", "transformers")
-        ),
-        f"commit {every(commit(r) for r in records)}",
+        f"measured on {every(device(r) for r in made)}, {_days(made)}",
+        ", ".join(f"{name} {every(r['versions'].get(name, '-') for r in made)}" for name in ("torch", "transformers")),
+        f"commit {every(commit(r) for r in made)}",
     ]
     return "; ".join(parts) + "."
 
@@ -54,9 +53,16 @@ def _tasks(runs: list[Run], tasks: tuple[str, ...]) -> Iterable[str]:
         own = [score for score in scores if score.task == task]
         left_out = every(score.left_out for score in own if score.left_out)
         held = f"{every(s.metric for s in own)}, {every(s.examples for s in own)} of {every(s.asked[2] for s in own)}"
-        shown.append(f"{task} ({held}{f', left out {left_out}' if left_out else ''})")
+        shown.append(f"{task} ({held}{f', left out {left_out}' if left_out else ''}{_prompted(own)})")
     if shown:
         yield f"tasks (metric, examples): {', '.join(shown)}"
+
+
+def _prompted(scores: list[Score]) -> str:
+    """What a run may set of prompts and answers, where it was set."""
+    template = ", in the chat template" if any(score.prompted[0] for score in scores) else ""
+    new_tokens = every(score.prompted[1] for score in scores if score.prompted[1])
+    return template + (f", at most {new_tokens} new tokens" if new_tokens else "")
 
 
 def every(values: Iterable[Any]) -> str:

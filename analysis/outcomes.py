@@ -17,6 +17,8 @@ from analysis.records import RecordsError
 
 SEVEN = ("winogrande", "piqa", "openbookqa", "hellaswag", "boolq", "arc_easy", "arc_challenge")
 """The tasks whose unweighted mean the paper calls Acc7."""
+LIKELIHOOD = ("acc", "acc_norm")
+"""Metrics that compare given answers; any other is of generated ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +33,17 @@ class Score:
     left_out: int
     asked: tuple[str, str, int, int]
     """Split, source, its size, solved examples in the prompt: two scores are of one task only if these agree."""
+    prompted: tuple[bool, int | None]
+    """Whether prompts stood in the chat template; of generated answers, the most new tokens (None: the task's own)."""
     ids: NDArray[np.int64]
     correct: NDArray[np.int8]
 
     @classmethod
-    def of(cls, found: dict[str, Any]) -> Score:
-        """Read a compact score. Raises RecordsError if ids and outcomes do not fit."""
+    def of(cls, found: dict[str, Any], settings: dict[str, Any] | None = None) -> Score:
+        """Read a compact score; `settings` are the run's for its tasks. Raises RecordsError if ids and outcomes do not
+        fit."""
+        given = settings or {}
+        new_tokens = None if found["metric"] in LIKELIHOOD else given.get("max_new_tokens")
         ids, correct = unpack(found.get("document_ids") or ""), found.get("correct") or ""
         if len(ids) != len(correct):
             raise RecordsError(f"{found['task']}: {len(ids)} example numbers, but {len(correct)} outcomes")
@@ -49,6 +56,7 @@ class Score:
             examples=int(found["examples"]),
             left_out=int(found.get("left_out") or 0),
             asked=(str(found.get("split")), str(found.get("source")), int(population or 0), int(shots or 0)),
+            prompted=(bool(given.get("chat_template")), new_tokens),
             ids=ids,
             correct=np.frombuffer(correct.encode(), dtype=np.int8) - ord("0"),
         )

@@ -1,4 +1,4 @@
-"""Tables inside README, each between two markers."""
+"""Tables inside README, each between two markers, and the figures that it shows."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def marker(name: str) -> tuple[str, str]:
 def names(readme: str) -> list[str]:
     """The tables that a README has markers for, in their order."""
     return re.findall(r"^<!-- table: (\S+) -->$", readme, flags=re.MULTILINE)
+
+
+def images(readme: str) -> list[str]:
+    """Links to the figures of `analysis/images` that a README shows, in their order."""
+    return re.findall(r"^!\[[^\]]*\]\((analysis/images/[^)\s]+\.png)\)", readme, flags=re.MULTILINE)
 
 
 def inserted(readme: str, name: str, table: str, file: str) -> str:

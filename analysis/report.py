@@ -17,7 +17,7 @@ from analysis.tables.cells import MISSING, Block, Table
 from analysis.tables.from_runs import READING as TABLE_READING
 
 _DENSITY = 1.6
-_ABSENT = (MISSING, "cannot reach", "not ours", "")
+_ABSENT = (MISSING, "cannot reach", "failed", "not ours", "")
 
 
 @dataclass(frozen=True)

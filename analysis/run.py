@@ -15,12 +15,20 @@ class Run:
 
     entry: Entry
     scores: dict[str, Score]
+    sources: tuple[Record, ...] = ()
+    """The records that the run was put together from; empty of one that is one record."""
 
     @classmethod
     def of(cls, record: Record) -> Run:
         """Read a compact record. Raises RecordsError if it is none."""
-        scores = record["metrics"].get("zero_shot") or {}
-        return cls(Entry.of(record), {task: Score.of(found) for task, found in scores.items()})
+        entry, scores = Entry.of(record), record["metrics"].get("zero_shot") or {}
+        asked = record["config"]["evaluation"]["zero_shot"]
+        return cls(entry, {task: Score.of(found, asked) for task, found in scores.items()})
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """Every record behind the run."""
+        return self.sources or (self.entry.record,)
 
     @property
     def model(self) -> str:
@@ -37,3 +45,18 @@ class Run:
         """The resolved settings."""
         found: dict[str, Any] = self.entry.record["config"]
         return found
+
+    @property
+    def settings(self) -> str:
+        """The method's settings that shape its result, also those that its label does not tell."""
+        own = {key: value for key, value in self.config["method"].items() if key not in self._unused()}
+        own["tuning_version"] = self.entry.record.get("tuning_version") if own.get("tuning") else None
+        return str(sorted((key, str(value)) for key, value in own.items() if value not in (None, [], 0.0)))
+
+    def _unused(self) -> set[str]:
+        method = self.config["method"]
+        unused = {"preset"} | ({"top_k"} if method["rule"] == "threshold" else set())
+        unused |= {"group_size"} if method["granularity"] != "group" else set()
+        unused |= {"transform_storage", "block_size"} if method["form"] != "explicit" else set()
+        unused |= {"rotation_dtype"} if method["form"] != "simulated" else set()
+        return unused | ({"rank_share", "rank_search"} if method["name"] != "r_sparse" else set())

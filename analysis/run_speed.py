@@ -1,7 +1,6 @@
 """Timings inside measured runs (evaluation=speed) in the form of kernels/benchmarks/decode.py's records.
 
-One record for every model, method and machine; its rows come from one process a level, so that a speed-up is over the
-dense decoder of its own process.
+One record a run: a speed-up is over the dense decoder of its own process, and levels, schedules and dates do not mix.
 """
 
 from __future__ import annotations
@@ -9,28 +8,22 @@ from __future__ import annotations
 from typing import Any
 
 from analysis.conditions import device
-from analysis.records import Record
+from analysis.records import Entry, Record
 
 
 def timings(runs: list[Record]) -> list[Record]:
-    """Of the runs that were timed behind a green gate, in their order."""
-    found: dict[tuple[str, ...], Record] = {}
-    for run in runs:
-        speed = run["metrics"].get("speed")
-        if not speed or not speed["gate"]:
-            continue
-        made = _record(run)
-        key = tuple(str(made[name]) for name in ("model", "weights", "extras", "device", "dtype", "versions"))
-        own = found.setdefault(key, made)
-        own["rows"] = [*own["rows"], *(_row(run, row) for row in speed["rows"])]
-        own["gate"][run["identity"]] = speed["gate"]
-    return list(found.values())
+    """One of each run that was timed behind a green gate, by model, method and level."""
+    timed = [run for run in runs if (run["metrics"].get("speed") or {}).get("gate")]
+    timed.sort(key=lambda run: (run["model"]["name"], run["label"], run["metrics"]["accounting"]["level_asked"]))
+    return [_record(run) for run in timed]
 
 
 def _record(run: Record) -> Record:
-    versions, model = run["versions"], run["model"]
-    extras = run["metrics"]["accounting"]["extras"]["kind"]
+    versions, model, speed = run["versions"], run["model"], run["metrics"]["speed"]
+    extras, schedule = run["metrics"]["accounting"]["extras"]["kind"], Entry.of(run).schedule
     label = run["label"].partition(" (")[0]
+    told = {schedule: "uniform", extras: "none"}  # by itself
+    named = [label, *(name for name, usual in told.items() if name != usual)]
     return {
         "schema": 1,
         "kind": "decode",
@@ -41,11 +34,12 @@ def _record(run: Record) -> Record:
         "versions": {name: versions.get(name, "-") for name in ("torch", "triton")},
         "date": run["created"],
         "commit": run["git"]["commit"],
+        "dirty": run["git"]["dirty"],
         "dtype": model["dtype"],
-        "extras": label if extras == "none" else f"{label}, {extras}",
+        "extras": ", ".join(named),
         "selection_us": {},
-        "gate": {},
-        "rows": [],
+        "gate": {run["identity"]: speed["gate"]},
+        "rows": [_row(run, row) for row in speed["rows"]],
     }
 
 

@@ -1,9 +1,9 @@
 """The speed table: tokens a second and speed-ups by level, from the committed records of kernels/benchmarks/decode.py.
 
-    python -m analysis.speed kernels/benchmarks/records/decode-*.json [--readme README.md] [--out FOLDER] [--check]
+    python -m analysis.speed kernels/benchmarks/records/decode-*.json [--out FOLDER]
 
 `--out` gets speed.csv and speed.png. A speed-up is over the fastest dense decoder of the same process; beside it stands
-the one that the bytes alone would give. `--check` writes nothing: exit status 1 if README's table is another.
+the one that the bytes alone would give. `python -m analysis.build --readme` puts the table into README.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from analysis.readme import inserted
 from analysis.records import RecordsError, write_atomically
 from analysis.style import LINE_STYLES, SPARE, png
 
@@ -214,26 +213,14 @@ def _name(cell: Cell, lengths: bool) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns the exit status: 1 if --check finds a difference, 2 if no table can be made."""
+    """The command; returns the exit status, 2 if no table can be made."""
     parser = argparse.ArgumentParser(prog="python -m analysis.speed", description="Make the speed table.")
     parser.add_argument("records", type=Path, nargs="+", metavar="RECORD.json")
-    parser.add_argument("--readme", type=Path, help="put the table between its markers")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for speed.csv and speed.png")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if --readme's table differs")
     given = parser.parse_args(arguments)
-    if given.check and not given.readme:
-        parser.error("--check needs --readme")
     try:
         records = read(given.records)
         text = table(records)
-        if given.readme:
-            before = given.readme.read_text(encoding="utf-8")
-            after = inserted(before, "speed", text, given.readme.name)
-            if given.check:
-                if before != after:
-                    print(f"{given.readme.name}'s table is not what the records give", file=sys.stderr)
-                return int(before != after)
-            write_atomically(given.readme, after.encode())
         if given.out:
             given.out.mkdir(parents=True, exist_ok=True)
             write_atomically(given.out / "speed.csv", csv_text(records).encode())

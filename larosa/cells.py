@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 
 from larosa import models, results
 from larosa.config import ConfigError, MethodConfig, RunConfig
-from larosa.evaluation.zero_shot import check_tasks
+from larosa.evaluation.zero_shot import check_room, check_tasks
 from larosa.methods import cats, r_sparse
 from larosa.quantization.calibrated import check_installed
 from larosa.rotation import bases
@@ -108,6 +108,7 @@ def _check(config: RunConfig, shape_config: PretrainedConfig, shape: ModelShape)
             "or calibration.length (the paper: 16 x 2048)"
         )
     longest = shape_config.max_position_embeddings
+    check_room(config.evaluation.zero_shot, longest)
     lengths = [
         ("calibration.length", config.calibration.length),
         ("evaluation.perplexity.length", config.evaluation.perplexity.length),

@@ -1,7 +1,7 @@
 """Cells that failed, on disk: `failed.json` stands where a cell's `result.json` would, until the cell succeeds.
 
-It says what was asked, the overrides that measure it again, the error's message, and where it arose. Message and
-traceback hold no paths of the machine.
+It says what was asked, the command that measures it again, the error's message, and where it arose. Message and
+traceback hold no paths of the machine; the command does where the cell itself needs one (`model.path`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import datetime
 import json
 import logging
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +50,7 @@ def asked(config: RunConfig) -> dict[str, Any]:
         "texts": list(config.texts),
         "tasks": list(config.evaluation.zero_shot.tasks),
         "timed": config.evaluation.speed is not None,
+        "inspected": config.inspect.kind,
     }
 
 
@@ -60,16 +60,16 @@ def report(label: str, error: BaseException) -> None:
     log.error("%s could not be measured: %s", label, message_of(error), exc_info=None if expected else error)
 
 
-def write(folder: Path, label: str, error: BaseException, overrides: Sequence[str], cell: dict[str, Any]) -> Path:
+def write(folder: Path, label: str, error: BaseException, command: str, cell: dict[str, Any]) -> Path:
     """Leave `failed.json` in `folder`. A disk that refuses it costs only this file: the message is logged anyway.
 
-    cell: what names it in a table, see :func:`asked`. Returns the file.
+    command: measures it again; cell: what names it in a table, see :func:`asked`. Returns the file.
     """
     record = {
         "schema": SCHEMA,
         "label": label,
         "asked": cell,
-        "overrides": list(overrides),
+        "command": command,
         "error": type(error).__name__,
         "message": _without_paths(message_of(error)),
         "traceback": [_without_paths(frame) for frame in _frames(error)],

@@ -5,7 +5,9 @@
     python -m larosa.inspect error_curve method=larosa/paper baseline=[teal,magnitude] # output error by level
     python -m larosa.inspect covariance texts=[lambada,hellaswag,gsm8k,math500]    # cosines between texts' moments
 
-Settings are run.py's; `inspect` in conf/config.yaml says where to look. `<output>/inspect-KIND-MODEL.json` is written.
+Settings are run.py's; `inspect` in conf/config.yaml says where to look. `<output>/inspect-KIND-MODEL.json` is written,
+and not again by the same settings; analysis.build reads it with output=analysis/records. A run inspects, too, where
+`inspect.kind` says so (sweeps/figure1.yaml).
 All methods are shown with nothing dropped but where they are measured, each in its own coordinates: those of the
 absorbed form lack the norm's gain, which the weights took in. `covariance` compares the calibration text with
 every one of `texts`, each at the calibration's number of tokens.
@@ -33,7 +35,7 @@ from larosa.evaluation.covariance import cosines
 from larosa.pipeline import open_bench, read_documents
 from larosa.provenance import git_state, hardware, versions
 from larosa.sites import ModelShape
-from larosa.store import write_atomically
+from larosa.store import digest, write_atomically
 from larosa.views import KINDS, Values, text_of
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,11 @@ log = logging.getLogger(__name__)
 def inspect(kind: str, config: RunConfig) -> Path:
     """Measure and write. Raises LarosaError, ConfigError before anything is loaded."""
     cells = _check(kind, config)
+    path = Path(config.output).expanduser() / f"inspect-{kind}-{config.model.name}.json"
+    identity = _identity(kind, config, cells)
+    if not config.force and _is_done(path, identity):
+        log.info("%s is there already; force=true inspects again", path)
+        return path
     models.ensure_available(config.model)
     results.check_output(config)
     if kind == "covariance":
@@ -52,6 +59,7 @@ def inspect(kind: str, config: RunConfig) -> Path:
         data = {"calibration": _described(bench.calibration), "text": _described(text_of(bench))}
     record = {
         "schema": results.SCHEMA,
+        "identity": identity,
         "kind": kind,
         "model": config.model.name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -65,9 +73,32 @@ def inspect(kind: str, config: RunConfig) -> Path:
         "values": values,
     }
     results.finite(record, "record")
-    path = Path(config.output).expanduser() / f"inspect-{kind}-{config.model.name}.json"
     write_atomically(path, (json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n").encode())
     return path
+
+
+def _identity(kind: str, config: RunConfig, cells: dict[str, Cell]) -> str:
+    """A hash of what shapes the numbers: the methods' own identities; of covariances, which have none, the texts."""
+    texts = {name: results.text_identity(text) for name, text in config.texts.items()}
+    calibration = config.calibration.model_dump(mode="json", exclude={"text"})
+    shaping = {
+        "kind": kind,
+        "schema": results.SCHEMA,
+        "model": {"name": config.model.name, "dtype": config.model.dtype, **models.fingerprint(config.model)},
+        "seed": config.seed,
+        "inspect": config.inspect.model_dump(mode="json", exclude={"kind"}),
+        "calibration": calibration | {"text": results.text_identity(config.calibration.text)},
+        "texts": list(texts.items()),  # the first one is looked at
+        "cells": [] if kind == "covariance" else [[name, cell.identity] for name, cell in cells.items()],
+    }
+    return digest(shaping)
+
+
+def _is_done(path: Path, identity: str) -> bool:
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")).get("identity") == identity)
+    except (FileNotFoundError, ValueError, AttributeError):
+        return False  # a damaged file is written again
 
 
 def _check(kind: str, config: RunConfig) -> dict[str, Cell]:

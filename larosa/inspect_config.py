@@ -1,4 +1,4 @@
-"""Settings of `python -m larosa.inspect`; a run does not read them."""
+"""Settings of `python -m larosa.inspect`, and of runs that inspect instead of measuring."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from larosa.schema import Level, Strict
 class InspectConfig(Strict):
     """Where to look, and how much of it to keep."""
 
+    kind: Literal["surface", "thresholds", "error_curve", "covariance"] | None
+    """What a run inspects; null: it measures. `python -m larosa.inspect` names its own."""
     layer: int | None = Field(ge=0)
     """Null: the middle one."""
     site: Literal["h1", "h2", "h3", "h4"] | None

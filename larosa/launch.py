@@ -7,6 +7,7 @@ its cell's `failed.json` (:mod:`larosa.failures`), and its outcome in the sweep'
 from __future__ import annotations
 
 import datetime
+import json
 import logging
 import os
 import shutil
@@ -38,20 +39,17 @@ def read(settings: DictConfig) -> RunConfig:
     return RunConfig.parse(tree)
 
 
-def alone(settings: DictConfig, overrides: Sequence[str]) -> None:
+def alone(settings: DictConfig, command: str) -> None:
     """Run, and end with one readable message where something is wrong."""
     try:
-        config = read(settings)
-        from larosa.pipeline import run  # heavy imports wait until the settings are known to be good
-
-        run(config, overrides)
+        _made(read(settings), command)
     except (LarosaError, OSError) as error:
         log.error("%s", error)
         sys.exit(2)
 
 
-def in_sweep(sweep: Sweep, settings: DictConfig, overrides: Sequence[str]) -> None:
-    """Run, note what came of it, and return in any case but an interruption."""
+def in_sweep(sweep: Sweep, settings: DictConfig, overrides: Sequence[str], command: str) -> None:
+    """Run, note what came of it, and return in any case but an interruption. command: see :mod:`larosa.invocation`."""
     if os.getpid() != sweep.starter:
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, which is now
     from tqdm.contrib.logging import logging_redirect_tqdm
@@ -64,19 +62,25 @@ def in_sweep(sweep: Sweep, settings: DictConfig, overrides: Sequence[str]) -> No
             if config.tracking.group is None:
                 tracking = config.tracking.model_copy(update={"group": sweep.group})
                 config = config.model_copy(update={"tracking": tracking})
-            created = _records(config, overrides)
+            created = _made(config, command, shared=True)
             outcome.measured = any(start <= moment for moment in created)
             shutil.rmtree(_unplaced(settings, overrides), ignore_errors=True)
         except Exception as error:
-            outcome.failed = _noted(error, settings, overrides)
+            outcome.failed = _noted(error, settings, overrides, command)
     sweep.note(outcome)
 
 
-def _records(config: RunConfig, overrides: Sequence[str]) -> list[str]:
-    """Run; returns when each record was made."""
+def _made(config: RunConfig, command: str, shared: bool = False) -> list[str]:
+    """Measure or inspect; returns when each record was made. shared: on the bench of this process."""
+    if config.inspect.kind is not None:
+        from larosa.inspect import inspect  # heavy imports wait until the settings are known to be good
+
+        path = inspect(config.inspect.kind, config)
+        log.info("%s holds what was inspected", path)
+        return [str(json.loads(path.read_text(encoding="utf-8"))["created"])]
     from larosa.pipeline import run
 
-    return [str(record["created"]) for record in run(config, overrides, _workbench()).values()]
+    return [str(record["created"]) for record in run(config, command, _workbench() if shared else None).values()]
 
 
 @cache
@@ -87,7 +91,7 @@ def _workbench() -> Workbench:
     return Workbench()
 
 
-def _noted(error: Exception, settings: DictConfig, overrides: Sequence[str]) -> dict[str, str]:
+def _noted(error: Exception, settings: DictConfig, overrides: Sequence[str], command: str) -> dict[str, str]:
     """Write down why a run failed, unless its cells are written down already; returns label -> message."""
     from larosa import cells, failures
 
@@ -97,11 +101,11 @@ def _noted(error: Exception, settings: DictConfig, overrides: Sequence[str]) -> 
     try:
         config = read(settings)
         label, asked = config.method.label, failures.asked(config)
-        folder = cells.folder_of(config)
+        folder = cells.folder_of(config) if config.inspect.kind is None else folder
     except (LarosaError, OSError):
-        pass  # the settings themselves are wrong, or the model is not there: the overrides say what was asked
+        pass  # the settings themselves are wrong, or the model is not there: the command says what was asked
     failures.report(label, error)
-    failures.write(folder, label, error, overrides, asked)
+    failures.write(folder, label, error, command, asked)
     return {label: failures.message_of(error)}
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,11 +77,12 @@ class Bench:
     stages: dict[str, dict[str, float]]
 
 
-def run(config: RunConfig, overrides: Sequence[str] = (), workbench: Workbench | None = None) -> dict[str, Record]:
+def run(config: RunConfig, command: str = "", workbench: Workbench | None = None) -> dict[str, Record]:
     """Measure the method of `config` and its baselines; returns their records by label, the method's last.
 
-    `overrides` are noted where a cell fails; `workbench` keeps the bench for the next run. Raises LarosaError before
-    weights load wherever the reason can be known by then, CellsFailedError when all other cells are recorded.
+    `command`, which measures it again, is noted where a cell fails; `workbench` keeps the bench for the next run.
+    Raises LarosaError before weights load wherever the reason can be known by then, CellsFailedError when all other
+    cells are recorded.
     """
     cells = plan_cells(config)
     main = list(cells.values())[-1]
@@ -92,7 +92,7 @@ def run(config: RunConfig, overrides: Sequence[str] = (), workbench: Workbench |
         models.ensure_available(config.model)
         results.check_output(config)
     with Tracker(config, main.folder.name, measured=bool(missing)) as tracker:
-        measured, failed = _measure_all(missing, config, overrides, workbench)
+        measured, failed = _measure_all(missing, config, command, workbench)
         records = {name: found for name in cells if (found := records.get(name) or measured.get(name))}
         rows = report.comparison(records)
         figures = []
@@ -106,7 +106,7 @@ def run(config: RunConfig, overrides: Sequence[str] = (), workbench: Workbench |
 
 
 def _measure_all(
-    cells: dict[str, Cell], config: RunConfig, overrides: Sequence[str], workbench: Workbench | None
+    cells: dict[str, Cell], config: RunConfig, command: str, workbench: Workbench | None
 ) -> tuple[dict[str, Record], dict[str, str]]:
     """Records and messages of failed cells, by label. Raises what keeps all of them from being measured."""
     from larosa.workbench import Workbench  # which imports this module
@@ -124,7 +124,7 @@ def _measure_all(
                     log.info("recorded %s", cell.folder / "result.json")
                 except Exception as error:
                     failed[name] = failures.message_of(error)
-                    failures.write(cell.folder, name, error, overrides, failures.asked(cell.config))
+                    failures.write(cell.folder, name, error, command, failures.asked(cell.config))
                     failures.report(name, error)
             if found is None:
                 workbench.clear()  # only now: the error held on to it

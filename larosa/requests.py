@@ -19,7 +19,7 @@ from larosa.command import fail, read_settings
 from larosa.config import ConfigError, RunConfig
 from larosa.errors import LarosaError
 from larosa.evaluation.recording import record
-from larosa.evaluation.zero_shot import check_tasks
+from larosa.evaluation.zero_shot import check_reader, check_tasks
 from larosa.results import left_out_by
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ def write_requests(config: RunConfig, path: Path) -> Path:
     avoided = left_out_by(config)
     passages = load_documents(config.calibration.text) if avoided else []
     shape, tokenizer = models.model_config(config.model), models.load_tokenizer(config.model)
+    check_reader(own, config.seed, avoided, tokenizer, shape.max_position_embeddings)
     found = record(own, tokenizer, shape, config.seed, avoided, passages)
     path.parent.mkdir(parents=True, exist_ok=True)
     found.write(path)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from test_pipeline import write_text
 
+from analysis import bank
+from analysis.figures import every
+from conftest import CONF, ROOT
 from larosa import models
 from larosa.calibration.calibrator import Calibrator
 from larosa.calibration.texts import load_documents
@@ -22,8 +27,10 @@ from larosa.evaluation.covariance import cosines
 from larosa.evaluation.surface import surface
 from larosa.evaluation.tap import dense_activations
 from larosa.inspect import inspect
+from larosa.launch import in_sweep
 from larosa.results import identity
 from larosa.sparsity.top_k import theoretical_error
+from larosa.sweep import Sweep
 
 LAYER, TOKENS = 1, 40
 LEVELS = (0.25, 0.5, 0.75)
@@ -165,6 +172,51 @@ def test_cosine_of_orthogonal_moments_is_zero() -> None:
 def test_what_cannot_be_shown_is_refused(settings: list[str], kind: str, more: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         inspect(kind, read_settings([*settings, *more]))
+
+
+@pytest.mark.parametrize(("name", "figure"), [("figure1", "figure1"), ("figure5", "figure5")])
+def test_a_figures_sweep_fills_it(settings: list[str], tmp_path: Path, name: str, figure: str) -> None:
+    words = [*settings, "sparsity=0.4", "schedule=uniform"]
+    with initialize_config_dir(str(ROOT / "sweeps"), version_base="1.3"):
+        found = compose(name, [f"hydra.searchpath=[file://{CONF}]", *words])
+    given = Sweep("group", tmp_path / "sweep", os.getpid())
+    made = []
+    for _ in range(2):  # the second time it is there already
+        in_sweep(given, found, words, "")
+        (outcome,) = given.outcomes()
+        assert not outcome.failed
+        (path,) = (tmp_path / "runs").glob("inspect-*.json")
+        made.append(path.stat().st_mtime_ns)
+    assert made[0] == made[1]
+    drawn = {own.name: own for own in every.build(bank.read(tmp_path / "runs", tmp_path / "none"))}
+    assert drawn[figure].figure is not None
+
+
+def test_a_failed_inspection_is_noted_and_success_removes_the_note(settings: list[str], tmp_path: Path) -> None:
+    given = Sweep("group", tmp_path / "sweep", os.getpid())
+    notes = []
+    for layer in (3, LAYER):
+        words = [*settings, "inspect.kind=surface", f"inspect.layer={layer}"]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            in_sweep(given, compose("config", words), ["same"], "python run.py")
+        (outcome,) = given.outcomes()
+        notes.append([json.loads(path.read_text()) for path in (tmp_path / "runs").glob("failed-*/failed.json")])
+        assert bool(outcome.failed) == (layer == 3)
+    (note,), after = notes
+    assert note["asked"]["inspected"] == "surface"
+    assert after == []
+
+
+def test_other_settings_or_force_inspect_again(settings: list[str]) -> None:
+    chosen = ["surface", settings, "method=magnitude", "baseline=none"]
+    first, _ = read(*chosen)
+    assert read(*chosen)[0] == first
+    assert read(*chosen, "inspect.surface_tokens=4")[0]["identity"] != first["identity"]
+    again, _ = read(*chosen)
+    assert again["values"] == first["values"]
+    path = inspect("surface", read_settings([*chosen[1], *chosen[2:]]))
+    path.write_text(path.read_text().replace('"tokens":8', '"tokens":9'))
+    assert read(*chosen, "force=true")[0]["values"] == first["values"]
 
 
 def test_inspect_does_not_shape_a_run(settings: list[str]) -> None:

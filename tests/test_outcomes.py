@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.outcomes import Score, compact_score, pack, unpack
-from analysis.paired import accuracies_differ, mcnemar
+from analysis.paired import accuracies_differ, mcnemar, paired_t
 from analysis.records import RecordsError
 
 
@@ -80,3 +80,13 @@ def test_the_mean_over_tasks_is_bootstrapped() -> None:
     mixed = [score(np.roll(row, 1).tolist(), task=task) for row, task in zip(noise, tasks, strict=True)]
     assert accuracies_differ(lifted, base)
     assert not accuracies_differ(mixed, base)
+
+
+@pytest.mark.parametrize("blocks", [2, 3, 5, 8, 20])
+def test_perplexities_that_do_not_differ_seldom_seem_to(blocks: int) -> None:
+    drawn = np.random.default_rng(0).normal(size=(2000, blocks))
+    share = np.mean([paired_t(own) < 0.05 for own in drawn])
+    assert share == pytest.approx(0.05, abs=4 * np.sqrt(0.05 * 0.95 / 2000))  # four standard errors
+    assert paired_t(drawn[0] + 1000) < 0.05
+    assert paired_t(np.zeros(blocks)) == 1.0
+    assert paired_t(np.ones(blocks)) == 0.0

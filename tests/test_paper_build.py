@@ -13,7 +13,7 @@ import pytest
 from made_records import inspections, made, seven, timings, write
 
 from analysis import bank, build
-from analysis.figures import every
+from analysis.figures import every, lengths
 from analysis.main_result import results
 from analysis.tables import every as every_table
 from analysis.tables import flops
@@ -93,7 +93,7 @@ def test_what_has_no_record_says_what_makes_it(tmp_path: Path) -> None:
     assert "--config-name figure4 -m model=llama2-7b" in drawn["figure4"].missing
     assert "larosa.inspect error_curve model=smollm2-135m" in drawn["figure5"].missing
     assert "larosa.inspect thresholds" in drawn["figure3"].missing
-    assert "d: `python run.py --config-dir sweeps --config-name figure3 -m conditions=smollm2-135m`" in (
+    assert "d: `python run.py --config-dir sweeps --config-name figure3 -m conditions=smollm2-135m " in (
         drawn["figure3"].missing
     )
     empty = bank.read(tmp_path / "nothing", tmp_path / "nothing")
@@ -102,6 +102,16 @@ def test_what_has_no_record_says_what_makes_it(tmp_path: Path) -> None:
         build.main(["--records", str(tmp_path / "no"), "--speed", str(tmp_path / "no"), "--out", str(tmp_path / "o")])
         == 0
     )
+
+
+def test_a_line_over_lengths_is_one_process(tmp_path: Path) -> None:
+    fewer, older = timings((32, 128)), timings((32, 64, 128))
+    newest = timings((32, 64, 128)) | {"date": "2999-01-01T00:00:00+00:00"}
+    found = lengths.timed(bank.Bank([], [], [older, newest, fewer]))
+    assert found
+    for own in found.values():
+        assert [cell.new_tokens for cell in own] == [32, 64, 128]
+        assert {id(cell.record) for cell in own} == {id(newest)}
 
 
 def test_two_models_get_two_figures(tmp_path: Path) -> None:
@@ -136,6 +146,21 @@ def test_the_readmes_tables_are_what_the_records_give(tmp_path: Path, capsys: py
     own.write_text("<!-- table: other -->\n")
     assert build.main(words) == 2
     assert "asks for a table 'other'" in capsys.readouterr().err
+
+
+def test_the_readmes_figures_are_drawn_from_the_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own, words = tmp_path / "README.md", [*folders(tmp_path), "--readme", str(tmp_path / "README.md")]
+    own.write_text("![a](analysis/images/figure5.png)\n![b](analysis/images/main-smollm2-135m.png)\n")
+    assert build.main([*words, "--check"]) == 1
+    assert "figure5.png, which it shows, is not there" in capsys.readouterr().out
+    assert build.main([*words, "--out", str(tmp_path / "out")]) == 0
+    for name in ("figure5", "main-smollm2-135m"):
+        drawn = (tmp_path / "analysis" / "images" / f"{name}.png").read_bytes()
+        assert drawn == (tmp_path / "out" / "figures" / f"{name}.png").read_bytes()
+    assert build.main([*words, "--check"]) == 0
+    own.write_text("![a](analysis/images/figure9.png)\n")
+    assert build.main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert "README.md shows figure9.png; the records give figure1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["tables", "figures"])

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_records import Record, inspections, made, score, seven, timings, write
+from made_records import Record, inspections, made, score, seven, write
 
 from analysis import bank, build, paper
-from analysis.records import RecordsError
+from analysis.records import RecordsError, read_lines
 from analysis.tables import every, flops, render
 from analysis.tables.cells import Block, Cell, Table
 from analysis.tables.flops import adapters, tflops
@@ -146,6 +146,32 @@ def test_the_papers_count_and_schedule_come_first_in_printed_rows(tmp_path: Path
     assert shown[1]["WikiText-2 perplexity, printed"].text == ""
 
 
+def nominal(method: str, realised: float, nats: float) -> Record:
+    """Asked for 50 % as the paper counts; a limit realises another level than was planned."""
+    run = made(method, nats=nats)
+    run["config"]["schedule"]["count"] = "nominal"
+    own = run["metrics"]["measured_sparsity"]["wikitext2"]
+    own |= {"byte_weighted_mean": 0.9 * realised, "level_mean": dict.fromkeys(own["level_mean"], realised)}
+    return run | {"identity": f"{run['identity']} nominal"}
+
+
+def test_under_the_papers_count_too_a_limit_that_misses_its_level_takes_no_part(tmp_path: Path) -> None:
+    runs = [made("dense", 0.0), nominal("teal", 0.4, 1.9), nominal("larosa", 0.5, 2.0), nominal("magnitude", 0.5, 2.2)]
+    found = block(tables(tmp_path, runs)[2], "llama3-8b")
+    assert [own[1].text for own in found.rows if any(cell.best for cell in own)] == ["larosa"]
+    assert at(found, "50", "teal", "paper's count, %").text == "40.0 off"
+    assert at(found, "50", "larosa", "paper's count, %").shown == "50.0"
+
+
+def test_the_papers_count_is_that_of_the_records() -> None:
+    for path in sorted((ROOT / "analysis" / "records").glob("methods-*.jsonl")):
+        for record in read_lines(path):
+            planned, shape = record["metrics"]["accounting"], record["config"]["model"]["shape"]
+            if record["label"] != "dense":
+                own = flops.counted_by_width(shape, planned["level_planned"])
+                assert own == pytest.approx(planned["level_paper_count"], abs=1e-6)
+
+
 def test_operations_are_the_papers(tmp_path: Path) -> None:
     for printed in paper.rows("table19_tflops"):
         shape = SHAPES[printed["model"]]
@@ -208,21 +234,6 @@ def test_other_tasks_are_shown_beside_the_seven(tmp_path: Path) -> None:
     assert "lambada_openai" not in render.markdown(found[1])
 
 
-def test_timed_runs_stand_in_table_3(tmp_path: Path) -> None:
-    runs = [made("larosa", level, texts=()) for level in (0.25, 0.5)]
-    for run, level in zip(runs, ("25", "50"), strict=True):
-        rows = [row for row in timings((128,))["rows"] if row["kind"] == "dense" or row["name"] == f"top-k {level} %"]
-        own = [row if row["kind"] == "dense" else row | {"name": "larosa/paper"} for row in rows]
-        run["metrics"]["speed"] = {"backend": "triton", "gate": {"level 0": {}}, "rows": own, "summary": {}}
-    table = tables(tmp_path, [*runs, made("dense", 0.0)])[3]
-    found = block(table, "llama3-8b")
-    ours = [own for own in rows_of(found) if own["source"].text == "ours"]
-    assert [own["level, %"].text for own in ours] == ["0", "25", "50"]
-    assert [own["speed-up"].shown for own in ours] == ["1.00", "1.16", "1.48"]
-    assert ours[1]["method"].text.startswith("larosa/paper")
-    assert not found.folded
-
-
 def test_every_calibration_set_of_table_7_stands_with_its_boolq(tmp_path: Path) -> None:
     runs = [
         made("dense", 0.0, tasks=seven(0.7)),
@@ -246,6 +257,17 @@ def test_every_form_says_the_same(tmp_path: Path) -> None:
         assert not any("%" in line.replace(r"\%", "") for line in tex.splitlines())
         lines = render.csv_text(table).splitlines()
         assert len(lines) == 1 + sum(len(found.rows) for found in table.blocks)
+
+
+def test_what_no_sweep_fills_says_so_and_only_what_one_fills_is_counted(tmp_path: Path) -> None:
+    runs = [made(m, level, model="smollm2-135m", texts=("lambada",)) for m, level in (("dense", 0.0), ("larosa", 0.5))]
+    found = tables(tmp_path, runs)
+    assert "llama3-70b: 10 cells: no sweep" in render.markdown(found[3])
+    assert "llama3-70b: 10 cells: no sweep" in render.latex(found[3])
+    counted = {number: {own.what: own.cells for own in table.missing} for number, table in found.items()}
+    empty = [own for own in rows_of(block(found[2], "smollm2-135m")) if own["lambada perplexity"].text == "missing"]
+    assert counted[2]["smollm2-135m"] == len(empty)  # WikiText-2 is none of its texts
+    assert counted[8]["smollm2-135m"] == 3  # nor are the reasoning tasks its own
 
 
 def test_a_damaged_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

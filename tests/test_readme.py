@@ -1,6 +1,6 @@
 """README's commands are the ones CI runs and the ones that exist."""
 
-from analysis import methods, speed
+from analysis import methods
 from conftest import CONF, ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -25,8 +25,3 @@ def test_every_choice_is_listed() -> None:
 def test_the_method_table_is_what_the_records_give() -> None:
     records = str(ROOT / "analysis" / "records" / "methods-smollm2.jsonl")
     assert methods.main([records, "--readme", str(ROOT / "README.md"), "--check"]) == 0
-
-
-def test_the_speed_table_is_what_the_records_give() -> None:
-    records = sorted(str(path) for path in (ROOT / "kernels" / "benchmarks" / "records").glob("decode-*.json"))
-    assert speed.main([*records, "--readme", str(ROOT / "README.md"), "--check"]) == 0

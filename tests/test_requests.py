@@ -137,6 +137,12 @@ def test_the_command_records_what_a_run_asks_for(wheel: Any, tmp_path: Path) -> 
         check_tasks(own, config.seed + 1)
 
 
+def test_the_command_refuses_a_template_that_is_not_there(wheel: Any, tmp_path: Path) -> None:
+    words = ["model=tiny-llama", "evaluation.zero_shot.tasks=[piqa]", "evaluation.zero_shot.chat_template=true"]
+    with pytest.raises(ZeroShotError, match="no chat template"):
+        write_requests(read_settings(words), tmp_path / "tasks.json.gz")
+
+
 WITHOUT = """
 import json, sys
 sys.modules |= dict.fromkeys(["lm_eval", "datasets", "sklearn", "evaluate"])  # importing None fails

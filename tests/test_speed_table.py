@@ -40,23 +40,15 @@ def test_what_is_no_gated_record_is_refused(record: dict[str, Any], tmp_path: Pa
         assert speed.main([str(path)]) == 2
 
 
-def test_table_figure_and_readme(record: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_and_figure(record: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = copy.deepcopy(record) | {"extras": "adapter"}
     other["rows"] = [row for row in other["rows"] if "75" not in row["name"]]
-    path, readme = tmp_path / "other.json", tmp_path / "README.md"
+    path = tmp_path / "other.json"
     path.write_text(json.dumps(other))
-    readme.write_text("a\n<!-- table: speed -->\nold\n<!-- end table: speed -->\nb\n")
-    words = [str(RECORD), str(path), "--readme", str(readme)]
-    assert speed.main([*words, "--check"]) == 1
-    assert speed.main([*words, "--out", str(tmp_path)]) == 0
-    assert speed.main([*words, "--check"]) == 0
-    text = readme.read_text()
-    assert "old" not in text
+    assert speed.main([str(RECORD), str(path), "--out", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
     assert "a dense adapter a layer, Top-K" in text
     assert "| - |" in text
     assert "One exact selection costs" in text
     assert (tmp_path / "speed.png").stat().st_size > 10_000
     assert len((tmp_path / "speed.csv").read_text().splitlines()) == 1 + len(speed.cells([record, other]))
-    readme.write_text("no markers")
-    assert speed.main(words) == 2
-    assert "table: speed" in capsys.readouterr().err

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-import pickle
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import read_write
+from omegaconf import OmegaConf, read_write
 from test_config import parse
 from test_pipeline import overrides as overrides  # the fixture
 
@@ -23,6 +24,7 @@ from conftest import CONF, ROOT
 from larosa import failures, pipeline
 from larosa.disk import claimed
 from larosa.failures import CellsFailedError
+from larosa.invocation import command
 from larosa.launch import in_sweep
 from larosa.pipeline import run
 from larosa.sweep import Outcome, Sweep, SweepCallback, progress
@@ -51,13 +53,13 @@ def test_a_failed_cell_is_noted_the_others_go_on_and_success_removes_the_note(
 
     monkeypatch.setattr(pipeline, "measure", broken)
     with pytest.raises(CellsFailedError, match="1 of 3 cells"):
-        run(parse(*overrides), ["seed=0"])
+        run(parse(*overrides), "python run.py seed=0")
     assert len(records(tmp_path)) == 2
     (note,) = (tmp_path / "runs").glob("*/failed.json")
     found = json.loads(note.read_text())
     assert found["error"] == "ValueError"
     assert found["message"] == "file.bin does not fit"
-    assert found["overrides"] == ["seed=0"]
+    assert found["command"] == "python run.py seed=0"
     assert found["asked"]["method"] == "magnitude"
     assert "in broken: raise ValueError(" in found["traceback"][-1]
     assert str(tmp_path) not in note.read_text()
@@ -89,7 +91,7 @@ def test_runs_of_one_bench_load_it_once_and_a_failure_loads_it_again(
 
 def test_an_overfull_disk_costs_the_note_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
-    failures.write(tmp_path / "file" / "cell", "magnitude", OSError("full"), [], {})
+    failures.write(tmp_path / "file" / "cell", "magnitude", OSError("full"), "", {})
     assert "could not be written" in caplog.text
 
 
@@ -116,7 +118,7 @@ def test_runs_of_a_sweep_share_a_group_and_a_continued_one_joins_it(
         groups.append(group)
         assert Path(folder).parent == tmp_path / "runs"
         assert len(list((tmp_path / "runs").glob(".sweep*"))) == count
-        assert pickle.loads(pickle.dumps(callback)).__dict__ == {"_line": None}  # launchers send it so
+        assert copy.copy(callback).__dict__ == {"_line": None}  # launchers send it so
     assert groups[0] == groups[1]
     assert groups[0].startswith("config-")
     seen: list[Any] = []
@@ -125,7 +127,7 @@ def test_runs_of_a_sweep_share_a_group_and_a_continued_one_joins_it(
         settings = compose("config", words[:-1])
     assert int(starter) == os.getpid()
     given = Sweep(groups[0], Path(folder), os.getpid())
-    in_sweep(given, settings, ["a=1"])
+    in_sweep(given, settings, ["a=1"], "")
     assert seen == groups[:1]
     (outcome,) = given.outcomes()
     assert outcome.overrides == ["a=1"]
@@ -145,6 +147,58 @@ def test_a_sweep_goes_on_past_failures_of_every_kind_and_says_so(overrides: list
     notes = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/failed.json")]
     assert sorted(note["error"] for note in notes) == ["ConfigError", "ConfigError", "ScheduleError"]
     assert not list((tmp_path / "runs").glob(".sweep*"))
+
+
+def test_the_noted_command_measures_the_failed_cell_again(overrides: list[str], tmp_path: Path) -> None:
+    """Also of a sweep with a folder and a name of its own, whose settings no override repeats."""
+    folder = tmp_path / "my sweeps"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(
+        "defaults: [config, _self_]\nmethod: {top_k: {ties: keep}}\n"
+        "hydra: {mode: MULTIRUN, sweeper: {params: {method: 'cats,magnitude', sparsity: '0.6'}}}\n"
+    )
+    given = [
+        "--config-dir",
+        str(folder),
+        "--config-name",
+        "mine",
+        "-m",
+        *overrides,
+        "baseline=none",
+        "schedule=uniform",
+    ]
+    done = subprocess.run([sys.executable, str(ROOT / "run.py"), *given], capture_output=True, timeout=300, check=False)
+    assert done.returncode == 2, done.stderr
+    (note,) = (tmp_path / "runs").glob("*/failed.json")
+    before = json.loads(note.read_text())
+    start = ["python", "run.py", "--config-dir", str(folder), "--config-name", "mine", "-m", "method=cats"]
+    words = shlex.split(before["command"])
+    assert words[: len(start)] == start
+    assert not [word for word in words if word.startswith("output=")]
+    note.unlink()
+    again = [sys.executable, str(ROOT / "run.py"), *words[2:], f"output={tmp_path / 'runs'}"]
+    subprocess.run(again, capture_output=True, timeout=300, check=False)
+    after = json.loads(note.read_text())  # the same cell has the same folder
+    assert {key: after[key] for key in ("asked", "label", "message")} == {
+        key: before[key] for key in ("asked", "label", "message")
+    }
+    assert len(records(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(("sources", "name", "sweep_of", "expected"), [
+    ([], "config", False, "python run.py 'texts=[a,b]' output=runs/x"),
+    ([("command-line", "/here/sweeps"), ("main", "/here/conf")], "table02", True,
+     "python run.py --config-dir sweeps --config-name table02 -m 'texts=[a,b]' output=runs/x"),
+])  # fmt: skip
+def test_a_command_has_no_paths_that_only_say_where_records_go(
+    sources: list[tuple[str, str]], name: str, sweep_of: bool, expected: str
+) -> None:
+    runtime = {"cwd": "/here", "config_sources": [{"provider": one, "path": path} for one, path in sources]}
+    task = ["texts=[a,b]", "output=/here/runs/x"]
+    hydra = {"runtime": runtime, "job": {"config_name": name}, "overrides": {"task": task}}
+    assert command(OmegaConf.create(hydra), sweep_of) == expected
+    hydra["overrides"] = {"task": ["texts=[a,b]", "output='/disk/runs'"]}
+    assert command(OmegaConf.create(hydra), sweep_of) == expected.removesuffix(" output=runs/x")
 
 
 def test_a_killed_sweep_goes_on_where_it_was(overrides: list[str], tmp_path: Path) -> None:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import copy
 import shlex
+from contextlib import nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from made_records import made, write
 from omegaconf import OmegaConf
 
+from analysis import bank, build, paper
+from analysis.figures import every as every_figure
+from analysis.tables import every as every_table
+from analysis.tables import flops
+from analysis.tables.commands import command
 from conftest import CONF, ROOT
 from larosa.cells import plan_cells
+from larosa.command import read_settings
 from larosa.config import RunConfig
+from larosa.evaluation.scores import ZeroShotError
+from larosa.inspect import _check
 from larosa.sparsity.schedule import ScheduleError
 from larosa.sweep import expand
 
@@ -84,6 +95,66 @@ def settings(name: str, run: dict[str, Any], first: dict[str, Any]) -> RunConfig
     return RunConfig.parse(found)
 
 
+def inspections(name: str) -> list[tuple[str, ...]]:
+    """Kind and overrides of the commands of larosa.inspect in a sweep's header."""
+    start = "#   python -m larosa.inspect "
+    lines = (SWEEPS / f"{name}.yaml").read_text().splitlines()
+    return [tuple(shlex.split(line.removeprefix(start))) for line in lines if line.startswith(start)]
+
+
+def without_hub(config: RunConfig) -> bool:
+    texts, tasks = [config.calibration.text, *config.texts.values()], config.evaluation.zero_shot
+    from_hub = {config.model.source, tasks.source if tasks.tasks else "", *(text.source for text in texts)}
+    return "hub" not in from_hub
+
+
+@pytest.mark.parametrize("name", sorted(TABLES | FIGURES))
+def test_a_command_of_every_sweep_plans_for_smollm2_without_the_hub(name: str) -> None:
+    offline = []
+    for given in commands(name):
+        run = runs_of(name, given)[-1]  # texts, tasks and model are the same in all runs but for calibrated_on
+        config = settings(name, run, run)
+        offline += [given] if config.model.name == "smollm2-135m" and without_hub(config) else []
+    assert offline
+
+
+def test_what_inspects_writes_where_the_figures_read_and_takes_one_run_a_model() -> None:
+    for name, kind in {"figure1": "surface", "figure5": "error_curve"}.items():
+        for given in commands(name):
+            (run,) = runs_of(name, given)
+            config = settings(name, run, run)
+            assert (config.inspect.kind, config.output) == (kind, "analysis/records")
+            assert "dense" not in _check(kind, config)
+    for name, kind in {"figure3": "thresholds", "table08": "covariance"}.items():
+        found = inspections(name)
+        assert [words[0] for words in found] == [kind, kind]
+        own = [read_settings(list(words[1:])) for words in found]
+        assert [config.output for config in own] == ["analysis/records"] * 2
+        assert [config.model.name for config in own if without_hub(config)] == ["smollm2-135m"]
+        for config in own:
+            _check(kind, config)
+
+
+def test_every_command_of_the_readme_composes() -> None:
+    start = "python -m larosa.inspect "
+    printed = [line.partition(" # ")[0].strip() for line in README.splitlines() if line.startswith(start)]
+    assert {line.split()[3] for line in printed} == {"surface", "error_curve", "thresholds", "covariance"}
+    for line in printed:
+        kind, *words = shlex.split(line.removeprefix(start))
+        config = read_settings(words)
+        assert config.output == "analysis/records"
+        _check(kind, config)
+
+
+def test_table19_is_counted_without_a_run() -> None:
+    """Its sweep is for models that the paper has not, and times and evaluates nothing."""
+    for given in commands("table19"):
+        (run,) = runs_of("table19", given)
+        config = settings("table19", run, run)
+        assert config.model.name not in paper.models()
+        assert (config.texts, config.evaluation.zero_shot.tasks, config.evaluation.speed) == ({}, (), None)
+
+
 def same_runs_as_table01(name: str) -> None:
     """Tables 12 to 18 are Table 1's runs of one model: what Table 1 has measured is theirs."""
     for conditions in ((), ("conditions=smollm2-135m",)):
@@ -121,3 +192,51 @@ def test_every_table_and_figure_has_its_sweep_and_its_line() -> None:
     assert set(NAMES) >= TABLES | FIGURES | {"smoke"}
     lines = [line for line in README.splitlines() if line.startswith("| `")]
     assert sorted(line.split("`")[1] for line in lines) == NAMES
+
+
+def printed(folder: Path) -> set[str]:
+    """The commands that a report names: without any record, and with runs of models that the paper has not."""
+    found: set[str] = set()
+    runs = [made(*row, model=name, texts=("lambada",)) for name in ("smollm2-135m", "tiny-llama") for row in _RUNS]
+    write(folder / "some", runs)
+    for records in (folder / "none", folder / "some"):
+        held = bank.read(records, folder / "none")
+        tables = every_table.build(held, flops.shapes(build.MODELS))
+        found |= {missing.command for table in tables for missing in table.missing if missing.command is not None}
+        found |= {word for drawn in every_figure.build(held) for word in drawn.missing.split("`")}
+    return {own for own in found if own.startswith("python run.py ")}
+
+
+_RUNS = (("dense", 0.0), ("larosa", 0.5))
+
+
+def test_every_command_that_a_report_names_plans(tmp_path: Path) -> None:
+    own = {"smollm2-135m": set(), "tiny-llama": set()}
+    for words in sorted(printed(tmp_path)):
+        start, given = words.split(" -m ")
+        name, overrides = start.rpartition(" ")[2], tuple(shlex.split(given))
+        model = overrides[0].partition("=")[2]
+        if model in own:
+            own[model].add(name)
+        if overrides in commands(name) or model in composed(name, ())[1]["model"].split(","):
+            continue  # a part of what a header's command plans
+        runs = runs_of(name, overrides)
+        middle = runs[len(runs) // 2]  # the corners of Algorithm 1's grid are out of reach
+        short = model == "tiny-llama" and name in ("table04", "table08")  # reads fewer tokens than are generated
+        with pytest.raises(ZeroShotError, match="generates up to") if short else nullcontext():
+            plan_cells(settings(name, middle, middle))
+    assert all({"table01", "table02", "table05", "table08", "table11"} <= names for names in own.values())
+
+
+def test_commands_are_those_of_the_headers() -> None:
+    start = "python run.py --config-dir sweeps --config-name"
+    assert command("table02", "llama3-70b") == f"{start} table02 -m model=llama3-70b"
+    assert command("table02", "tiny-llama") == f"{start} table02 -m model=tiny-llama"
+    assert command("table11", "llama3-70b") == f"{start} table11 -m model=llama3-70b"
+    for name in sorted(TABLES & set(NAMES)):
+        small, *_ = (given for given in commands(name) if any("=smollm2-135m" in word for word in given))
+        assert shlex.split(command(name, "smollm2-135m") or "") == [*start.split(), name, "-m", *small]
+    for model in ("llama2-70b", "llama3-70b", "qwen2.5-72b"):
+        assert command("table03", model) is None  # the decoder runs on one GPU
+    assert command("table03", "llama2-7b") == f"{start} table03 -m model=llama2-7b"
+    assert command("table09", "llama3-8b") is None or "table09" in NAMES

@@ -12,7 +12,7 @@ from analysis.bank import Bank
 from analysis.figures.drawn import Drawn
 from analysis.speed import EXTRAS, RULES, Cell, cells, machine
 from analysis.style import LINE_STYLES, SPARE, level_colours, method_styles, plain
-from analysis.tables.cells import command
+from analysis.tables.commands import filling
 
 LEVEL = 0.5
 Colour = str | tuple[float, float, float, float]
@@ -23,7 +23,8 @@ _METHODS = {("top-k", "none"): "magnitude", ("limits", "none"): "teal", ("top-k"
 def timed(bank: Bank, rule: str | None = None) -> dict[str, list[Cell]]:
     """Label -> cells by output length, of plans that one process timed at two lengths or more.
 
-    With `rule` every level of that rule; without, every rule at LEVEL.
+    With `rule` every level of that rule; without, every rule at LEVEL. Of processes of one label that of most lengths
+    stands, and of those the newest: a line is one process's.
     """
     lines: dict[tuple[int, str], list[Cell]] = {}
     for cell in cells(bank.timings):
@@ -34,8 +35,13 @@ def timed(bank: Bank, rule: str | None = None) -> dict[str, list[Cell]]:
     found: dict[str, list[Cell]] = {}
     for own in several:
         label = _label(own[0], rule is None) + (f", {own[0].record['device']}" if machines else "")
-        found.setdefault(label, []).extend(own)
+        found[label] = max(found.get(label, []), own, key=_standing)
     return {label: sorted(own, key=lambda cell: cell.new_tokens) for label, own in found.items()}
+
+
+def _standing(own: list[Cell]) -> tuple[int, str]:
+    """Lengths of a process, and when it ran."""
+    return len({cell.new_tokens for cell in own}), own[0].record["date"] if own else ""
 
 
 def _label(cell: Cell, by_rule: bool) -> str:
@@ -91,7 +97,7 @@ def drawn(bank: Bank) -> Drawn:
     """Figure 4, or what it lacks."""
     title, lines = f"Figure 4. Speed-up at {100 * LEVEL:g} % against output length", timed(bank)
     if not lines:
-        missing = "no timing has two output lengths at 50 %; what makes them: `" + command("figure4", "llama2-7b") + "`"
+        missing = f"no timing has two output lengths at 50 %; what makes them: {filling('figure4', 'llama2-7b')}"
         return Drawn("figure4", title, "", None, missing)
     records = list({id(cell.record): cell.record for own in lines.values() for cell in own}.values())
     caption = (

@@ -17,7 +17,7 @@ from analysis.speed import Cell as Timed
 from analysis.speed import machine
 from analysis.style import SITE_STYLE, level_colours, plain
 from analysis.tables import match
-from analysis.tables.cells import command
+from analysis.tables.commands import filling
 from analysis.tables.group import choose
 
 LEVEL = 0.5
@@ -122,10 +122,10 @@ def drawn(bank: Bank, model: str, name: str) -> Drawn:
     runs = realising(choose([run for run in bank.runs if run.model == model], texts=True, tasks=()).runs)
     cells = of(run.entry.record for run in runs)
     timed = lengths.timed(bank, "limits")
-    absent = [("a and b", inspection("thresholds", model))] if record is None else []
-    absent += [] if cells else [("c", command("figure3", model))]
-    absent += [] if timed else [("d", command("figure3", model))]
-    missing = "; ".join(f"{panel}: `{words}`" for panel, words in absent)
+    absent = [("a and b", f"`{inspection('thresholds', model)}`")] if record is None else []
+    absent += [] if cells else [("c", filling("figure3", model))]
+    absent += [] if timed else [("d", filling("figure3", model))]
+    missing = "; ".join(f"{panel}: {words}" for panel, words in absent)
     shown = [f"(a), (b): {inspected(record)}"] if record is not None else []
     shown += [f"(c): {described(runs)}"] if runs else []
     own = list({id(cell.record): cell.record for line in timed.values() for cell in line}.values())

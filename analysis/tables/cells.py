@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from analysis import paper
-
-_TIMED = ("table03", "figure4")
 MISSING = "missing"
 """What stands in a cell that no record fills."""
 
@@ -46,11 +43,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Missing:
-    """Cells of a model without a record, and the command that fills them."""
+    """Cells of a model without a record, and the command that fills them; None where no sweep does."""
 
     what: str
     cells: int
-    command: str
+    command: str | None
 
 
 @dataclass(frozen=True)
@@ -83,12 +80,3 @@ class Footnotes:
         if text not in self.texts:
             self.texts.append(text)
         return self.texts.index(text) + 1
-
-
-def command(sweep: str, model: str) -> str:
-    """What fills a table's cells of a model; records are then made short and the tables built again.
-
-    A model that the paper has not brings its own conditions along (sweeps/conditions), but not where only time counts.
-    """
-    group = "model" if model in paper.models() or sweep in _TIMED else "conditions"
-    return f"python run.py --config-dir sweeps --config-name {sweep} -m {group}={model}"

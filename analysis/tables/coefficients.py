@@ -7,7 +7,8 @@ from analysis.bank import Bank
 from analysis.conditions import described
 from analysis.run import Run
 from analysis.tables import match
-from analysis.tables.cells import MISSING, Block, Cell, Footnotes, Missing, Table, command
+from analysis.tables.cells import MISSING, Block, Cell, Footnotes, Missing, Table
+from analysis.tables.commands import command
 from analysis.tables.flops import Shape
 from analysis.tables.group import every
 

@@ -42,6 +42,15 @@ def _heads(shape: Shape) -> int:
     return int(shape["num_attention_heads"]) * _head_dim(shape)
 
 
+def counted_by_width(shape: Shape, levels: dict[str, float]) -> float:
+    """The paper's model-level sparsity: sites' levels weighted by width times the projections that read the site."""
+    widths = {
+        "h1": 3 * shape["hidden_size"], "h2": _heads(shape), "h3": 2 * shape["hidden_size"],
+        "h4": shape["intermediate_size"],
+    }  # fmt: skip
+    return float(sum(levels[site] * width for site, width in widths.items()) / sum(widths.values()))
+
+
 def tflops(shape: Shape, products: int = 0, level: float = 0.0) -> float:
     """Of TOKENS tokens, with `products` of D x D added in all and a share `level` of the projections left out."""
     D, layers = shape["hidden_size"], shape["num_hidden_layers"]

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from analysis import paper
 from analysis.bank import Bank
 from analysis.conditions import described
+from analysis.failed import Failure
 from analysis.paper import Printed
 from analysis.run import Run
 from analysis.tables import match
-from analysis.tables.cells import MISSING, Block, Cell, Footnotes, Missing, Table, command
+from analysis.tables.cells import MISSING, Block, Cell, Footnotes, Missing, Table
+from analysis.tables.commands import command
 from analysis.tables.group import choose
 from analysis.tables.lines import (
     Line,
@@ -22,6 +24,7 @@ from analysis.tables.lines import (
     settings,
     unreachable,
     useful,
+    with_failures,
 )
 from analysis.tables.marks import best_lines
 from analysis.tables.measure import Context, flops_cell, measured
@@ -34,7 +37,8 @@ READING = (
     "deviation over tokens. A value is bold where it is the best of its level and a paired test (blocks or examples, "
     "5 %) tells it from the runner-up. Of several schedules a printed row takes the paper's, any other the one with "
     "the smallest perplexity. *In bytes*: weight bytes not read, of the seven projections', as realised; *read, net*: "
-    "what is left, run-time extras added. A run more than 0.5 points off its level takes no part (*off*)."
+    "what is left, run-time extras added. A run whose realised level, under the count that it was asked under, is more "
+    "than 0.5 points off takes no part (*off*)."
 )
 
 
@@ -70,7 +74,8 @@ def build(spec: Spec, bank: Bank, context: Context) -> Table:
             lambda run: (setting(spec, run), round(20 * run.entry.asked)),
         )  # fmt: skip
         left_out += [f"{name}: {reason}" for reason in group.left_out]
-        models.append(_model(spec, name, rows, targets, group.runs))
+        failures = [failure for failure in bank.failures if failure.model == name]
+        models.append(_model(spec, name, rows, targets, group.runs, failures))
     shown = [model for model in models if model.measured]
     blocks = [_block(spec, model, context, notes) for model in sorted(shown, key=lambda model: model.printed)]
     empty = [model for model in models if model.printed and not model.measured]
@@ -80,15 +85,18 @@ def build(spec: Spec, bank: Bank, context: Context) -> Table:
     return Table(spec.number, spec.title, blocks, READING if shown else "", notes.texts, missing, left_out)
 
 
-def _model(spec: Spec, name: str, rows: list[Printed], targets: list[float], runs: list[Run]) -> _Model:
+def _model(
+    spec: Spec, name: str, rows: list[Printed], targets: list[float], runs: list[Run], failures: list[Failure]
+) -> _Model:
     own = [row for row in rows if row["model"] == name]
     printed = bool(own)
     if not own:
         own = settings(rows, spec)
     lines = printed_lines(spec, own, runs, own_model=not printed)
-    if runs:
-        lines += own_lines(spec, own_levels(runs) if spec.any_level and not printed else targets, runs, lines)
-        lines += unreachable(spec, targets, runs, lines)
+    levels = own_levels(runs) if spec.any_level and not printed else targets
+    lines += own_lines(spec, levels, runs, lines)
+    lines = with_failures(spec, levels, failures, lines)
+    lines += unreachable(spec, targets, runs, lines)
     return _Model(name, ordered(lines), runs, printed)
 
 
@@ -156,15 +164,14 @@ def _levels(line: Line) -> list[Cell]:
     run = line.run
     if run is None or run.entry.family == "dense":
         return [Cell()] * len(LEVELS)
-    counted = run.entry.record["metrics"]["accounting"]
-    off = "" if match.stands(run, line.target) else " off"
-    shown = (counted["level_paper_count"], run.entry.level, 1 - run.entry.level + run.entry.extras)
-    asked = Cell(value=100 * run.entry.asked, digits=1)
-    if match.count(run) == "nominal":
+    shown = (match.paper_count(run), run.entry.level, 1 - run.entry.level + run.entry.extras)
+    asked, nominal = Cell(value=100 * run.entry.asked, digits=1), match.count(run) == "nominal"
+    if nominal:
         asked = Cell(f"{asked.shown} (nominal)")
     numbers = [Cell(value=100 * value, digits=1) for value in shown]
-    if off:
-        numbers[1] = Cell(f"{numbers[1].shown}{off}")
+    if not match.stands(run, line.target):
+        own = 0 if nominal else 1  # the count that the level was asked under
+        numbers[own] = Cell(f"{numbers[own].shown} off")
     return [Cell(short_schedule(run)), asked, *numbers]
 
 
@@ -204,11 +211,21 @@ def _unmeasured(spec: Spec, models: list[_Model], context: Context, notes: Footn
 
 
 def _missing(spec: Spec, model: _Model, context: Context) -> Missing | None:
-    """Cells of ours that nothing fills; of a model that the paper has not, those of the table's settings."""
-    measures = spec.measures if model.printed or not model.measured else _measures(spec, model)
+    """Cells of ours that nothing fills; of a model that the paper has not, those of the table's settings, without texts
+    and tasks that are the paper's alone."""
+    measures = list(spec.measures)
+    if not model.printed:
+        measures = [m for m in _measures(spec, model) if (m.printed and m.any_model) or _has(model, m, context)]
+        measures = measures or list(spec.measures[:1])
     own, notes = [(line, measure) for line in model.lines for measure in measures], Footnotes()
     cells = [_ours(line, measure, model.name, context, notes) for line, measure in own]
     empty = sum(cell.text == MISSING for cell in cells)
     if not model.lines:
         empty = len(paper.rows(spec.file, spec.spread))
     return Missing(model.name, empty, command(spec.name, model.name)) if empty else None
+
+
+def _has(model: _Model, measure: Measure, context: Context) -> bool:
+    """Whether some run of a model holds a measure."""
+    found = [measured(measure.source, line.run, context) for line in model.lines if line.run is not None]
+    return any(cell.value is not None for cell in found)

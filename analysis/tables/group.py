@@ -1,8 +1,10 @@
 """Which records may stand in one table: those of one condition. The rest is named, never mixed in.
 
-Fixed for all: model weights, dtype, meaning of the records; of all but the dense model calibration tokens and token
-policy. Every text and task must be the same tokens and examples wherever it was measured. Of several conditions the one
-with most methods and levels is shown.
+Fixed for all: model weights, dtype, meaning of the records; of all but the dense model calibration tokens, token
+policy, seed, and of each label the method's settings. Every text and task must be the same tokens and examples, asked
+in the same way, wherever it was measured; only BoolQ, which leaves out the passages of a calibration, is scored on the
+examples that all runs share where the calibration varies. Of several conditions the one with most methods and levels is
+shown.
 """
 
 from __future__ import annotations
@@ -11,22 +13,30 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
+import numpy as np
+
 from analysis.run import Run
+from analysis.tables.merge import merged
 
 Facets = dict[str, Any]
 RowOf = Callable[[Run], Hashable]
 """What row of a table a run stands in, its level included."""
 CALIBRATION = "calibration tokens"
+_AVOIDING = "boolq"
+"""The task whose examples depend on the calibration."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Records that compare, and how many were left out for what."""
+    """Records that compare, those of one setting as one run, and how many were left out for what."""
 
     runs: list[Run]
     left_out: list[str]
+    agreeing: frozenset[str]
+    """Identities of all records of the group, also of those that newer ones stand for."""
 
 
 def _row(run: Run) -> Hashable:
@@ -48,22 +58,26 @@ def choose(
     anchors = list({repr(sorted(facets[run.entry.identity].items())): run for run in sparse or useful}.values())
     found = [_grown(anchor, sparse, facets) for anchor in anchors]
     members, held = max(found, key=lambda grown: (len(set(map(row, grown[0]))), len(grown[1])), default=([], {}))
-    dense = _fitted([run for run in useful if run not in sparse], members, facets, held)
-    members = _newest([*([dense] if dense else []), *members])
-    kept = {run.entry.identity for run in members}
-    return Group(members, _left_out([run for run in useful if run.entry.identity not in kept], held, facets))
+    own = merged([run for run in sparse if run in members])  # newest first: an anchor need not be
+    varied = (_AVOIDING,) if CALIBRATION in free else ()
+    shown = merged(_fitted([run for run in useful if run not in sparse], own, facets, held, varied)) + own
+    kept = {record["identity"] for run in shown for record in run.records}
+    left_out = _left_out([run for run in useful if run.entry.identity not in kept], held, facets)
+    for task in varied:
+        shown, apart = _shared(shown, task)
+        left_out += [f"{task}: its runs have no example in common"] * apart
+    return Group(shown, left_out, frozenset(run.entry.identity for run in members))
 
 
 def every(runs: list[Run], texts: bool, tasks: tuple[str, ...]) -> Iterator[Group]:
     """The largest group, then the largest of the rest, and so on; a dense run may stand in several."""
     left = runs
-    while any(run.entry.family != "dense" for run in left):
+    while True:
         group = choose(left, texts, tasks)
-        if not group.runs:
+        if not any(run.entry.family != "dense" for run in group.runs):
             return
         yield group
-        taken = {run.entry.identity for run in group.runs if run.entry.family != "dense"}
-        left = [run for run in left if run.entry.identity not in taken]
+        left = [run for run in left if run.entry.family == "dense" or run.entry.identity not in group.agreeing]
 
 
 def _facets(run: Run, texts: bool, tasks: tuple[str, ...], free: tuple[str, ...]) -> Facets:
@@ -79,10 +93,13 @@ def _facets(run: Run, texts: bool, tasks: tuple[str, ...], free: tuple[str, ...]
     for task in sorted(set(tasks) & set(run.scores)):
         score = run.scores[task]
         examples = hashlib.sha256(score.ids.tobytes()).hexdigest() if len(score.ids) else str(score.examples)
-        if CALIBRATION in free:  # BoolQ leaves out what was calibrated on
+        if CALIBRATION in free and task == _AVOIDING:
             examples = ""
         found[f"examples of {task}"] = (score.metric, score.asked, examples)
+        found[f"chat template or new tokens of {task}"] = score.prompted
     if run.entry.family != "dense":
+        found["seed"] = config["seed"]
+        found[f"settings of {run.entry.label}"] = run.settings
         found["token policy"] = str(config["tokens"])
         found[CALIBRATION] = record["data"].get("calibration", {}).get("sha256")
     return {condition: value for condition, value in found.items() if condition not in free}
@@ -103,34 +120,45 @@ def _differing(own: Facets, held: Facets) -> str | None:
     return next((name for name, value in own.items() if held.get(name, value) != value), None)
 
 
-def _fitted(dense: list[Run], members: list[Run], facets: dict[str, Facets], held: Facets) -> Run | None:
-    """The dense run that covers most of the group, its scores on the group's examples; None if none fits."""
-    bound = _loose(held)
-    fitting = [run for run in dense if _differing(_loose(facets[run.entry.identity]), bound) is None]
-    best = max(fitting, key=lambda run: len(facets[run.entry.identity].items() & held.items()), default=None)
-    if best is None:
-        return None
+def _fitted(
+    dense: list[Run], members: list[Run], facets: dict[str, Facets], held: Facets, varied: tuple[str, ...]
+) -> list[Run]:
+    """The dense runs that contradict neither the group nor each other, those that cover most of it first, each with
+    its scores on the group's examples; of tasks whose examples are `varied`, on its own."""
+    bound, found = _loose(held), []
+    for run in sorted(dense, key=lambda run: -len(facets[run.entry.identity].items() & held.items())):
+        own = _loose(facets[run.entry.identity])
+        if _differing(own, bound) is None:
+            bound |= own
+            found.append(_on_examples_of(members, run, varied))
+    return found
+
+
+def _on_examples_of(members: list[Run], dense: Run, varied: tuple[str, ...]) -> Run:
     scores = {}
-    for task, score in best.scores.items():
-        like = next((run.scores[task] for run in members if task in run.scores), score)
+    for task, score in dense.scores.items():
+        like = next((run.scores[task] for run in members if task in run.scores and task not in varied), score)
         if set(like.ids) <= set(score.ids):
             scores[task] = score.on(like.ids)
-    return replace(best, scores=scores)
+    return replace(dense, scores=scores)
+
+
+def _shared(runs: list[Run], task: str) -> tuple[list[Run], bool]:
+    """The runs with a task scored on the examples that all of them share; without it, and True, if there are none."""
+    holding = [run.scores[task].ids for run in runs if task in run.scores]
+    common = reduce(np.intersect1d, holding) if holding else np.array([], dtype=np.int64)
+    found = []
+    for run in runs:
+        scores = {name: score for name, score in run.scores.items() if name != task}
+        if task in run.scores and len(common):
+            scores[task] = run.scores[task].on(common)
+        found.append(replace(run, scores=scores))
+    return found, bool(holding) and not len(common)
 
 
 def _loose(facets: Facets) -> Facets:
     """Examples without their numbers: a method calibrated on BoolQ's passages is scored on fewer than the dense."""
     return {name: value[:2] if name.startswith("examples of ") else value for name, value in facets.items()}
-
-
-def _newest(runs: list[Run]) -> list[Run]:
-    """One run a label, schedule, level and calibration; runs come newest first."""
-    found: dict[Any, Run] = {}
-    for run in runs:
-        calibration = run.entry.record["data"].get("calibration", {}).get("sha256")
-        own = (run.entry.schedule, run.entry.asked, calibration) if run.entry.family != "dense" else None
-        found.setdefault((run.entry.label, own), run)
-    return list(found.values())
 
 
 def _left_out(runs: list[Run], held: Facets, facets: dict[str, Facets]) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from analysis.failed import Failure
 from analysis.paper import Printed
 from analysis.run import Run
 from analysis.tables import match
@@ -108,7 +109,7 @@ def unreachable(spec: Spec, targets: list[float], runs: list[Run], lines: list[L
     if not runs or not any(line.keys.get("method") == "cats" for line in lines):
         return []
     most = mlp_share(runs[0].config["model"]["shape"])
-    there = {line.target for line in lines if line.keys.get("method") == "cats" and line.run is not None}
+    there = {line.target for line in lines if line.keys.get("method") == "cats" and (line.run or line.state)}
     why = (
         f"CATS drops neurons of the MLP alone: on this model at most {100 * most:.1f} % of the bytes, with all dropped"
     )
@@ -118,6 +119,48 @@ def unreachable(spec: Spec, targets: list[float], runs: list[Run], lines: list[L
         for target in targets
         if target >= most and target not in there
     ]
+
+
+def with_failures(spec: Spec, targets: list[float], failures: list[Failure], lines: list[Line]) -> list[Line]:
+    """Lines without a run say why where their cell was tried; what was tried and has no line gets one."""
+    if not {"method"} <= set(spec.keys) <= _TOLD:
+        return lines
+    left = [own for own in failures if _concerns(spec, own) and any(abs(own.level - t) < 1e-9 for t in targets)]
+    found = []
+    for line in lines:
+        own = next((failure for failure in left if _is_of(failure, line)), None)
+        left = [failure for failure in left if not _is_of(failure, line)]
+        if own is not None and line.run is None and not line.state:
+            line = replace(line, state=own.state, why=own.why)
+        found.append(line)
+    for own in left:
+        keys = {"method": own.label, "calibration": own.calibration}
+        new = Line(own.level, {key: keys[key] for key in spec.keys if key in keys}, None, None, own.state, own.why)
+        if not any((line.target, line.keys) == (new.target, new.keys) for line in found):
+            found.append(new)
+    return found
+
+
+_TOLD = {"sparsity", "method", "calibration"}
+"""Keys of a row that a failure tells."""
+
+
+def _concerns(spec: Spec, failure: Failure) -> bool:
+    """Whether a table would have shown the cell."""
+    wanted = bool(spec.perplexity and failure.texts) or bool(set(spec.tasks) & set(failure.tasks))
+    return wanted and (not spec.own or failure.method in spec.own)
+
+
+def _is_of(failure: Failure, line: Line) -> bool:
+    """Whether a failure is of a line's method, level and calibration."""
+    if abs(failure.level - line.target) > 1e-9 or line.keys.get("calibration", "") not in ("", failure.calibration):
+        return False
+    if line.run is not None:
+        return line.run.entry.label == failure.label
+    named = line.keys["method"]
+    if named in ("topk", "topk+gs") and (failure.schedule == "uniform") != (named == "topk"):
+        return False
+    return match.named("method", named) in (failure.method, failure.label)
 
 
 def ordered(lines: list[Line]) -> list[Line]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from analysis.paper import Printed
+from analysis.records import Record
 from analysis.rows import TOLERANCE
 from analysis.run import Run
+from analysis.tables.flops import counted_by_width
 
 _PRESETS = {
     "dense": "dense",
@@ -126,11 +128,21 @@ def count(run: Run) -> str:
     return "bytes" if run.entry.family == "dense" else str(run.config["schedule"]["count"])
 
 
+def paper_count(run: Run) -> float:
+    """The level as the paper counts it: realised, mean over texts; of a run without texts, planned."""
+    metrics = run.entry.record["metrics"]
+    found = [counted_by_width(run.config["model"]["shape"], own["level_mean"]) for own in _realised(metrics)]
+    return sum(found) / len(found) if found else float(metrics["accounting"]["level_paper_count"])
+
+
+def _realised(metrics: Record) -> list[Record]:
+    """What was measured of the levels, by text; a dense run drops nothing."""
+    return [own for own in metrics["measured_sparsity"].values() if own.get("level_mean")]
+
+
 def level(run: Run) -> float:
-    """The level under the run's own count: in bytes as realised, nominal as planned."""
-    if count(run) == "nominal":
-        return float(run.entry.record["metrics"]["accounting"]["level_paper_count"])
-    return run.entry.level
+    """The level under the run's own count, as realised."""
+    return paper_count(run) if count(run) == "nominal" else run.entry.level
 
 
 def stands(run: Run, target: float) -> bool:

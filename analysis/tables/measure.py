@@ -12,7 +12,7 @@ from analysis.records import Record
 from analysis.run import Run
 from analysis.tables.cells import MISSING, Cell
 from analysis.tables.flops import Shape, adapters, tflops
-from analysis.tables.match import rotation
+from analysis.tables.match import paper_count, rotation
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def _level(run: Run, site: str, _context: Context) -> Cell | None:
 
 
 def _count(run: Run, _name: str, _context: Context) -> Cell:
-    """The paper's count of the planned levels."""
-    return Cell(value=100 * run.entry.record["metrics"]["accounting"]["level_paper_count"], digits=1)
+    """The paper's count of the realised levels."""
+    return Cell(value=100 * paper_count(run), digits=1)
 
 
 def _flops(run: Run, _name: str, _context: Context) -> Cell | None:

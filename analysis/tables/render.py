@@ -7,6 +7,7 @@ import io
 import re
 
 from analysis.tables.cells import Block, Cell, Table
+from analysis.tables.commands import in_words
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -21,7 +22,7 @@ def heading(table: Table) -> str:
 
 def missing(table: Table) -> list[str]:
     """One line a model: how many cells, and the command."""
-    return [f"{m.what}: {m.cells} cell{'s' * (m.cells > 1)}: `{m.command}`" for m in table.missing]
+    return [f"{m.what}: {m.cells} cell{'s' * (m.cells > 1)}: {in_words(m.command)}" for m in table.missing]
 
 
 def left_out(table: Table) -> str:
@@ -111,8 +112,8 @@ def _escaped(text: str) -> str:
 
 
 def _latex_line(line: str) -> str:
-    before, code, _ = line.split("`")
-    return rf"{_escaped(before)}\texttt{{{_escaped(code)}}}"
+    before, *code = line.split("`")
+    return _escaped(before) + (rf"\texttt{{{_escaped(code[0])}}}" if code else "")
 
 
 def csv_text(table: Table) -> str:

@@ -1,7 +1,7 @@
 """What each of the paper's tables holds, as data: its file, its rows' keys, and where our value for a column is found.
 
 A measure names the printed column and our source: `ppl:TEXT`, `acc7`, `task:NAME` (fractions shown as percents),
-`level:SITE` (realised), `count` (the paper's count), `flops`, `cosine:REFERENCE`.
+`level:SITE` (realised), `count` (the paper's count, realised), `flops`, `cosine:REFERENCE`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ class Measure:
     source: str
     title: str
     printed_error: str = ""
+    any_model: bool = True
+    """Whether the sweep measures it for models that the paper has not; False for the paper's texts, and for tasks of
+    reasoning models."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Spec:
         return self.texts or any(measure.source.startswith("ppl:") for measure in self.measures)
 
 
-_WIKITEXT = Measure("wikitext2_ppl", "ppl:wikitext2", "WikiText-2 perplexity")
+_WIKITEXT = Measure("wikitext2_ppl", "ppl:wikitext2", "WikiText-2 perplexity", any_model=False)
 _ACC7 = Measure("acc7", "acc7", "Acc7, %")
 _MMLU = Measure("mmlu_5shot", "task:mmlu", "MMLU 5-shot, %")
 _LEVEL = ("sparsity", "method")
@@ -73,8 +76,8 @@ _ZERO_SHOT_MODELS = (
     "llama2-7b", "llama2-70b", "llama3-8b", "llama3-70b", "mistral-7b", "qwen2.5-7b", "qwen2.5-72b",
 )  # fmt: skip
 _REASONING = (
-    Measure("math500", "task:math500", "MATH-500, %"),
-    Measure("gpqa_diamond", "task:gpqa_diamond", "GPQA-Diamond, %"),
+    Measure("math500", "task:hendrycks_math500", "MATH-500, %", any_model=False),
+    Measure("gpqa_diamond", "task:gpqa_diamond_cot_zeroshot", "GPQA-Diamond, %", any_model=False),
     Measure("aime24", "task:aime24", "AIME-24, %"),
 )
 

@@ -8,7 +8,8 @@ from analysis.conditions import every
 from analysis.paper import Printed
 from analysis.speed import Cell as Timed
 from analysis.speed import best_dense, cells, machine
-from analysis.tables.cells import Block, Cell, Footnotes, Missing, Table, command
+from analysis.tables.cells import Block, Cell, Footnotes, Missing, Table
+from analysis.tables.commands import command
 
 NUMBER = 3
 _COLUMNS = ("source", "GPU", "method", "level, %", "context + new", "tokens/s", "speed-up", "by bytes alone")

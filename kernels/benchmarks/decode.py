@@ -15,17 +15,14 @@ them, on what the codes stand for.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
-import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from circumstances import circumstances
 from transformers import AutoConfig
 
 from larosa.decode.calibrate import bracketed, kth_bits, limited
@@ -127,30 +124,6 @@ def selection_us(rows: list[Row], sites: int) -> dict[str, float]:
     timed = {row["name"]: row["ms_per_token"]["p50"] for row in reversed(rows)}
     pairs = {name: name.replace("limits", "top-k") for name in timed if name.startswith("limits")}
     return {top: 1000 * (timed[top] - timed[limits]) / sites for limits, top in pairs.items()}
-
-
-def _ask(*words: str) -> str | None:
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=20, cwd=ROOT)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def circumstances(device: torch.device) -> dict[str, Any]:
-    """GPU, driver, versions, date, commit."""
-    on_gpu = device.type == "cuda"
-    changes = _ask("git", "status", "--porcelain", "--untracked-files=no")
-    return {
-        "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu, {platform.machine()}",
-        "driver": _ask("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if on_gpu else None,
-        "cuda": torch.version.cuda,
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in ("torch", "triton", "transformers", "numpy")},
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": _ask("git", "rev-parse", "HEAD"),
-        "dirty": None if changes is None else bool(changes),
-    }
 
 
 def command(words: list[str]) -> str:

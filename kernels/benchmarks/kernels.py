@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from circumstances import circumstances
 from correctness import attention_inputs, bracket_around, gate
 from larosa_kernels import attend, norm_select, select, select_gemv
 from larosa_kernels.attend.workspace import AttendConfig, default_attend
 from larosa_kernels.search_config import SearchConfig, default_search
 from larosa_kernels.select.reference import select_reference
 from larosa_kernels.sparse_gemv.config import GemvConfig, gemv_config
-from larosa_kernels.timing import environment
 from rows import CONTEXT, EPS, HEAD_WIDTH, HEADS, LAYERS, PROJECTIONS, WIDTHS, Bench, table
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
@@ -152,9 +152,10 @@ def main() -> int:
     for model in HEADS:
         if "attend" in ops:
             time_attention(bench, model, options.tune)
+    place = circumstances(torch.device("cuda"))
     if options.json:
-        options.json.write_text(json.dumps([{**asdict(row), **environment()} for row in bench.rows], indent=1))
-    print(environment())
+        options.json.write_text(json.dumps(place | {"rows": [asdict(row) for row in bench.rows]}, indent=1) + "\n")
+    print(place)
     print(table(bench.rows))
     return 0
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from circumstances import circumstances
 from larosa_kernels import select_gemv
-from larosa_kernels.timing import environment
 from rows import LAYERS, PROJECTIONS, Bench, table
 from torch import Tensor
 from torch.nn.functional import linear
@@ -93,9 +93,10 @@ def main() -> None:
     for model, site in PROJECTIONS:
         if model == options.model:
             time_site(bench, teal, model, site)
+    place = circumstances(torch.device("cuda"))
     if options.json:
-        options.json.write_text(json.dumps([{**asdict(row), **environment()} for row in bench.rows], indent=1))
-    print(environment())
+        options.json.write_text(json.dumps(place | {"rows": [asdict(row) for row in bench.rows]}, indent=1) + "\n")
+    print(place)
     print(table(bench.rows))
 
 

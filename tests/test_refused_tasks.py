@@ -1,0 +1,58 @@
+"""Tasks that a model or its tokenizer cannot answer as asked are refused before weights load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tasks import settings
+
+from larosa.cells import plan_cells
+from larosa.command import read_settings
+from larosa.evaluation import harness
+from larosa.evaluation.scores import ZeroShotError
+from larosa.evaluation.zero_shot import check_room, zero_shot
+from larosa.pipeline import Documents, open_bench
+
+
+def test_a_template_that_is_not_there_is_refused_before_anything_is_scored(model: Any, tokenizer: Any) -> None:
+    config = settings("hendrycks_math500", "piqa").model_copy(update={"chat_template": True})
+    with pytest.raises(ZeroShotError, match="tokenizer has no chat template: set it to false"):
+        zero_shot(model, tokenizer, config, 0)
+
+
+def test_a_bench_without_a_template_loads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("larosa.models.load_model", lambda *_: pytest.fail("weights were loaded"))
+    config = read_settings(
+        [
+            "model=tiny-llama",
+            "evaluation.zero_shot.tasks=[hendrycks_math500]",
+            "evaluation.zero_shot.chat_template=true",
+        ]
+    )
+    documents = Documents(["words"], {}, {}, {})
+    with pytest.raises(ZeroShotError, match="chat template"):
+        open_bench(config, documents)
+
+
+@pytest.mark.parametrize(("tasks", "asked", "length"), [
+    ("[hendrycks_math500]", "2048", 2048),
+    ("[gsm8k_cot]", "4096", 4096),
+    ("[gsm8k_cot]", "null", 256),
+])  # fmt: skip
+def test_no_room_for_the_question_is_refused_before_weights_load(tasks: str, asked: str, length: int) -> None:
+    words = ["model=tiny-llama", f"evaluation.zero_shot.tasks={tasks}", f"evaluation.zero_shot.max_new_tokens={asked}"]
+    if asked == "null":
+        words += ["model.shape.max_position_embeddings=256", "calibration.length=64", "evaluation.perplexity.length=64"]
+    with pytest.raises(ZeroShotError, match=f"generates up to {length} tokens.*max_new_tokens well below"):
+        plan_cells(read_settings(words))
+
+
+def test_a_task_of_the_hub_says_itself_how_much_it_generates() -> None:
+    config = settings("aime24", "arc_easy", source="hub")
+    assert harness.generated_tokens("aime24", config) == 32768
+    assert harness.generated_tokens("arc_easy", config) is None
+    check_room(config, 32769)
+    with pytest.raises(ZeroShotError, match="aime24 generates up to 32768 tokens, and the model reads 8192"):
+        check_room(config, 8192)
