@@ -21,6 +21,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from analysis.quantised import NONE
 from analysis.records import RecordsError, write_atomically
 from analysis.style import LINE_STYLES, SPARE, png
 
@@ -68,9 +69,8 @@ class Cell:
 
 def codes(record: Record) -> str:
     """What is quantised, for a label; records from before there was any say nothing."""
-    weights, head = record.get("quantization", "none"), record.get("head", "none")
-    parts = [f"{weights} weights"] * (weights != "none") + [f"{head} head"] * (head != "none")
-    return "".join(f", {part}" for part in parts)
+    parts = {"weights": record.get("quantization", NONE)} | {key: record.get(key, NONE) for key in ("head", "adapters")}
+    return "".join(f", {form} {part}" for part, form in parts.items() if form != NONE)
 
 
 def read(paths: list[Path]) -> list[Record]:

@@ -119,7 +119,7 @@ def realising(runs: list[Run]) -> list[Run]:
 def drawn(bank: Bank, model: str, name: str) -> Drawn:
     """Figure 3 of one model, with what it lacks."""
     record = next((r for r in reversed(bank.inspected("thresholds")) if r["model"] == model), None)
-    runs = realising(choose([run for run in bank.runs if run.model == model], texts=True, tasks=()).runs)
+    runs = realising(choose(bank.of(model), texts=True, tasks=()).runs)
     cells = of(run.entry.record for run in runs)
     timed = lengths.timed(bank, "limits")
     absent = [("a and b", f"`{inspection('thresholds', model)}`")] if record is None else []
