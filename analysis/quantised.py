@@ -40,6 +40,11 @@ def calibrated(config: Record) -> bool:
     return str(own.get("weights", NONE)) == "w4" and own["quantizer"] != "rtn"
 
 
+def settings(config: Record) -> str:
+    """What shapes the weights besides the name: the calibration sequences that the quantiser read, all or how many."""
+    return str((config.get("quantization") or {}).get("sequences")) if calibrated(config) else ""
+
+
 def labelled(label: str, config: Record) -> str:
     """A method's label, with what is quantised as one of its settings."""
     return joined(label, name(config))
@@ -63,4 +68,6 @@ def caption(records: Iterable[Record]) -> str:
     source = "".join(
         f"; the source was already quantised, to {_GRIDS.get(own, 'a grid that is not recorded')}" for own in files
     )
-    return f"weights rounded after the method turned them ({', '.join(names)}{groups}{source})"
+    read = sorted({settings(record["config"]) for record in records} - {"", "None"})
+    part = f", calibrated on the first {', '.join(read)} sequences" if read else ""
+    return f"weights rounded after the method turned them ({', '.join(names)}{groups}{part}{source})"

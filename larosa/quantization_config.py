@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import PositiveInt, model_validator
 
 from larosa.schema import Strict
 
@@ -21,6 +21,8 @@ class QuantizationConfig(Strict):
     """Round to nearest, or a calibrated quantiser."""
     groups: Literal["output", "input"]
     """w4: whether 64 outputs of one input channel share a scale, or 64 inputs of one output channel."""
+    sequences: PositiveInt | None
+    """Calibration sequences that a calibrated quantiser reads, from the first on; None: all."""
     head: Literal["none", "w8"]
     adapters: Literal["none", "w8"]
     """Residual adapters of absorbed rotations."""
@@ -46,4 +48,6 @@ class QuantizationConfig(Strict):
             raise ValueError(
                 f"quantization.quantizer={self.quantizer} has its groups along the input: set quantization.groups=input"
             )
+        if self.sequences is not None and not self.calibrated:
+            raise ValueError("quantization.sequences is of quantization.quantizer=gptq and awq, which calibrate")
         return self

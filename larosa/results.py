@@ -84,6 +84,8 @@ def _quantization_identity(config: RunConfig) -> dict[str, Any]:
         del own["quantizer"], own["groups"]
     if config.quantization.calibrated:
         own["calibration"] = _calibration_identity(config)
+    else:
+        del own["sequences"]
     return own
 
 

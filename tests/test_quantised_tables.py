@@ -152,6 +152,16 @@ def test_a_calibrated_quantiser_ties_the_dense_model_to_the_calibration(tmp_path
     assert of(found, "0", "rtn", "dense")[COLUMN].value is not None
 
 
+def test_quantisers_that_read_more_or_less_do_not_mix(tmp_path: Path) -> None:
+    runs = [on_grid("none", "dense", 0.0), *(on_grid("w4_gptq", "larosa", level) for level in (0.25, 0.5, 0.25))]
+    runs[-1]["config"]["quantization"]["sequences"] = 16
+    runs[-1]["identity"] += "16"
+    table = tables(tmp_path, runs)[9]
+    assert table.left_out == ["llama3-8b: 1 record: settings of w4 gptq"]
+    only = block(tables(tmp_path / "b", runs[-1:])[9], "llama3-8b")
+    assert "calibrated on the first 16 sequences" in only.caption
+
+
 def test_failures_stand_in_table_9_alone(tmp_path: Path) -> None:
     for run in [on_grid("none", "dense", 0.0), on_grid("none", "larosa"), on_grid("none", "larosa", 0.25)]:
         path = tmp_path / "runs" / run["identity"] / "result.json"

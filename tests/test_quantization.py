@@ -36,7 +36,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAROSA_CACHE", str(tmp_path))
 
 
-def config(name: str, **more: str) -> QuantizationConfig:
+def config(name: str, **more: Any) -> QuantizationConfig:
     return QuantizationConfig(**{**yaml.safe_load((CONF / f"quantization/{name}.yaml").read_text()), **more})
 
 
@@ -162,6 +162,7 @@ def test_identities_of_runs_without_are_what_they_were(choice: str, monkeypatch:
         (["quantization=w4_gptq", "quantization.groups=output"], "groups along the input"),
         (["quantization=w4_rtn", "quantization.groups=input", "evaluation=speed"], "groups along the output"),
         (["quantization=w8", "method=wina", "evaluation=speed"], "column norms"),
+        (["quantization=w4_rtn", "quantization.sequences=2"], "gptq and awq, which calibrate"),
         (["quantization=w3"], "quantization"),
         (["quantization.weights=w3"], "quantization.weights"),
     ],
@@ -176,6 +177,26 @@ def test_a_missing_library_is_named_before_anything_loads(monkeypatch: pytest.Mo
     monkeypatch.setattr(calibrated, "find_spec", lambda _: None)
     with pytest.raises(QuantizationError, match="pip install"):
         plan_cells(parse("quantization=w4_gptq"))
+
+
+def test_a_quantiser_reads_as_many_sequences_as_asked(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("larosa.cells.check_installed", lambda _: None)
+    assert plan_cells(parse("quantization=w4_gptq", "quantization.sequences=2", "calibration.sequences=2"))
+    with pytest.raises(ConfigError, match="expected at most as many"):
+        plan_cells(parse("quantization=w4_gptq", "quantization.sequences=3", "calibration.sequences=2"))
+    read: list[Tensor] = []
+    monkeypatch.setattr("larosa.quantization.model.quantise_layers", lambda *given: read.append(given[-1]) or {})
+    model = build_model("llama", dtype=torch.float32)
+    with applied(model, tokens, method("larosa/paper")) as handle:
+        for wanted in (None, 1):
+            quantise(model, handle, config("w4_gptq", sequences=wanted), tokens)
+    assert torch.equal(read[0], tokens)
+    assert torch.equal(read[1], tokens[:1])
+    identities = [
+        results.identity(parse("quantization=w4_awq", f"quantization.sequences={own}"), {"weights": "x"}, "cpu")
+        for own in ("null", "1", "2")
+    ]
+    assert all(one != other for one in identities for other in identities if one is not other)
 
 
 @pytest.mark.parametrize("quantizer", ["gptq", "awq"])

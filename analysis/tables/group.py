@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.quantised import calibrated
+from analysis.quantised import calibrated, settings
 from analysis.run import Run
 from analysis.tables.merge import merged
 
@@ -88,6 +88,7 @@ def _facets(run: Run, texts: bool, tasks: tuple[str, ...], free: tuple[str, ...]
     weights = {key: value for key, value in record["model"].items() if key not in ("device", "name")}
     found: Facets = {"meaning": record["meaning"], "weights or dtype": str(sorted(map(str, weights.items())))}
     found[QUANTIZATION] = run.entry.quantization
+    found[f"settings of {run.entry.quantization}"] = settings(config)
     if record["model"]["source"] == "random":
         found["seed of the weights"] = config["seed"]
     for text in run.entry.nll if texts else ():
