@@ -41,8 +41,10 @@ def calibrated(config: Record) -> bool:
 
 
 def settings(config: Record) -> str:
-    """What shapes the weights besides the name: the calibration sequences that the quantiser read, all or how many."""
-    return str((config.get("quantization") or {}).get("sequences")) if calibrated(config) else ""
+    """What shapes the weights besides the name, in words; empty where nothing was set."""
+    own = config["quantization"] if calibrated(config) else {}
+    said = {"sequences": "calibrated on the first {} sequences", "first_token_weight": "first tokens count {:g} times"}
+    return ", ".join(words.format(own[key]) for key, words in said.items() if own.get(key) is not None)
 
 
 def labelled(label: str, config: Record) -> str:
@@ -68,6 +70,5 @@ def caption(records: Iterable[Record]) -> str:
     source = "".join(
         f"; the source was already quantised, to {_GRIDS.get(own, 'a grid that is not recorded')}" for own in files
     )
-    read = sorted({settings(record["config"]) for record in records} - {"", "None"})
-    part = f", calibrated on the first {', '.join(read)} sequences" if read else ""
-    return f"weights rounded after the method turned them ({', '.join(names)}{groups}{part}{source})"
+    told = sorted({f"; {name(own)}: {words}" for own in (r["config"] for r in records) if (words := settings(own))})
+    return f"weights rounded after the method turned them ({', '.join(names)}{groups}{''.join(told)}{source})"

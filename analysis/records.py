@@ -174,7 +174,7 @@ def _conditions(entry: Entry) -> dict[str, Any]:
         "dtype": weights.pop("dtype"),
         "weights": weights,
         "what is quantised": entry.quantization,
-        "sequences of the quantiser": quantised.settings(config),
+        "settings of the quantiser": quantised.settings(config),
     }
     for text in entry.nll:
         found[f"evaluation tokens of {text} (SHA-256)"] = record["data"]["texts"][text]["sha256"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from larosa.schema import Strict
 
@@ -22,7 +22,9 @@ class QuantizationConfig(Strict):
     groups: Literal["output", "input"]
     """w4: whether 64 outputs of one input channel share a scale, or 64 inputs of one output channel."""
     sequences: PositiveInt | None
-    """Calibration sequences that a calibrated quantiser reads, from the first on; None: all."""
+    """Calibration sequences that a calibrated quantiser reads, from the first on; None: all. Rounding reads none."""
+    first_token_weight: PositiveFloat | None
+    """GPTQ: how many tokens the first one of every calibration sequence counts as; None: one."""
     head: Literal["none", "w8"]
     adapters: Literal["none", "w8"]
     """Residual adapters of absorbed rotations."""
@@ -48,6 +50,6 @@ class QuantizationConfig(Strict):
             raise ValueError(
                 f"quantization.quantizer={self.quantizer} has its groups along the input: set quantization.groups=input"
             )
-        if self.sequences is not None and not self.calibrated:
-            raise ValueError("quantization.sequences is of quantization.quantizer=gptq and awq, which calibrate")
+        if self.first_token_weight is not None and (self.weights, self.quantizer) != ("w4", "gptq"):
+            raise ValueError("quantization.first_token_weight is of quantization.quantizer=gptq")
         return self

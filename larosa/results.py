@@ -86,7 +86,7 @@ def _quantization_identity(config: RunConfig) -> dict[str, Any]:
         own["calibration"] = _calibration_identity(config)
     else:
         del own["sequences"]
-    return own
+    return {key: value for key, value in own.items() if value is not None}
 
 
 def _calibration_identity(config: RunConfig) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def test_quantisers_that_read_more_or_less_do_not_mix(tmp_path: Path) -> None:
     table = tables(tmp_path, runs)[9]
     assert table.left_out == ["llama3-8b: 1 record: settings of w4 gptq"]
     only = block(tables(tmp_path / "b", runs[-1:])[9], "llama3-8b")
-    assert "calibrated on the first 16 sequences" in only.caption
+    assert "w4 gptq: calibrated on the first 16 sequences, first tokens count 64 times" in only.caption
 
 
 def test_failures_stand_in_table_9_alone(tmp_path: Path) -> None:

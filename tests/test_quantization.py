@@ -162,7 +162,7 @@ def test_identities_of_runs_without_are_what_they_were(choice: str, monkeypatch:
         (["quantization=w4_gptq", "quantization.groups=output"], "groups along the input"),
         (["quantization=w4_rtn", "quantization.groups=input", "evaluation=speed"], "groups along the output"),
         (["quantization=w8", "method=wina", "evaluation=speed"], "column norms"),
-        (["quantization=w4_rtn", "quantization.sequences=2"], "gptq and awq, which calibrate"),
+        (["quantization=w4_awq", "quantization.first_token_weight=2"], "is of quantization.quantizer=gptq"),
         (["quantization=w3"], "quantization"),
         (["quantization.weights=w3"], "quantization.weights"),
     ],
@@ -197,6 +197,29 @@ def test_a_quantiser_reads_as_many_sequences_as_asked(tokens: Tensor, monkeypatc
         for own in ("null", "1", "2")
     ]
     assert all(one != other for one in identities for other in identities if one is not other)
+    rtn = [parse("quantization=w4_rtn", f"quantization.sequences={own}") for own in ("null", "2")]
+    assert len({str(results.identity(own, {"weights": "x"}, "cpu")) for own in rtn}) == 1  # it reads none
+
+
+def test_a_first_token_counts_as_often_as_asked_in_second_moments() -> None:
+    x = matrix(5, 7)[None]
+    assert calibrated._counted(x, None) is x
+    found, first = calibrated._counted(x, 9.0)[0], x[0, :1]
+    assert torch.allclose(found.T @ found, x[0].T @ x[0] + 8 * first.T @ first)
+
+
+def test_gptq_errs_less_at_first_tokens_that_count_more() -> None:
+    pytest.importorskip("neural_compressor")
+    inputs = [matrix(60, 128, seed).float()[None] for seed in range(4)]
+    for x in inputs:
+        x[:, 0] = matrix(1, 128, seed=9).float() / 3  # the same sink, shorter than any other token
+    W, exact = matrix(96, 128, seed=10).float(), inputs[0][0]
+    off = {}
+    for weight in (None, 64.0):
+        (new,) = calibrated.rounded([W], [calibrated._counted(x, weight) for x in inputs], "gptq")
+        off[weight] = ((exact @ (new - W).T).norm(dim=-1) / (exact @ W.T).norm(dim=-1)).tolist()
+    assert off[64.0][0] < 0.5 * off[None][0]
+    assert sum(off[64.0]) < 1.2 * sum(off[None])
 
 
 @pytest.mark.parametrize("quantizer", ["gptq", "awq"])

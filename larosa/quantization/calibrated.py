@@ -5,6 +5,8 @@
 The library gets what reads one site as a small model of its own, with the vectors that the site's readers are given: so
 rotations, transforms and hooks stay where they are, and no module of the model is exchanged. Layers go in order; the
 next one sees what the rounded layers before it give. Nothing is dropped meanwhile: the quantiser sees level 0.
+A sequence's first token is an attention sink: nearly every later token reads its key and value, but in GPTQ's second
+moments it is one of a thousand, and its error grows instead of theirs. `first_token_weight` lets it count as more.
 Both give a scale and a zero point to 64 weights along the input. AWQ's scales multiply a linear's own input, unfolded
 as the library has them; here they go into the weights again, since a norm or projection that took them would change
 what Top-K ranks.
@@ -24,12 +26,14 @@ from transformers import PreTrainedModel
 
 from larosa.architecture import SITES, LayerView, ModelView
 from larosa.quantization.grid import GROUP, QuantizationError
+from larosa.quantization_config import QuantizationConfig
 from larosa.sparsity.handle import SparsityHandle
 
 _HERE = "."
 """An existing folder: without one GPTQ asks the hub for a model's name, though it reads no file."""
-_BLOCK = 128
-"""Inputs that GPTQ rounds before it corrects all others at once."""
+_BLOCK = GROUP
+"""Inputs that GPTQ rounds before it corrects all others at once. Scales are found from weights as the last block left
+them: of several groups in a block all but the first would get those of weights that are not corrected yet."""
 
 
 def check_installed(quantizer: str) -> None:
@@ -79,27 +83,35 @@ def _linear(weight: Tensor) -> nn.Linear:
 
 @torch.no_grad()
 def quantise_layers(
-    model: PreTrainedModel, handle: SparsityHandle, quantizer: str, tokens: Tensor
+    model: PreTrainedModel, handle: SparsityHandle, config: QuantizationConfig, tokens: Tensor
 ) -> dict[nn.Linear, Tensor]:
     """Round the projections of `model` in place, through `handle`; tokens: [N, T]. Returns the weights before.
 
     Raises QuantizationError where the library is missing or gives no number.
     """
-    check_installed(quantizer)
+    check_installed(config.quantizer)
     view, before = ModelView(model), dict[nn.Linear, Tensor]()
     with handle.level_zero():
         inputs = _first_inputs(view, tokens)
-        for layer in tqdm(view.layers, desc=quantizer, unit="layer", leave=False):
+        for layer in tqdm(view.layers, desc=config.quantizer, unit="layer", leave=False):
             seen = _seen(layer, inputs)
             for site in SITES:
                 readers = layer.readers(site)
                 own = {reader: reader.weight for reader in readers}
-                new = rounded(list(own.values()), seen.pop(site), quantizer)
+                given = [_counted(x, config.first_token_weight) for x in seen.pop(site)]
+                new = rounded(list(own.values()), given, config.quantizer)
                 for reader, weight in zip(readers, new, strict=True):
                     handle.exchange(reader, "weight", weight)
                 before |= own
             inputs = [((_only(layer.module(*args, **more)), *args[1:]), more) for args, more in inputs]
     return before
+
+
+def _counted(x: Tensor, first: float | None) -> Tensor:
+    """x [1, T, n] with its first vector scaled so that its square counts `first` times in GPTQ's second moments."""
+    if first is None:
+        return x
+    return torch.cat([x[:, :1] * first**0.5, x[:, 1:]], 1)
 
 
 def _only(output: Any) -> Tensor:
@@ -148,7 +160,7 @@ def _keeps(rows: list[Tensor]) -> Any:
 
 
 def rounded(weights: list[Tensor], inputs: list[Tensor], quantizer: str) -> list[Tensor]:
-    """The weights [out, n] of one site's readers, rounded for inputs [1, T, n], in the weights' dtype."""
+    """The weights [out, n] of one site's readers, rounded for inputs [1, T, n], in their dtype, where they are."""
     from neural_compressor.torch.quantization import AWQConfig, GPTQConfig, convert, prepare
 
     logging.getLogger("neural_compressor").setLevel(logging.ERROR)  # it says a dozen lines a site
@@ -162,7 +174,7 @@ def rounded(weights: list[Tensor], inputs: list[Tensor], quantizer: str) -> list
         prepared(x)
     done = convert(prepared)
     readers = (done.get_submodule(f"blocks.0.reader{i}") for i in range(len(weights)))
-    found = [_weight(reader).to(old.dtype) for reader, old in zip(readers, weights, strict=True)]
+    found = [_weight(reader).to(old) for reader, old in zip(readers, weights, strict=True)]
     if not all(bool(torch.isfinite(weight).all()) for weight in found):
         raise QuantizationError(f"{quantizer} gave weights that are not finite: calibrate on more tokens")
     return found

@@ -34,7 +34,7 @@ def quantise(
     """
     view, before = ModelView(model), dict[nn.Linear, Tensor]()
     if config.calibrated:
-        before = quantise_layers(model, handle, config.quantizer, tokens[: config.sequences])
+        before = quantise_layers(model, handle, config, tokens[: config.sequences])
     elif config.weights != "none":
         scheme = "w8" if config.weights == "w8" else f"w4_{config.groups}"
         for layer, site in tqdm(view.sites(), total=4 * len(view.layers), desc="quantise", unit="site", leave=False):
