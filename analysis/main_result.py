@@ -5,7 +5,6 @@ The rows of the method table (:mod:`analysis.rows`) as a block of the report, an
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
@@ -21,6 +20,7 @@ from analysis.run import Run
 from analysis.tables.cells import Block, Cell
 from analysis.tables.group import every
 from analysis.tables.names import short_names
+from analysis.tables.texts import main_texts
 
 READING = (
     "Increase in perplexity over dense, divided by that of magnitude Top-K at the target, mean over texts: below 1 "
@@ -50,15 +50,13 @@ def results(bank: Bank) -> list[Result]:
 
 
 def _rows(runs: list[Run]) -> Rows | None:
-    """The method table's rows on the texts that most runs have, at the levels where magnitude loses on all of them.
+    """The method table's rows on the texts that most methods have, at the levels where magnitude loses on all of them.
 
     None where there are no such.
     """
-    held = Counter(frozenset(run.entry.nll) for run in runs if run.entry.nll)
-    if not held:
+    texts = sorted(main_texts(runs, lambda run: (run.entry.label, round(20 * run.entry.asked))))
+    if not texts:
         return None
-    common = max(held, key=lambda own: (held[own], len(own), sorted(own)))
-    texts = sorted(common)
     measured = [run.entry.only(texts) for run in runs if set(texts) <= set(run.entry.nll)]
     entries = sorted(measured, key=lambda e: (e.label, e.asked, e.schedule))
     targets = sorted({entry.asked for entry in entries if entry.label == REFERENCE})

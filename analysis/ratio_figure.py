@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -23,10 +24,9 @@ _COUNTS: tuple[Count, ...] = ("level", "net bytes")
 def draw(rows: Rows, places: list[tuple[float, Count]], labels: list[str], names: dict[str, str]) -> Figure:
     """`places` are the columns of the main table, `labels` its rows, `names` what they are called."""
     counts = [count for count in _COUNTS if any(place[1] == count for place in places)]
-    figure, panels = plt.subplots(
-        1, len(counts), figsize=(3.2 + 3.6 * len(counts), 1.6 + 0.34 * len(labels)), sharey=True, squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
+    levels = len({target for target, _ in places})
+    size = (3.2 + 3.6 * len(counts), 1.6 + (0.22 + 0.09 * levels) * len(labels))
+    figure, panels = plt.subplots(1, len(counts), figsize=size, sharey=True, squeeze=False, layout="constrained")
     styles, free = method_styles(labels), {row.entry.label for row in rows.rows if not row.entry.extras}
     for axes, count in zip(panels[0], counts, strict=True):
         targets = [target for target, own in places if own == count]
@@ -37,7 +37,13 @@ def draw(rows: Rows, places: list[tuple[float, Count]], labels: list[str], names
                 found |= {label: row for label, row in level.items() if label in free}
             for place, label in enumerate(labels):
                 if label in found:
-                    _mark(axes, found[label], place + _shift(step, len(targets)), styles[label], step == 0)
+                    _mark(
+                        axes,
+                        found[label],
+                        place + _shift(step, len(targets)),
+                        styles[label],
+                        _share(step, len(targets)),
+                    )
         _dress(axes, count)
     panels[0][0].set_yticks(range(len(labels)), [names[label] for label in labels])
     panels[0][0].set_ylim(len(labels) - 0.5, -0.5)
@@ -50,9 +56,19 @@ def _shift(step: int, steps: int) -> float:
     return 0.0 if steps == 1 else 0.44 * (step / (steps - 1) - 0.5)
 
 
-def _mark(axes: Axes, row: Row, place: float, style: tuple[str, str], hollow: bool) -> None:
+def _share(step: int, steps: int) -> float:
+    """How far a level's mark is filled: the lowest not at all, the highest wholly."""
+    return 1.0 if steps == 1 else step / (steps - 1)
+
+
+def _filled(colour: str, share: float) -> tuple[float, float, float]:
+    red, green, blue = (1 - share * (1 - part) for part in to_rgb(colour))
+    return red, green, blue
+
+
+def _mark(axes: Axes, row: Row, place: float, style: tuple[str, str], share: float) -> None:
     (colour, mark), estimate = style, row.compared.mean
-    fill = "white" if hollow else colour
+    fill = _filled(colour, share)
     if estimate.value > EDGE:
         axes.text(EDGE, place, f"{estimate.value:.3g}", color=colour, fontsize=7, ha="right", va="center")
         return
@@ -75,10 +91,10 @@ def _dress(axes: Axes, count: Count) -> None:
 
 
 def _legend(places: list[tuple[float, Count]]) -> list[Line2D]:
-    """Hollow marks are the lowest level; the others lie below it in their order."""
+    """From hollow to full with rising level; the levels of a method lie below each other in that order."""
     targets = sorted({target for target, _ in places})
+    fills = [_filled("#4D4D4D", _share(step, len(targets))) for step in range(len(targets))]
     return [
-        Line2D([], [], color="0.3", marker="o", linestyle="none", markerfacecolor="white" if step == 0 else "0.3",
-               label=f"{percent(target, 0)} %")
-        for step, target in enumerate(targets)
-    ]  # fmt: skip
+        Line2D([], [], color="0.3", marker="o", linestyle="none", markerfacecolor=fill, label=f"{percent(target, 0)} %")
+        for target, fill in zip(targets, fills, strict=True)
+    ]

@@ -18,17 +18,20 @@ LEVEL = 0.5
 Colour = str | tuple[float, float, float, float]
 _METHODS = {("top-k", "none"): "magnitude", ("limits", "none"): "teal", ("top-k", "adapter"): "larosa"}
 """Rule and extras of the benchmark -> the method whose step this is, for its colour; timed runs name theirs."""
+_ADDED = set(EXTRAS) - {"none"}
+"""Extras of the benchmark that cost time."""
 
 
 def timed(bank: Bank, rule: str | None = None) -> dict[str, list[Cell]]:
     """Label -> cells by output length, of plans that one process timed at two lengths or more.
 
-    With `rule` every level of that rule; without, every rule at LEVEL. Of processes of one label that of most lengths
-    stands, and of those the newest: a line is one process's.
+    With `rule` every level of that rule, nothing added; without, every rule at LEVEL. Of processes of one label that
+    of most lengths stands, and of those the newest: a line is one process's.
     """
     lines: dict[tuple[int, str], list[Cell]] = {}
     for cell in cells(bank.timings):
-        if rule == cell.rule or (rule is None and abs(cell.level - LEVEL) < 1e-9):
+        plain_rule = rule == cell.rule and cell.record["extras"] not in _ADDED
+        if plain_rule or (rule is None and abs(cell.level - LEVEL) < 1e-9):
             lines.setdefault((id(cell.record), _label(cell, rule is None)), []).append(cell)
     several = [own for own in lines.values() if len({cell.new_tokens for cell in own}) > 1]
     machines = len({own[0].record["device"] for own in several}) > 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,6 +21,7 @@ from analysis.style import SITE_STYLE, level_colours, plain
 from analysis.tables import match
 from analysis.tables.commands import filling
 from analysis.tables.group import choose
+from analysis.tables.names import short_names
 
 LEVEL = 0.5
 
@@ -116,11 +119,18 @@ def realising(runs: list[Run]) -> list[Run]:
     return [run for run in chosen if run is not None]
 
 
+def _limits_of(cell: Realised) -> str:
+    """Told where a method that is Top-K by itself ran with limits."""
+    return ", limits" if cell.rule == "threshold" and cell.method.startswith("larosa") else ""
+
+
 def drawn(bank: Bank, model: str, name: str) -> Drawn:
     """Figure 3 of one model, with what it lacks."""
     record = next((r for r in reversed(bank.inspected("thresholds")) if r["model"] == model), None)
     runs = realising(choose(bank.of(model), texts=True, tasks=()).runs)
     cells = of(run.entry.record for run in runs)
+    names = short_names(cell.method for cell in cells)
+    cells = [replace(cell, method=names[cell.method] + _limits_of(cell)) for cell in cells]
     timed = lengths.timed(bank, "limits")
     absent = [("a and b", f"`{inspection('thresholds', model)}`")] if record is None else []
     absent += [] if cells else [("c", filling("figure3", model))]

@@ -6,7 +6,7 @@ from analysis import paper
 from analysis.bank import Bank
 from analysis.conditions import described
 from analysis.run import Run
-from analysis.tables import match
+from analysis.tables import match, texts
 from analysis.tables.cells import MISSING, Block, Cell, Footnotes, Missing, Table
 from analysis.tables.commands import command
 from analysis.tables.flops import Shape
@@ -20,7 +20,8 @@ _NAMES = ("alpha1", "alpha2", "alpha3", "alpha4")
 _READING = (
     "Coefficients of h1 to h4 under 3 a1 + a2 = 4 and 2 a3 + M a4 = 2 + M, M = I / D. *Of the constraint*: alpha4 from "
     "the printed alpha3 and the model's own shape. Ours: the runs of method=larosa/paper whose coefficients meet the "
-    "constraints, least perplexity (mean over texts), where at least three settings were tried at one level."
+    "constraints, least perplexity on the text that most of them were measured on, where at least three settings were "
+    "tried at one level."
 )
 
 
@@ -64,14 +65,16 @@ def _searched(runs: list[Run]) -> list[Run]:
 
 
 def _tried(runs: list[Run]) -> list[Run]:
-    """The runs of the level and texts at which most settings were tried; none where that are fewer than LEAST."""
-    by_level: dict[tuple[float, frozenset[str]], dict[tuple[float, ...], Run]] = {}
+    """The runs of the level and text at which most settings were tried; none where that are fewer than LEAST."""
+    by_text: dict[tuple[float, str], dict[tuple[float, ...], Run]] = {}
     for run in runs:
         found = match.alphas(run)
-        if found is not None:
-            by_level.setdefault((run.entry.asked, frozenset(run.entry.nll)), {})[found] = run
-    most = max(by_level.values(), key=len, default={})
-    return list(most.values()) if len(most) >= LEAST else []
+        for text in run.entry.nll if found is not None else ():
+            by_text.setdefault((run.entry.asked, text), {})[tuple(found or ())] = run
+    where = max(sorted(by_text), key=lambda key: len(by_text[key]), default=None)
+    if where is None or len(by_text[where]) < LEAST:
+        return []
+    return texts.on(list(by_text[where].values()), {where[1]})
 
 
 def _ours(tried: list[Run]) -> list[Cell]:

@@ -10,12 +10,13 @@ from analysis.conditions import described
 from analysis.failed import Failure
 from analysis.paper import Printed
 from analysis.run import Run
-from analysis.tables import match
+from analysis.tables import match, texts
 from analysis.tables.cells import MISSING, Block, Cell, Footnotes, Missing, Table
 from analysis.tables.commands import command
 from analysis.tables.group import choose
 from analysis.tables.lines import (
     Line,
+    of_one_schedule,
     ordered,
     own_levels,
     own_lines,
@@ -75,7 +76,8 @@ def build(spec: Spec, bank: Bank, context: Context) -> Table:
         )  # fmt: skip
         left_out += [f"{name}: {reason}" for reason in group.left_out]
         failures = [failure for failure in bank.failures if failure.model == name]
-        models.append(_model(spec, name, rows, targets, group.runs, failures))
+        kept = group.runs if name in paper.models() else _compared(spec, group.runs)
+        models.append(_model(spec, name, rows, targets, kept, failures))
     shown = [model for model in models if model.measured]
     blocks = [_block(spec, model, context, notes) for model in sorted(shown, key=lambda model: model.printed)]
     empty = [model for model in models if model.printed and not model.measured]
@@ -83,6 +85,13 @@ def build(spec: Spec, bank: Bank, context: Context) -> Table:
         blocks.append(_unmeasured(spec, empty, context, notes))
     missing = [found for model in models if (found := _missing(spec, model, context)) is not None]
     return Table(spec.number, spec.title, blocks, READING if shown else "", notes.texts, missing, left_out)
+
+
+def _compared(spec: Spec, runs: list[Run]) -> list[Run]:
+    """What a model that the paper has not is shown with, nothing printed to say which texts and schedules belong."""
+    if spec.texts:
+        runs = texts.on(runs, texts.main_texts(runs, lambda run: (setting(spec, run), round(20 * run.entry.asked))))
+    return of_one_schedule(runs) if spec.one_schedule else runs
 
 
 def _model(
@@ -131,8 +140,8 @@ def _measures(spec: Spec, model: _Model) -> list[Measure]:
     own = [measure for measure in spec.measures if model.printed or measure.source != "count"]
     known = {measure.source for measure in own}
     own += [Measure("", "bytes", "bytes read, % of 16 bits a weight")] * spec.quantised
-    texts = sorted({text for run in model.runs for text in run.entry.nll}) if spec.texts else []
-    own += [Measure("", f"ppl:{text}", f"{text} perplexity") for text in texts if f"ppl:{text}" not in known]
+    held = sorted({text for run in model.runs for text in run.entry.nll}) if spec.texts else []
+    own += [Measure("", f"ppl:{text}", f"{text} perplexity") for text in held if f"ppl:{text}" not in known]
     return own + [Measure("", f"task:{task}", f"{task}, %") for task in _more_tasks(spec, model.runs)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from analysis import paper
 from analysis.failed import Failure
 from analysis.paper import Printed
 from analysis.quantised import NONE
@@ -97,8 +98,35 @@ def setting(spec: Spec, run: Run) -> tuple[str, ...]:
 def _is_own(spec: Spec, run: Run) -> bool:
     """Whether a run may have a row that is not printed; of the dense model only a table with several can."""
     if run.entry.family == "dense":
-        return "quantization" in spec.keys
-    return (not spec.own or run.preset in spec.own) and ("rotation" not in spec.keys or bool(match.rotation(run)))
+        return spec.quantised
+    if spec.own and run.preset not in spec.own:
+        return False
+    if "alpha1" in spec.keys and not match.of_pairs(run, _pairs(spec)):
+        return False
+    return "rotation" not in spec.keys or bool(match.rotation(run))
+
+
+def _pairs(spec: Spec) -> list[tuple[float, float]]:
+    """The pairs of coefficients, of h1 and h3, that the paper prints: a whole grid is Table 11's."""
+    return [(float(row["alpha1"]), float(row["alpha3"])) for row in paper.rows(spec.file)]
+
+
+def of_one_schedule(runs: list[Run]) -> list[Run]:
+    """Of every level the runs of one schedule, that with most settings; the dense ones besides.
+
+    For a table that varies one thing: a schedule that some of its rows lack would vary with it.
+    """
+    sparse = [run for run in runs if run.entry.family != "dense"]
+    found = [run for run in runs if run.entry.family == "dense"]
+    for level in sorted({round(20 * run.entry.asked) for run in sparse}):
+        here = [run for run in sparse if round(20 * run.entry.asked) == level]
+        settings = {
+            name: {run.entry.label for run in here if run.entry.schedule == name}
+            for name in sorted({run.entry.schedule for run in here})
+        }
+        most = max(settings, key=lambda name: len(settings[name]))
+        found += [run for run in here if run.entry.schedule == most]
+    return found
 
 
 def useful(spec: Spec, rows: list[Printed], targets: list[float], runs: list[Run]) -> list[Run]:

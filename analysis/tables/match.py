@@ -28,6 +28,8 @@ _QUANTISERS = {"rtn": "w4 rtn", "gptq": "w4 gptq", "awq": "w4 awq"}
 _SCHEDULES = ("paper", "constrained", "official", "uniform")
 """The order in which a printed row prefers them."""
 _ROUNDING = 1e-9
+_CONSTRAINT = 0.02
+"""Printed coefficients are rounded to two digits, and one of them is multiplied by I / D."""
 
 
 def alphas(run: Run) -> tuple[float, float, float, float] | None:
@@ -49,12 +51,23 @@ def alphas(run: Run) -> tuple[float, float, float, float] | None:
     )
 
 
+def of_pairs(run: Run, pairs: list[tuple[float, float]]) -> bool:
+    """Whether a run has one of these pairs (alpha1, alpha3), and alpha2 and alpha4 by the paper's constraints."""
+    found, shape = alphas(run), run.config["model"]["shape"]
+    if found is None:
+        return False
+    a1, a2, a3, a4 = found
+    ratio = shape["intermediate_size"] / shape["hidden_size"]
+    kept = abs(3 * a1 + a2 - 4) < _CONSTRAINT and abs(2 * a3 + ratio * a4 - 2 - ratio) < _CONSTRAINT
+    return kept and any(abs(a1 - one) < _ROUNDING and abs(a3 - other) < _ROUNDING for one, other in pairs)
+
+
 def rotation(run: Run) -> str:
-    """How often the basis changes, in the paper's words; empty for other forms."""
+    """How often the basis changes, in the paper's words; empty for other forms and for limits behind a rotation."""
     method = run.config["method"]
     if method["name"] == "magnitude":
         return "none"
-    if (method["name"], method["form"]) != ("larosa", "absorbed"):
+    if (method["name"], method["form"]) != ("larosa", "absorbed") or method["rule"] == "threshold":
         return ""
     return "" if method["granularity"] == "group" else str(method["granularity"])
 
@@ -151,15 +164,21 @@ def at(runs: list[Run], target: float, printed: bool = False) -> Run | None:
     """The run that stands for a level: one that is there before one that was only asked for it.
 
     For a printed row the paper's count and schedules come first. Otherwise the smallest perplexity, mean over the
-    texts that all of them have.
+    texts that all of them have; runs on fewer texts than others stand back.
     """
     near = [run for run in runs if stands(run, target)]
     asked = [run for run in runs if abs(run.entry.asked - target) <= _ROUNDING]
-    found = near or asked
+    found = _fullest(near or asked)
     texts = set.intersection(*(set(run.entry.nll) for run in found)) if found else set()
     if printed:
         return min(found, key=lambda run: (count(run) != "nominal", _preferred(run), *_rank(run, texts)), default=None)
     return min(found, key=lambda run: _rank(run, texts), default=None)
+
+
+def _fullest(runs: list[Run]) -> list[Run]:
+    """Those on most texts: others cannot be compared with all of them."""
+    most = max((len(run.entry.nll) for run in runs), default=0)
+    return [run for run in runs if len(run.entry.nll) == most]
 
 
 def _preferred(run: Run) -> int:

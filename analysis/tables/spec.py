@@ -48,6 +48,8 @@ class Spec:
     """Whether tasks that the table does not print are shown where records have them."""
     any_level: bool = False
     """Whether a model that the paper has not is shown at its own levels."""
+    one_schedule: bool = False
+    """Whether the rows of a level must share their schedule, for a model that the paper has not."""
 
     @property
     def name(self) -> str:
@@ -106,7 +108,7 @@ SPECS = (
     Spec(
         6, "How often the basis changes", "table06_rotation", ("sparsity", "rotation"),
         (_WIKITEXT, Measure("tflops", "flops", "TFLOPs, 2048 tokens")),
-        own=("larosa/paper", "larosa/learned", "magnitude"), texts=True,
+        own=("larosa/paper", "larosa/learned", "magnitude"), texts=True, one_schedule=True,
     ),
     Spec(
         7, "Calibration texts", "table07_calibration", ("sparsity", "method", "calibration"), (_WIKITEXT, _ACC7),
