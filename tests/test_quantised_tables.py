@@ -124,6 +124,19 @@ def test_no_other_table_or_figure_holds_them(tmp_path: Path) -> None:
     assert not results(bank.read(tmp_path / "c", tmp_path))
 
 
+def test_unquantised_runs_of_other_methods_and_schedules_stay_out_of_table_9(tmp_path: Path) -> None:
+    runs = every_choice(model="smollm2-135m", texts=("lambada",))
+    other, search = (made("larosa", 0.25, model="smollm2-135m", texts=("lambada",), nats=1.9) for _ in range(2))
+    other |= {"label": "larosa/paper (absorbed, pca, per model)", "identity": "other"}
+    search["config"]["schedule"]["name"] = "searched"
+    search |= {"identity": "search"}
+    found = [
+        block(tables(tmp_path / name, own)[9], "smollm2-135m")
+        for name, own in (("a", runs), ("b", [*runs, other, search]))
+    ]
+    assert rows_of(found[0]) == rows_of(found[1])
+
+
 def test_the_best_is_sought_among_equally_quantised(tmp_path: Path) -> None:
     runs = [on_grid("none", "dense", 0.0)]
     for choice, worse in (("none", 0.0), ("w4_gptq", 0.3)):

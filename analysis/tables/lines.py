@@ -130,7 +130,14 @@ def of_one_schedule(runs: list[Run]) -> list[Run]:
 
 
 def useful(spec: Spec, rows: list[Printed], targets: list[float], runs: list[Run]) -> list[Run]:
-    """The runs that some row of the table could hold; `targets` empty means any level."""
+    """The runs that some row of the table could hold; `targets` empty means any level.
+
+    Of a table that tells what is quantised, only those of methods and schedules that were measured quantised, if any.
+    """
+    sparse = [run for run in runs if run.entry.family != "dense"]
+    rounded = {(run.method, run.entry.schedule) for run in sparse if run.entry.quantization != NONE}
+    if spec.quantised and rounded:
+        runs = [run for run in runs if run not in sparse or (run.method, run.entry.schedule) in rounded]
     return [
         run
         for run in runs
