@@ -16,6 +16,7 @@ from pathlib import Path
 from analysis import failed, run_speed, speed
 from analysis.compact import newest
 from analysis.failed import Failure
+from analysis.quantised import NONE
 from analysis.records import SCHEMA, Record, RecordsError, read_lines
 from analysis.run import Run
 
@@ -44,6 +45,10 @@ class Bank:
         found = [record for record in self.inspections if record["kind"] == kind]
         return sorted(found, key=lambda r: (r["model"], r["created"]))
 
+    def of(self, model: str, quantised: bool = False) -> list[Run]:
+        """The runs of one model; those on rounded weights only if `quantised`."""
+        return [run for run in self.runs if run.model == model and (quantised or run.entry.quantization == NONE)]
+
     @property
     def models(self) -> list[str]:
         """Names of the models with runs, sorted."""
@@ -58,7 +63,7 @@ def read(records: Path, timings: Path) -> Bank:
     timed = speed.read(sorted(path for kind in TIMED for path in timings.glob(f"{kind}-*.json")))
     unmade = [Failure.of(own) for path in sorted(records.glob("failed-*.json")) for own in failed.read(path)]
     made = {(run.model, run.entry.label, run.entry.asked) for run in runs}  # a failure that a later run made good
-    failures = [own for own in unmade if (own.model, own.label, own.level) not in made]
+    failures = [own for own in unmade if (own.model, own.full_label, own.level) not in made]
     return Bank(runs, inspections, [*timed, *run_speed.timings([run.entry.record for run in runs])], failures)
 
 

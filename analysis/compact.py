@@ -61,7 +61,7 @@ def _metrics(metrics: dict[str, Any]) -> dict[str, Any]:
         "invariance": metrics["invariance"],
         "errors": {} if layer_error is None else {"layer_error_mean": _mean(layer_error)},
         "zero_shot": {task: compact_score(found) for task, found in metrics["zero_shot"].items()},
-        **({"speed": metrics["speed"]} if "speed" in metrics else {}),
+        **{key: metrics[key] for key in ("speed", "quantization") if key in metrics},
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from analysis import quantised
 from analysis.outcomes import Score
 from analysis.records import Record
 from analysis.run import Run
@@ -17,6 +18,7 @@ def described(runs: list[Run], texts: bool = True, tasks: tuple[str, ...] = ()) 
     weights = " (weights dequantised from a GGUF file)" if "gguf_sha256" in first["model"] else ""
     parts = [
         f"{first['model']['name']}, {first['model']['dtype']}{weights}",
+        *filter(None, [quantised.caption(made)]),
         *_calibrated([run for run in runs if run.entry.family != "dense"]),
         *(_texts(records) if texts else ()),
         *_tasks(runs, tasks),

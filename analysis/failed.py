@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.quantised import NONE, joined
 from analysis.records import Record, RecordsError
 
 FILE = "failed.json"
@@ -36,6 +37,8 @@ class Failure:
     tasks: tuple[str, ...]
     error: str
     message: str
+    quantization: str = NONE
+    """What was to be quantised, as :mod:`analysis.quantised` names it."""
 
     @classmethod
     def of(cls, found: Record) -> Failure:
@@ -49,8 +52,13 @@ class Failure:
         return cls(
             str(own["model"]), str(own["method"]), str(own["label"]), float(own["sparsity"]), str(own["schedule"]),
             str(own["calibration"]), tuple(own["texts"]), tuple(own["tasks"]), str(found["error"]),
-            str(found["message"]),
+            str(found["message"]), str(own.get("quantization", NONE)),
         )  # fmt: skip
+
+    @property
+    def full_label(self) -> str:
+        """The method's, with what is quantised among its settings, as runs have it."""
+        return joined(self.label, self.quantization)
 
     @property
     def state(self) -> str:

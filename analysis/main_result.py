@@ -42,7 +42,7 @@ def results(bank: Bank) -> list[Result]:
     """Of every model, and group of records that compare, with a dense one and magnitude Top-K that loses something."""
     found = []
     for model in bank.models:
-        for group in every([run for run in bank.runs if run.model == model], texts=True, tasks=()):
+        for group in every(bank.of(model), texts=True, tasks=()):
             rows = _rows(group.runs)
             if rows is not None:
                 found.append(_result(model, rows, group.runs))

@@ -1,7 +1,7 @@
 """Compact records as tables read them: one line of JSON each, made comparable or refused.
 
-A table holds records of one condition: schema and meaning, model, dtype, evaluation tokens and block length, and of
-all but the dense model, which needs neither, the calibration tokens and the token policy.
+A table holds records of one condition: schema and meaning, model, dtype, what is quantised, evaluation tokens and block
+length, and of all but the dense model, which needs neither, the calibration tokens and the token policy.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from analysis import quantised
 
 Record = dict[str, Any]
 SCHEMA = 1
@@ -34,6 +36,9 @@ class Entry:
     record: Record
     identity: str
     label: str
+    """The method's, with what is quantised among its settings."""
+    quantization: str
+    """What is quantised, as :mod:`analysis.quantised` names it."""
     schedule: str
     asked: float
     extras: float
@@ -55,7 +60,8 @@ class Entry:
             return cls(
                 record=record,
                 identity=record["identity"],
-                label=record["label"],
+                label=quantised.labelled(record["label"], record["config"]),
+                quantization=quantised.name(record["config"]),
                 schedule=_schedule(record["config"]),
                 asked=counted["level_asked"],
                 extras=counted["extras_share"],
@@ -167,12 +173,15 @@ def _conditions(entry: Entry) -> dict[str, Any]:
         "model": weights.pop("name"),
         "dtype": weights.pop("dtype"),
         "weights": weights,
+        "what is quantised": entry.quantization,
+        "settings of the quantiser": quantised.settings(config),
     }
     for text in entry.nll:
         found[f"evaluation tokens of {text} (SHA-256)"] = record["data"]["texts"][text]["sha256"]
         found[f"block length of {text}"] = record["metrics"]["perplexity"][text]["block_length"]
     if entry.family != "dense":
         found["token policy"] = config["tokens"]
+    if entry.family != "dense" or quantised.calibrated(config):
         found["calibration tokens (SHA-256)"] = record["data"].get("calibration", {}).get("sha256")
     return found
 

@@ -41,6 +41,11 @@ class Run:
         return str(self.entry.record["config"]["method"]["preset"])
 
     @property
+    def method(self) -> str:
+        """The method's label, without what is quantised."""
+        return str(self.entry.record["label"])
+
+    @property
     def config(self) -> dict[str, Any]:
         """The resolved settings."""
         found: dict[str, Any] = self.entry.record["config"]

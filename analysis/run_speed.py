@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from analysis.conditions import device
+from analysis.quantised import NONE
 from analysis.records import Entry, Record
 
 
@@ -21,6 +22,7 @@ def timings(runs: list[Record]) -> list[Record]:
 def _record(run: Record) -> Record:
     versions, model, speed = run["versions"], run["model"], run["metrics"]["speed"]
     extras, schedule = run["metrics"]["accounting"]["extras"]["kind"], Entry.of(run).schedule
+    own = run["config"].get("quantization") or {}
     label = run["label"].partition(" (")[0]
     told = {schedule: "uniform", extras: "none"}  # by itself
     named = [label, *(name for name, usual in told.items() if name != usual)]
@@ -37,6 +39,9 @@ def _record(run: Record) -> Record:
         "dirty": run["git"]["dirty"],
         "dtype": model["dtype"],
         "extras": ", ".join(named),
+        "quantization": own.get("weights", NONE),
+        "head": own.get("head", NONE),
+        "adapters": own.get("adapters", NONE),
         "selection_us": {},
         "gate": {run["identity"]: speed["gate"]},
         "rows": [_row(run, row) for row in speed["rows"]],

@@ -21,6 +21,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from analysis.quantised import NONE
 from analysis.records import RecordsError, write_atomically
 from analysis.style import LINE_STYLES, SPARE, png
 
@@ -33,7 +34,7 @@ EXTRAS = {
     "transform": "two dense transforms a layer",
 }
 COLUMNS = (
-    "model", "extras", "rule", "level", "context", "new_tokens", "ms_p50", "tokens_per_s", "speedup", "ideal",
+    "model", "extras", "codes", "rule", "level", "context", "new_tokens", "ms_p50", "tokens_per_s", "speedup", "ideal",
     "share_of_peak", "gpu", "date",
 )  # fmt: skip
 RULES = {"top-k": "Top-K", "limits": "limits given"}
@@ -63,7 +64,13 @@ class Cell:
     def label(self) -> str:
         """Model, extras and rule."""
         extras = EXTRAS.get(self.record["extras"], self.record["extras"])
-        return f"{self.record['model']}, {extras}, {RULES[self.rule]}"
+        return f"{self.record['model']}, {extras}{codes(self.record)}, {RULES[self.rule]}"
+
+
+def codes(record: Record) -> str:
+    """What is quantised, for a label; records from before there was any say nothing."""
+    parts = {"weights": record.get("quantization", NONE)} | {key: record.get(key, NONE) for key in ("head", "adapters")}
+    return "".join(f", {form} {part}" for part, form in parts.items() if form != NONE)
 
 
 def read(paths: list[Path]) -> list[Record]:
@@ -166,7 +173,16 @@ def csv_text(records: list[Record]) -> str:
     for c in cells(records):
         numbers = [c.context, c.new_tokens, c.ms, c.tokens_per_s, c.speedup, c.ideal, c.share_of_peak]
         writer.writerow(
-            [c.record["model"], c.record["extras"], c.rule, c.level, *numbers, c.record["device"], c.record["date"]]
+            [
+                c.record["model"],
+                c.record["extras"],
+                codes(c.record).removeprefix(", ") or "none",
+                c.rule,
+                c.level,
+                *numbers,
+                c.record["device"],
+                c.record["date"],
+            ]
         )
     return out.getvalue()
 

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from larosa.architecture import SITES
+from larosa.quantization.grid import GROUP
+from larosa.quantization_config import QuantizationConfig
 from larosa.rotation.explicit import stored_bytes
 from larosa.sites import ModelShape, Site
 from larosa.sparsity.handle import Plan
@@ -23,6 +25,7 @@ from larosa.sparsity.low_rank import LowRank
 from larosa.sparsity.schedule import byte_weighted
 
 COUNTED_BYTES = 2
+_WEIGHT_BITS = {"none": 8 * COUNTED_BYTES, "w8": 8, "w4": 4}
 LLAMA2_7B = ModelShape(
     layers=32,
     hidden_size=4096,
@@ -150,6 +153,45 @@ def account(plan: Plan, vocabulary: int | None = None) -> dict[str, Any]:
         "net_bytes_share": 1.0 - level + added.bytes / projections,
         "flops_per_token": flops(plan, level, vocabulary),
     }
+
+
+def quantised_account(plan: Plan, config: QuantizationConfig, vocabulary: int) -> dict[str, Any]:
+    """Bytes a token with weights as they are stored, scales included; what is not rounded counts two bytes a weight.
+
+    Scales of w4 count whole: those of kept inputs lie among the others. `net_bytes` is what is read of the projections,
+    and the extras; its shares are of the dense projections stored alike, and in 16 bits. The head is apart.
+    """
+    shape = plan.shape
+    dense = shape.layers * sum(_stored(site, config) for site in shape.sites.values())
+    zeros = {s: sum(shape.sites[s].width - kept for kept in plan.levels.kept[s]) for s in SITES}
+    skipped = sum(zeros[s] * plan.levels.skips[s] for s in SITES) * _WEIGHT_BITS[config.weights]
+    read = dense - skipped // 8
+    D, added = shape.hidden_size, extras(plan).bytes
+    if config.adapters == "w8" and plan.rotation is not None and plan.method.form == "absorbed":
+        added -= plan.rotation.adapters * (D * D * (COUNTED_BYTES - 1) - 4 * D)
+    head = D * vocabulary + 4 * vocabulary if config.head == "w8" else D * vocabulary * COUNTED_BYTES
+    return {
+        "projection_bytes": dense,
+        "read_bytes": read,
+        "extras_bytes": added,
+        "net_bytes": read + added,
+        "net_bytes_share": (read + added) / dense,
+        "net_bytes_share_of_16_bit": (read + added) / (shape.layers * shape.layer_weights * COUNTED_BYTES),
+        "head_bytes": head,
+    }
+
+
+def _stored(site: Site, config: QuantizationConfig) -> int:
+    """Bytes of codes and scales of a site's readers, a layer."""
+    outputs = sum(site.outputs)
+    codes = site.width * outputs * _WEIGHT_BITS[config.weights] // 8
+    if config.weights == "none":
+        return codes
+    if config.weights == "w8":
+        return codes + 4 * outputs
+    along, across = (outputs, site.width) if config.groups == "output" else (site.width, outputs)
+    numbers = 1 if config.quantizer == "rtn" else 2  # a zero point beside the scale, counted like it
+    return codes + 2 * numbers * across * -(-along // GROUP)
 
 
 def _paper_count(levels: dict[str, tuple[float, ...]], shape: ModelShape) -> float:

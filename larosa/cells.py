@@ -15,6 +15,7 @@ from larosa import models, results
 from larosa.config import ConfigError, MethodConfig, RunConfig
 from larosa.evaluation.zero_shot import check_room, check_tasks
 from larosa.methods import cats, r_sparse
+from larosa.quantization.calibrated import check_installed
 from larosa.rotation import bases
 from larosa.rotation.explicit import check_block
 from larosa.sites import ModelShape
@@ -91,6 +92,8 @@ def _unused(label: str, cells: dict[str, Cell]) -> str:
 
 def _check(config: RunConfig, shape_config: PretrainedConfig, shape: ModelShape) -> None:
     models.resolve_placement(config.model)
+    if config.quantization.calibrated:
+        _check_quantiser(config)
     check_tasks(config.evaluation.zero_shot, config.seed, results.left_out_by(config))
     methods = [config.method, *config.baseline.values()]
     if any(method.basis == "hadamard" for method in methods):
@@ -126,6 +129,15 @@ def _check(config: RunConfig, shape_config: PretrainedConfig, shape: ModelShape)
         if length > longest:
             raise ConfigError(f"{key}={length}, but {config.model.name} reads at most {longest} positions")
     _check_left_out(config)
+
+
+def _check_quantiser(config: RunConfig) -> None:
+    check_installed(config.quantization.quantizer)
+    wanted, held = config.quantization.sequences or 0, config.calibration.sequences
+    if wanted > held:
+        raise ConfigError(
+            f"quantization.sequences={wanted}, but calibration.sequences={held}: expected at most as many"
+        )
 
 
 def _check_left_out(config: RunConfig) -> None:

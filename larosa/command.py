@@ -26,9 +26,16 @@ def main(run: Callable[[RunConfig], Path]) -> None:
     """Read the settings, run, say what was written; one readable message where something is wrong."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s %(levelname)s] %(message)s", datefmt="%H:%M:%S")
     try:
-        log.info("wrote %s", run(read_settings(sys.argv[1:])))
+        log.info("wrote %s", run(not_quantised(read_settings(sys.argv[1:]))))
     except (LarosaError, OSError) as error:
         fail(error)
+
+
+def not_quantised(config: RunConfig) -> RunConfig:
+    """The settings, for what looks at weights as they are. Raises ConfigError where some are to be rounded."""
+    if config.quantization.active:
+        raise ConfigError("this command does not round weights: take quantization=none (run.py and larosa.lm_eval do)")
+    return config
 
 
 def fail(reason: object) -> NoReturn:

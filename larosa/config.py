@@ -18,6 +18,7 @@ from larosa.method_config import CoefficientsConfig as CoefficientsConfig
 from larosa.method_config import MethodConfig as MethodConfig
 from larosa.method_config import TopKConfig as TopKConfig
 from larosa.method_config import TuningConfig as TuningConfig
+from larosa.quantization_config import QuantizationConfig as QuantizationConfig
 from larosa.schema import ConfigError as ConfigError
 from larosa.schema import Level as Level
 from larosa.schema import Names, readable
@@ -181,6 +182,7 @@ class RunConfig(Strict):
     schedule: ScheduleConfig
     tokens: TokenPolicyConfig
     method: MethodConfig
+    quantization: QuantizationConfig
     baseline: dict[str, MethodConfig]
     texts: dict[str, TextConfig]
     evaluation: EvaluationConfig
@@ -230,9 +232,30 @@ class RunConfig(Strict):
             raise ValueError(f"evaluation.speed decodes with tokens=all or decode_only, not {self.tokens.kind}")
         if any(method.name == "r_sparse" for method in (self.method, *self.baseline.values())):
             raise ValueError("evaluation.speed: the decoder does not run the low-rank part of r_sparse")
+        self._timed_quantised()
         if self.evaluation.speed.gate_tokens > self.calibration.length:
             raise ValueError("evaluation.speed.gate_tokens must not exceed calibration.length")
         return self
+
+    def _timed_quantised(self) -> None:
+        if self.quantization.weights == "w4" and self.quantization.groups == "input":
+            raise ValueError(
+                "evaluation.speed: the decoder runs w4 in groups along the output; set quantization.groups=output "
+                "(quantization=w4_rtn), or measure quality without evaluation=speed"
+            )
+        if self.quantization.weights != "none" and any(
+            method.form == "simulated" for method in (self.method, *self.baseline.values())
+        ):
+            raise ValueError(
+                "evaluation.speed: the decoder multiplies simulated rotations into the weights, which leaves no "
+                "quantised grid; take an absorbed or explicit form, or quantization=none"
+            )
+        scored = any(method.score == "column_norm" for method in (self.method, *self.baseline.values()))
+        if self.quantization.weights != "none" and scored:
+            raise ValueError(
+                "evaluation.speed: the decoder folds column norms into the weights, which leaves no quantised grid; "
+                "take quantization=none or method.score=magnitude"
+            )
 
     @classmethod
     def parse(cls, tree: Mapping[str, Any]) -> RunConfig:

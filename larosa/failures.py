@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from analysis import quantised
 from analysis.compact import scrub
 from larosa.config import RunConfig
 from larosa.disk import write_atomically
@@ -39,11 +40,13 @@ class CellsFailedError(LarosaError):
 
 def asked(config: RunConfig) -> dict[str, Any]:
     """What names a cell in a table."""
+    quantization = quantised.name({"quantization": config.quantization.model_dump(mode="json")})
     return {
         "model": config.model.name,
         "method": config.method.preset,
         "label": config.method.label,
         "sparsity": config.sparsity,
+        "quantization": quantization,
         "schedule": config.schedule.name,
         "count": config.schedule.count,
         "calibration": config.calibration.text.name,

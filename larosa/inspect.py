@@ -28,7 +28,7 @@ from larosa.calibration.statistics import NORM_SITES
 from larosa.calibration.texts import load_documents
 from larosa.calibration.tokens import TokenBlock, calibration_block
 from larosa.cells import Cell, plan_cells
-from larosa.command import fail, read_settings
+from larosa.command import fail, not_quantised, read_settings
 from larosa.config import ConfigError, RunConfig
 from larosa.errors import LarosaError
 from larosa.evaluation.covariance import cosines
@@ -157,7 +157,7 @@ def main() -> None:
     try:
         if len(sys.argv) < 2:
             raise ConfigError(f"name what to inspect: {', '.join((*KINDS, 'covariance'))}")
-        log.info("wrote %s", inspect(sys.argv[1], read_settings(sys.argv[2:])))
+        log.info("wrote %s", inspect(sys.argv[1], not_quantised(read_settings(sys.argv[2:]))))
     except (LarosaError, OSError) as error:
         fail(error)
 

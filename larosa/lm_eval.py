@@ -26,6 +26,7 @@ from larosa.errors import LarosaError
 from larosa.evaluation.wrapper import callable_of
 from larosa.methods.registry import METHODS
 from larosa.pipeline import open_bench, read_documents
+from larosa.quantization.model import quantise
 from larosa.sites import ModelShape
 from larosa.sparsity.handle import apply
 
@@ -75,6 +76,8 @@ class SparseLM(HFLM):  # type: ignore[misc]
         shape = ModelShape.of(bench.model.config)
         plan = METHODS[config.method.name](config.method, shape, cell.levels, config.tokens, bench.calibrator)
         self.handle = apply(bench.model, plan, config.model.keep_weights)
+        if config.quantization.active:
+            quantise(bench.model, self.handle, config.quantization, bench.calibration.ids)
         super().__init__(
             pretrained=callable_of(bench.model),
             backend="causal",

@@ -1,11 +1,10 @@
 """The story of one run: check, read texts, load, calibrate, plan, apply, prove, measure, record.
 
 run(config)
-  cells = what to measure: the baselines, then the method          (no weights needed)
-  a cell whose record exists is done
-  bench = texts, tokens, model, calibrator                         (loaded once, if anything is missing)
-  a cell that another process measures is waited for
-  for each cell: plan -> apply -> level-0 check -> perplexity -> errors -> tasks -> [gate -> speed] -> result.json
+  cells = what to measure: the baselines, then the method; one whose record exists is done (no weights needed)
+  bench = texts, tokens, model, calibrator (loaded once, if anything is missing)
+  for each cell (one that another process measures is waited for):
+    plan -> apply -> level-0 check [-> round] -> perplexity -> errors -> tasks [-> gate -> speed] -> record
   table and figures of all cells, W&B
 """
 
@@ -21,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from analysis.run_figures import draw
 from larosa import failures, models, report, results
-from larosa.accounting import account
+from larosa.accounting import account, quantised_account
 from larosa.calibration.calibrator import Calibrator
 from larosa.calibration.overlap import Overlap, overlap, require_disjoint
 from larosa.calibration.texts import load_documents
@@ -37,6 +36,7 @@ from larosa.evaluation.zero_shot import check_reader, zero_shot
 from larosa.maker import doubts
 from larosa.methods.registry import METHODS
 from larosa.provenance import Stages, git_state, hardware, versions
+from larosa.quantization.model import quantise
 from larosa.results import Record
 from larosa.sites import ModelShape
 from larosa.sparsity.handle import SparsityHandle, apply
@@ -205,12 +205,12 @@ def measure(cell: Cell, bench: Bench) -> Record:
     log.info("measuring %s", config.method.label)
     for doubt in doubts(config, bench.texts):
         log.warning(doubt)
-    shape = ModelShape.of(bench.model.config)
+    shape, vocabulary = ModelShape.of(bench.model.config), int(bench.model.config.vocab_size)
     with stages("calibrate"):
         plan = METHODS[config.method.name](config.method, shape, cell.levels, config.tokens, bench.calibrator)
     with stages("apply"):
         handle = apply(bench.model, plan, config.model.keep_weights)
-    metrics: dict[str, Any] = {"accounting": account(plan, bench.model.config.vocab_size)}
+    metrics: dict[str, Any] = {"accounting": account(plan, vocabulary)}
     with handle:
         metrics["memory"] = {
             "kept_weights_bytes": handle.kept_bytes,
@@ -219,20 +219,23 @@ def measure(cell: Cell, bench: Bench) -> Record:
         }
         with stages("invariance"):
             metrics["invariance"] = invariance.check(bench.model, handle, bench.dense)
+        if config.quantization.active:
+            metrics["accounting"]["quantised"] = quantised_account(plan, config.quantization, vocabulary)
+            with stages("quantise"):
+                metrics["quantization"] = quantise(bench.model, handle, config.quantization, bench.calibration.ids)
         with stages("perplexity"):
             metrics |= _perplexities(cell, bench, handle)
         if config.method.name != "dense":
             with stages("errors"):
-                ids = bench.calibration.ids[: config.calibration.probe_sequences]
-                metrics["errors"] = probe(bench.model, handle, ids)
+                probed = bench.calibration.ids[: config.calibration.probe_sequences]
+                metrics["errors"] = probe(bench.model, handle, probed)
         with stages("zero_shot"):
             metrics["zero_shot"] = _scores(cell, bench)
         if config.evaluation.speed is not None:
             from larosa.evaluation.speed import speed  # triton, which not every machine has
 
             with stages("speed"):
-                prompt = bench.calibration.ids[0]
-                asked = config.evaluation.speed
+                asked, prompt = config.evaluation.speed, bench.calibration.ids[0]
                 metrics["speed"] = speed(bench.model, handle, prompt, bench.dense.kappa, asked, config.backend)
     return _record(cell, bench, metrics, bench.stages | stages.record)
 
@@ -256,7 +259,7 @@ def _record(cell: Cell, bench: Bench, metrics: dict[str, Any], stages: dict[str,
         "hardware": hardware(),
         "device": str(bench.model.device),
         "backend": metrics["speed"]["backend"] if "speed" in metrics else "reference",
-        "data": _data(bench, cell.config.method.name != "dense"),
+        "data": _data(bench, cell.config.method.name != "dense" or cell.config.quantization.calibrated),
         "metrics": metrics,
         "stages": stages,
         "wall_s": sum(stage["wall_s"] for stage in stages.values()),
@@ -266,12 +269,10 @@ def _record(cell: Cell, bench: Bench, metrics: dict[str, Any], stages: dict[str,
 
 def _perplexities(cell: Cell, bench: Bench, handle: SparsityHandle) -> dict[str, Any]:
     meters = {name: SparsityMeter(handle.plan.shape, handle.plan.levels.skips) for name in bench.texts}
-    found = {}
-    size = cell.config.evaluation.perplexity.batch_size
+    found, size = {}, cell.config.evaluation.perplexity.batch_size
     for name, block in bench.texts.items():
         with handle.observed_by(meters[name]):
-            label = f"{cell.config.method.label}: perplexity on {name}"
-            found[name] = perplexity(bench.model, block.ids, size, label)
+            found[name] = perplexity(bench.model, block.ids, size, f"{cell.config.method.label}: perplexity on {name}")
     measured = {name: meter.summary() for name, meter in meters.items()}
     return {"perplexity": found, "measured_sparsity": measured, "measured_over_texts": over_texts(measured)}
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from analysis import quantised
 from larosa.results import Record
 from larosa.store import write_atomically
 
@@ -99,8 +100,10 @@ def _conditions(record: Record) -> str:
     calibration, zero_shot = data.get("calibration"), config["evaluation"]["zero_shot"]
     calibrated = f"calibrated on {calibration['tokens']} tokens of {calibration['text']}; " if calibration else ""
     examples = f"; {zero_shot['examples'] or 'all'} examples a zero-shot task" if zero_shot["tasks"] else ""
+    weights = quantised.name(config)
+    rounded = "" if weights == quantised.NONE else f", quantised ({weights})"
     return (
-        f"{config['model']['name']}, {config['model']['dtype']}; {calibrated}evaluated on {texts or 'no text'}"
+        f"{config['model']['name']}, {config['model']['dtype']}{rounded}; {calibrated}evaluated on {texts or 'no text'}"
         f"{examples}; device {record['device']}"
     )
 

@@ -62,6 +62,8 @@ def identity(config: RunConfig, fingerprint: dict[str, str], device: str) -> dic
         "evaluation": _evaluation_identity(config),
         "seed": config.seed,
     }
+    if config.quantization.active:  # a run without is what it was before there was any
+        shaping["quantization"] = _quantization_identity(config)
     if avoided := left_out_by(config):
         shaping["left_out_by"] = avoided
     if config.method.name != "dense":
@@ -70,10 +72,26 @@ def identity(config: RunConfig, fingerprint: dict[str, str], device: str) -> dic
             "schedule": config.schedule.model_dump(mode="json", exclude={"path"}),
             "schedule_file": _file_hash(config.schedule.path),
             "tokens": config.tokens.model_dump(mode="json"),
-            "calibration": config.calibration.model_dump(mode="json", exclude={"text"})
-            | {"text": text_identity(config.calibration.text)},
+            "calibration": _calibration_identity(config),
         }
     return shaping
+
+
+def _quantization_identity(config: RunConfig) -> dict[str, Any]:
+    """What is rounded, without what is not used, and the tokens where a quantiser reads them."""
+    own = config.quantization.model_dump(mode="json")
+    if config.quantization.weights != "w4":
+        del own["quantizer"], own["groups"]
+    if config.quantization.calibrated:
+        own["calibration"] = _calibration_identity(config)
+    else:
+        del own["sequences"]
+    return {key: value for key, value in own.items() if value is not None}
+
+
+def _calibration_identity(config: RunConfig) -> dict[str, Any]:
+    own = config.calibration.model_dump(mode="json", exclude={"text"})
+    return own | {"text": text_identity(config.calibration.text)}
 
 
 def left_out_by(config: RunConfig) -> str | None:

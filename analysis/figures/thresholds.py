@@ -127,7 +127,7 @@ def _limits_of(cell: Realised) -> str:
 def drawn(bank: Bank, model: str, name: str) -> Drawn:
     """Figure 3 of one model, with what it lacks."""
     record = next((r for r in reversed(bank.inspected("thresholds")) if r["model"] == model), None)
-    runs = realising(choose([run for run in bank.runs if run.model == model], texts=True, tasks=()).runs)
+    runs = realising(choose(bank.of(model), texts=True, tasks=()).runs)
     cells = of(run.entry.record for run in runs)
     names = short_names(cell.method for cell in cells)
     cells = [replace(cell, method=names[cell.method] + _limits_of(cell)) for cell in cells]

@@ -33,7 +33,7 @@ def build(bank: Bank, shapes: dict[str, Shape]) -> Table:
     notes, lines, missing, used = Footnotes(), [], [], []
     for name in dict.fromkeys([*rows, *bank.models]):
         row, shape = rows.get(name, {}), shapes.get(name)
-        own = [run for run in bank.runs if run.model == name]
+        own = bank.of(name)
         tried = max((_tried(group.runs) for group in every(_searched(own), texts=True, tasks=())), key=len, default=[])
         marks = dict(paper.notes(NUMBER, row)) if row else {}
         line = [Cell(name)]

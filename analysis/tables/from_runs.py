@@ -28,7 +28,7 @@ from analysis.tables.lines import (
     with_failures,
 )
 from analysis.tables.marks import best_lines
-from analysis.tables.measure import Context, flops_cell, measured
+from analysis.tables.measure import Context, extras_as_stored, flops_cell, measured
 from analysis.tables.names import short_names, short_schedule
 from analysis.tables.spec import Measure, Spec
 
@@ -61,7 +61,7 @@ class _Model:
 def build(spec: Spec, bank: Bank, context: Context) -> Table:
     """The table."""
     rows = paper.rows(spec.file, spec.spread)
-    targets = sorted({float(row["sparsity"]) for row in rows} - {0.0})
+    targets = sorted({float(row["sparsity"]) for row in rows} - (set() if spec.quantised else {0.0}))
     notes, left_out = Footnotes(), []
     for remark in paper.remarks(spec.number):
         notes.number(remark)
@@ -69,7 +69,7 @@ def build(spec: Spec, bank: Bank, context: Context) -> Table:
     own = [model for model in bank.models if spec.own_models and model not in paper.models()]
     for name in dict.fromkeys([*(row["model"] for row in rows), *own]):
         levels = [] if spec.any_level and name not in paper.models() else targets
-        runs = useful(spec, rows, levels, [run for run in bank.runs if run.model == name])
+        runs = useful(spec, rows, levels, bank.of(name, spec.quantised))
         group = choose(
             runs, spec.perplexity, (*spec.tasks, *_more_tasks(spec, runs)), spec.free,
             lambda run: (setting(spec, run), round(20 * run.entry.asked)),
@@ -111,7 +111,7 @@ def _model(
 
 def _block(spec: Spec, model: _Model, context: Context, notes: Footnotes) -> Block:
     """A model with records."""
-    names = short_names(line.run.entry.label for line in model.lines if line.run)
+    names = short_names(line.run.method for line in model.lines if line.run)
     columns = [*_key_columns(spec), *LEVELS]
     cells = [[*_keys(spec, line, names, notes), *_levels(line)] for line in model.lines]
     unmeasured = []
@@ -139,6 +139,7 @@ def _measures(spec: Spec, model: _Model) -> list[Measure]:
     """The printed measures, then texts and tasks that the paper has not; the level's own columns tell a count."""
     own = [measure for measure in spec.measures if model.printed or measure.source != "count"]
     known = {measure.source for measure in own}
+    own += [Measure("", "bytes", "bytes read, % of 16 bits a weight")] * spec.quantised
     held = sorted({text for run in model.runs for text in run.entry.nll}) if spec.texts else []
     own += [Measure("", f"ppl:{text}", f"{text} perplexity") for text in held if f"ppl:{text}" not in known]
     return own + [Measure("", f"task:{task}", f"{task}, %") for task in _more_tasks(spec, model.runs)]
@@ -173,7 +174,7 @@ def _levels(line: Line) -> list[Cell]:
     run = line.run
     if run is None or run.entry.family == "dense":
         return [Cell()] * len(LEVELS)
-    shown = (match.paper_count(run), run.entry.level, 1 - run.entry.level + run.entry.extras)
+    shown = (match.paper_count(run), run.entry.level, 1 - run.entry.level + extras_as_stored(run))
     asked, nominal = Cell(value=100 * run.entry.asked, digits=1), match.count(run) == "nominal"
     if nominal:
         asked = Cell(f"{asked.shown} (nominal)")

@@ -1,10 +1,10 @@
 """Which records may stand in one table: those of one condition. The rest is named, never mixed in.
 
-Fixed for all: model weights, dtype, meaning of the records; of all but the dense model calibration tokens, token
-policy, seed, and of each label the method's settings. Every text and task must be the same tokens and examples, asked
-in the same way, wherever it was measured; only BoolQ, which leaves out the passages of a calibration, is scored on the
-examples that all runs share where the calibration varies. Of several conditions the one with most methods and levels is
-shown.
+Fixed for all: model weights, dtype, what is quantised, meaning of the records; of all but the dense model calibration
+tokens, token policy, seed, and of each label the method's settings. Every text and task must be the same tokens and
+examples, asked in the same way, wherever it was measured; only BoolQ, which leaves out the passages of a calibration,
+is scored on the examples that all runs share where the calibration varies. Of several conditions the one with most
+methods and levels is shown.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.quantised import calibrated, settings
 from analysis.run import Run
 from analysis.tables.merge import merged
 
@@ -25,6 +26,7 @@ Facets = dict[str, Any]
 RowOf = Callable[[Run], Hashable]
 """What row of a table a run stands in, its level included."""
 CALIBRATION = "calibration tokens"
+QUANTIZATION = "what is quantised"
 _AVOIDING = "boolq"
 """The task whose examples depend on the calibration."""
 
@@ -85,6 +87,8 @@ def _facets(run: Run, texts: bool, tasks: tuple[str, ...], free: tuple[str, ...]
     record, config = run.entry.record, run.config
     weights = {key: value for key, value in record["model"].items() if key not in ("device", "name")}
     found: Facets = {"meaning": record["meaning"], "weights or dtype": str(sorted(map(str, weights.items())))}
+    found[QUANTIZATION] = run.entry.quantization
+    found[f"settings of {run.entry.quantization}"] = settings(config)
     if record["model"]["source"] == "random":
         found["seed of the weights"] = config["seed"]
     for text in run.entry.nll if texts else ():
@@ -101,6 +105,7 @@ def _facets(run: Run, texts: bool, tasks: tuple[str, ...], free: tuple[str, ...]
         found["seed"] = config["seed"]
         found[f"settings of {run.entry.label}"] = run.settings
         found["token policy"] = str(config["tokens"])
+    if run.entry.family != "dense" or calibrated(config):
         found[CALIBRATION] = record["data"].get("calibration", {}).get("sha256")
     return {condition: value for condition, value in found.items() if condition not in free}
 

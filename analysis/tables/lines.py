@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from analysis import paper
 from analysis.failed import Failure
 from analysis.paper import Printed
+from analysis.quantised import NONE
 from analysis.run import Run
 from analysis.tables import match
 from analysis.tables.flops import mlp_share
 from analysis.tables.spec import Spec
 
-_OTHERS = "deepseek-r1 report"
-"""Printed values that neither the paper nor we measured."""
+_OTHERS = {"method": "deepseek-r1 report", "quantization": "omniquant"}
+"""Key column -> printed rows that are none of ours: measured by others, or by a quantiser that larosa has not."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def printed_lines(spec: Spec, rows: list[Printed], runs: list[Run], own_model: b
         target = float(row.get("sparsity", 0))
         fitting = [run for run in runs if match.fits(run, row, spec.keys)]
         keys = {key: row[key] for key in spec.keys if key != "sparsity"}
-        state = "not ours" if row.get("method") == _OTHERS else ""
+        state = "not ours" if _of_others(row) else ""
         run = None if state else match.at(fitting, target, printed=not own_model)
         if own_model:
             keys = {
@@ -57,8 +58,12 @@ def settings(rows: list[Printed], spec: Spec) -> list[Printed]:
         return []
     if "calibration" in spec.keys:
         rows = [row for row in rows if row["method"] == "dense"]
-    distinct = {tuple(row[key] for key in spec.keys): row for row in rows if row.get("method") != _OTHERS}
+    distinct = {tuple(row[key] for key in spec.keys): row for row in rows if not _of_others(row)}
     return list(distinct.values())
+
+
+def _of_others(row: Printed) -> bool:
+    return any(row.get(key) == named for key, named in _OTHERS.items())
 
 
 def own_levels(runs: list[Run]) -> list[float]:
@@ -72,11 +77,11 @@ def own_lines(spec: Spec, targets: list[float], runs: list[Run], printed: list[L
     taken = {(line.target, setting(spec, line.run)) for line in printed if line.run is not None}
     by_setting: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        if run.entry.family != "dense" and _is_own(spec, run):
+        if _is_own(spec, run):
             by_setting.setdefault(setting(spec, run), []).append(run)
     found = []
     for named, own in sorted(by_setting.items()):
-        for target in targets:
+        for target in targets if own[0].entry.family != "dense" else [0.0]:
             best = match.at(own, target)
             if best is not None and (target, named) not in taken:
                 keys = {key: match.KEYS[key](best) for key in spec.keys if key != "sparsity"}
@@ -91,7 +96,9 @@ def setting(spec: Spec, run: Run) -> tuple[str, ...]:
 
 
 def _is_own(spec: Spec, run: Run) -> bool:
-    """Whether a run may have a row that is not printed."""
+    """Whether a run may have a row that is not printed; of the dense model only a table with several can."""
+    if run.entry.family == "dense":
+        return spec.quantised
     if spec.own and run.preset not in spec.own:
         return False
     if "alpha1" in spec.keys and not match.of_pairs(run, _pairs(spec)):
@@ -123,7 +130,14 @@ def of_one_schedule(runs: list[Run]) -> list[Run]:
 
 
 def useful(spec: Spec, rows: list[Printed], targets: list[float], runs: list[Run]) -> list[Run]:
-    """The runs that some row of the table could hold; `targets` empty means any level."""
+    """The runs that some row of the table could hold; `targets` empty means any level.
+
+    Of a table that tells what is quantised, only those of methods and schedules that were measured quantised, if any.
+    """
+    sparse = [run for run in runs if run.entry.family != "dense"]
+    rounded = {(run.method, run.entry.schedule) for run in sparse if run.entry.quantization != NONE}
+    if spec.quantised and rounded:
+        runs = [run for run in runs if run not in sparse or (run.method, run.entry.schedule) in rounded]
     return [
         run
         for run in runs
@@ -162,29 +176,32 @@ def with_failures(spec: Spec, targets: list[float], failures: list[Failure], lin
             line = replace(line, state=own.state, why=own.why)
         found.append(line)
     for own in left:
-        keys = {"method": own.label, "calibration": own.calibration}
+        keys = {"method": own.label, "calibration": own.calibration, "quantization": own.quantization}
         new = Line(own.level, {key: keys[key] for key in spec.keys if key in keys}, None, None, own.state, own.why)
         if not any((line.target, line.keys) == (new.target, new.keys) for line in found):
             found.append(new)
     return found
 
 
-_TOLD = {"sparsity", "method", "calibration"}
+_TOLD = {"sparsity", "method", "calibration", "quantization"}
 """Keys of a row that a failure tells."""
 
 
 def _concerns(spec: Spec, failure: Failure) -> bool:
     """Whether a table would have shown the cell."""
     wanted = bool(spec.perplexity and failure.texts) or bool(set(spec.tasks) & set(failure.tasks))
+    wanted = wanted and (failure.quantization == NONE or "quantization" in spec.keys)
     return wanted and (not spec.own or failure.method in spec.own)
 
 
 def _is_of(failure: Failure, line: Line) -> bool:
-    """Whether a failure is of a line's method, level and calibration."""
+    """Whether a failure is of a line's method, level, calibration and quantisation."""
+    if match.named("quantization", line.keys.get("quantization", NONE)) != failure.quantization:
+        return False
     if abs(failure.level - line.target) > 1e-9 or line.keys.get("calibration", "") not in ("", failure.calibration):
         return False
     if line.run is not None:
-        return line.run.entry.label == failure.label
+        return line.run.method == failure.label
     named = line.keys["method"]
     if named in ("topk", "topk+gs") and (failure.schedule == "uniform") != (named == "topk"):
         return False

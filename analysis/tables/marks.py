@@ -12,14 +12,14 @@ from analysis.tables.measure import LOWER_IS_BETTER
 
 
 def best_lines(lines: list[Line], source: str, cells: list[Cell]) -> set[int]:
-    """Numbers of the lines whose cell of `source` is the best of its level and count, and significantly so.
+    """Numbers of the lines whose cell of `source` is the best of its level, count and quantisation, significantly so.
 
     Only sparse runs that stand at the level take part.
     """
     kind, _, name = source.partition(":")
     if kind not in LOWER_IS_BETTER:
         return set()
-    contests: dict[tuple[float, str], list[tuple[float, int, Run]]] = {}
+    contests: dict[tuple[float, str, str], list[tuple[float, int, Run]]] = {}
     for number, (line, cell) in enumerate(zip(lines, cells, strict=True)):
         run = line.run
         if (
@@ -29,7 +29,8 @@ def best_lines(lines: list[Line], source: str, cells: list[Cell]) -> set[int]:
             and match.stands(run, line.target)
         ):
             value = cell.value if LOWER_IS_BETTER[kind] else -cell.value
-            contests.setdefault((line.target, match.count(run)), []).append((value, number, run))
+            place = (line.target, match.count(run), run.entry.quantization)
+            contests.setdefault(place, []).append((value, number, run))
     best = set()
     for contest in contests.values():
         (_, number, first), *others = sorted(contest, key=lambda entry: entry[:2])

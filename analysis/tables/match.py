@@ -23,6 +23,8 @@ _PRESETS = {
     "topk": "magnitude",
     "topk+gs": "magnitude",
 }
+_QUANTISERS = {"rtn": "w4 rtn", "gptq": "w4 gptq", "awq": "w4 awq"}
+"""The paper's; ours have groups of 64 along the input."""
 _SCHEDULES = ("paper", "constrained", "official", "uniform")
 """The order in which a printed row prefers them."""
 _ROUNDING = 1e-9
@@ -83,11 +85,6 @@ def calibration(run: Run) -> str:
     return str((run.entry.record["data"].get("calibration") or {}).get("text", "-"))
 
 
-def quantization(run: Run) -> str:
-    """The name of the 4-bit format; `none` without."""
-    return str((run.config.get("quantization") or {}).get("name", "none"))
-
-
 def _alpha(place: int) -> Callable[[Run], str]:
     def own(run: Run) -> str:
         found = alphas(run)
@@ -97,10 +94,10 @@ def _alpha(place: int) -> Callable[[Run], str]:
 
 
 KEYS: dict[str, Callable[[Run], str]] = {
-    "method": lambda run: run.entry.label,
+    "method": lambda run: run.method,
     "rotation": _rotated,
     "calibration": calibration,
-    "quantization": quantization,
+    "quantization": lambda run: run.entry.quantization,
     **{f"alpha{place + 1}": _alpha(place) for place in range(4)},
 }
 """Key column -> what a run says there."""
@@ -108,7 +105,7 @@ KEYS: dict[str, Callable[[Run], str]] = {
 
 def named(key: str, printed: str) -> str:
     """How a printed key reads among rows of ours."""
-    return _PRESETS.get(printed, printed) if key == "method" else printed
+    return {"method": _PRESETS, "quantization": _QUANTISERS}.get(key, {}).get(printed, printed)
 
 
 def fits(run: Run, printed: Printed, keys: tuple[str, ...]) -> bool:
@@ -117,7 +114,7 @@ def fits(run: Run, printed: Printed, keys: tuple[str, ...]) -> bool:
 
 
 def _equal(run: Run, key: str, printed: str) -> bool:
-    return KEYS[key](run) == printed
+    return KEYS[key](run) == named(key, printed)
 
 
 def _method(run: Run, _key: str, printed: str) -> bool:

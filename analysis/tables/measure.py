@@ -78,6 +78,19 @@ def flops_cell(shape: Shape, basis: str) -> Cell:
     return Cell(value=tflops(shape, adapters(shape, basis)), digits=3)
 
 
+def extras_as_stored(run: Run) -> float:
+    """Extras as a share of the seven projections, each as it is stored."""
+    own = run.entry.record["metrics"]["accounting"].get("quantised")
+    return run.entry.extras if own is None else float(own["extras_bytes"] / own["projection_bytes"])
+
+
+def _bytes(run: Run, _name: str, _context: Context) -> Cell:
+    """What a token reads of the seven projections, extras included, as planned; of their bytes at 16 bits a weight."""
+    counted = run.entry.record["metrics"]["accounting"]
+    own = counted.get("quantised")
+    return Cell(value=100 * (counted["net_bytes_share"] if own is None else own["net_bytes_share_of_16_bit"]), digits=1)
+
+
 def _cosine(run: Run, reference: str, context: Context) -> Cell | None:
     """Mean over layers, to the reference set or, where it was not measured, to the first."""
     own = run.entry.record["data"].get("calibration") or {}
@@ -95,6 +108,7 @@ _SOURCES: dict[str, Callable[[Run, str, Context], Cell | None]] = {
     "acc7": _acc7,
     "level": _level,
     "count": _count,
+    "bytes": _bytes,
     "flops": _flops,
     "cosine": _cosine,
 }

@@ -29,5 +29,5 @@ def _settings(label: str) -> list[str]:
 def short_schedule(run: Run) -> str:
     """A schedule's name; of a file without ending and without the method's name, which stands beside it."""
     name = run.entry.schedule.replace(".json", "")
-    slug = re.sub(r"[^a-z0-9]+", "-", run.entry.label.lower()).strip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", run.method.lower()).strip("-")
     return name.replace(f"-{slug}", "")

@@ -1,7 +1,7 @@
 """What each of the paper's tables holds, as data: its file, its rows' keys, and where our value for a column is found.
 
 A measure names the printed column and our source: `ppl:TEXT`, `acc7`, `task:NAME` (fractions shown as percents),
-`level:SITE` (realised), `count` (the paper's count, realised), `flops`, `cosine:REFERENCE`.
+`level:SITE` (realised), `count` (the paper's count, realised), `bytes`, `flops`, `cosine:REFERENCE`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from analysis.outcomes import SEVEN
-from analysis.tables.group import CALIBRATION
+from analysis.tables.group import CALIBRATION, QUANTIZATION
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,11 @@ class Spec:
         sources = [measure.source for measure in self.measures]
         own = [source.partition(":")[2] for source in sources if source.startswith("task:")]
         return tuple(dict.fromkeys([*(SEVEN if "acc7" in sources else ()), *own]))
+
+    @property
+    def quantised(self) -> bool:
+        """Whether rows tell what is quantised; such stand at level 0 too, and no other table shows them."""
+        return "quantization" in self.keys
 
     @property
     def perplexity(self) -> bool:
@@ -118,7 +123,7 @@ SPECS = (
     ),
     Spec(
         9, "On top of 4-bit weights", "table09_w4a16", ("sparsity", "quantization", "method"), (_WIKITEXT, _ACC7),
-        own=("larosa/paper",), texts=True,
+        own=("larosa/paper", "magnitude"), texts=True, free=(QUANTIZATION,),
     ),
     Spec(
         10, "Coefficients at 60 %", "table10_coefficients",

@@ -7,7 +7,9 @@ Needs torch, triton, numpy and transformers, nothing else of larosa's dependenci
 conf/model/NAME.yaml. The correctness gate runs first, on the model's first layers at every plan that is timed; no time
 is printed unless it is green. `--extras adapter` puts one D x D product in front of every layer but the first (the
 paper's form), `int8` two int8 transforms in every layer (output_aware). `--thresholds` times the same levels with
-limits given instead of exact selection: what selection costs.
+limits given instead of exact selection: what selection costs. `--quantization w8` (one scale an output) or `w4` (one
+scale for 64 outputs of an input) rounds the random weights, `--head-w8` the head; the dense rows in bf16 stay beside
+them, on what the codes stand for.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "int8": {"transforms": "int8"},
     "transform": {"transforms": "model"},
 }
+SCHEMES: dict[str, str | None] = {"none": None, "w8": "w8", "w4": "w4_output"}
 SCHEMA = 1
 CALIBRATION_TOKENS = 16
 
@@ -59,6 +62,8 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", default="llama2-7b", help="a file of conf/model")
     parser.add_argument("--levels", type=numbers, default=[0.0, 0.25, 0.4, 0.5, 0.75], help="fractions, one plan each")
     parser.add_argument("--extras", choices=EXTRAS, default="none")
+    parser.add_argument("--quantization", choices=SCHEMES, default="none", help="the projections as codes")
+    parser.add_argument("--head-w8", action="store_true", help="the head as int8 codes")
     parser.add_argument("--contexts", type=whole_numbers, default=[1024], help="tokens in the cache before the first")
     parser.add_argument("--new-tokens", type=whole_numbers, default=[64], help="output lengths, timed a token")
     parser.add_argument("--repeats", type=int, default=5)
@@ -151,9 +156,13 @@ def main(words: list[str]) -> None:
     device = torch.device(options.device)
     dtype = getattr(torch, options.dtype)
     config = shape_of(options.model)
+    if options.prefill and (options.quantization != "none" or options.head_w8):
+        raise SystemExit("--prefill times bf16 weights in two layouts: expected no --quantization and no --head-w8")
     weights = random_weights(config, dtype, device, options.seed, options.layers, **EXTRAS[options.extras])
+    weights = weights.rounded(SCHEMES[options.quantization], options.head_w8)
     record: dict[str, Any] = {"schema": SCHEMA, "kind": "decode", "model": options.model, "weights": "random"}
     record |= circumstances(device) | {"dtype": options.dtype, "extras": options.extras, "layers": len(weights.layers)}
+    record |= {"quantization": options.quantization, "head": "w8" if options.head_w8 else "none"}
     record |= {"seed": options.seed, "levels": options.levels, "command": command(words)}
     record |= {"gate": {}, "rows": [], "selection_us": {}}
     if options.prefill:
@@ -171,7 +180,8 @@ def main(words: list[str]) -> None:
         for level, cost in costs.items():
             print(f"context {context}, {level}: one exact selection costs {cost:.2f} us", file=sys.stderr)
     layers = f", {options.layers} layers only" if options.layers else ""
-    print(f"{options.model}{layers}, extras {options.extras}, {options.dtype}, batch 1, {record['device']}\n")
+    codes = f", {options.quantization}{', head w8' if options.head_w8 else ''}"
+    print(f"{options.model}{layers}, extras {options.extras}, {options.dtype}{codes}, batch 1, {record['device']}\n")
     print(table(record["rows"]))
     for row in record.get("prefill", []):
         print(

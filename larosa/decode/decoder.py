@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from larosa.decode import ops
 from larosa.decode.errors import DecodeError
+from larosa.decode.matrix import PackedMatrix
 from larosa.decode.rules import Rules, SiteRule
 from larosa.decode.weights import DecodeWeights, LayerWeights
 
@@ -69,7 +70,7 @@ class Decoder:
         self.token = torch.zeros(batch, dtype=torch.int64, device=device)
         self.tokens = torch.zeros(batch, max_len + 1, dtype=torch.int64, device=device)
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
-        self.logits = torch.zeros(batch, len(weights.head), dtype=weights.dtype, device=device)
+        self.logits = torch.zeros(batch, weights.vocabulary, dtype=weights.dtype, device=device)
         self._constants: dict[tuple[int, int, int], Tensor] = {}
         self._graph: torch.cuda.CUDAGraph | None = None
         if graph and self.backend == "triton" and device.type == "cuda":  # the references wait for the host
@@ -147,8 +148,13 @@ class Decoder:
     def head(self, h: Tensor, backend: str) -> Tensor:
         """Final norm and head. h: [B, D]; returns [B, vocabulary]."""
         eps, width = float(self.weights.config.rms_norm_eps), h.shape[1]
+        matrix = self.weights.head
+        if isinstance(matrix, PackedMatrix) and self.fused and backend == self.backend:
+            return ops.select_gemv(h, matrix, norm=self.weights.final_norm, eps=eps, backend=backend)
         z, _ = ops.norm_select(h, self.weights.final_norm, eps, width, backend=backend)
-        return functional.linear(z, self.weights.head)
+        if isinstance(matrix, PackedMatrix):
+            return z @ matrix.dense(z.dtype)
+        return functional.linear(z, matrix)
 
     @property
     def fused(self) -> bool:
@@ -234,7 +240,7 @@ class Decoder:
         own = self.weights.layers[layer]
         matrix = own.matrices[site]
         outputs = matrix.shape[1] // 2 if site == "h3" else matrix.shape[1]  # the launch shape of the fused step
-        shape = ops.gemv_config(len(matrix), outputs)
+        shape = ops.launch_shape(matrix, outputs)
         return ops.sparse_gemv(x, keep, matrix, own.biases.get(site), residual, backend=self.backend, config=shape)
 
     def _transformed(self, own: LayerWeights, site: str, before: Tensor, backend: str) -> Tensor:

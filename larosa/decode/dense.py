@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from larosa.decode.decoder import Decoder
 from larosa.decode.errors import DecodeError
+from larosa.decode.matrix import dense
 from larosa.decode.rules import dense_rules
 from larosa.decode.weights import DecodeWeights
 
@@ -22,7 +23,10 @@ Transposed = list[dict[str, Tensor]]
 
 def transposed(weights: DecodeWeights) -> Transposed:
     """Layer -> site -> the weights as [out, in], a second copy."""
-    return [{site: matrix.T.contiguous() for site, matrix in layer.matrices.items()} for layer in weights.layers]
+    return [
+        {site: dense(matrix, weights.dtype).T.contiguous() for site, matrix in layer.matrices.items()}
+        for layer in weights.layers
+    ]
 
 
 class DenseDecoder(Decoder):
@@ -46,7 +50,7 @@ class DenseDecoder(Decoder):
         own = self.weights.layers[layer]
         bias = own.biases.get(site)
         if self._output_major is None:
-            y = x @ own.matrices[site]
+            y = x @ dense(own.matrices[site], x.dtype)
             y = y if bias is None else y + bias
         elif self.layout == "addmm" and residual is not None and bias is None:
             return residual.addmm_(x, self._output_major[layer][site].T)  # nobody reads the old stream again

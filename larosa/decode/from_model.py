@@ -16,9 +16,11 @@ from transformers import PreTrainedModel
 
 from larosa.architecture import SITES, LayerView, ModelView
 from larosa.decode.errors import DecodeError
+from larosa.decode.matrix import Matrix, PackedMatrix
 from larosa.decode.weights import DecodeWeights, LayerWeights, Transform
 
 if TYPE_CHECKING:
+    from larosa.rotation.rotation import ResidualAdapter
     from larosa.sparsity.handle import SparsityHandle
     from larosa.sparsity.site import SparseSite
 
@@ -36,12 +38,15 @@ def weights_of(model: PreTrainedModel, handle: SparsityHandle | None = None) -> 
     sites = _sites(handle)
     adapters = _adapters(handle, len(view.layers))
     layers = tuple(
-        _layer(layer, {site: sites.get((layer.index, site)) for site in SITES}, adapters[layer.index])
+        _layer(layer, {site: sites.get((layer.index, site)) for site in SITES}, adapters[layer.index], handle)
         for layer in view.layers
     )
     norm = view.final_norm.get_parameter("weight")
     embedding, head = view.embedding.weight.detach(), view.head.weight.detach()
-    return DecodeWeights(model.config, layers, embedding, norm.detach(), head)
+    codes = None if handle is None else handle.quantised_head
+    return DecodeWeights(
+        model.config, layers, embedding, norm.detach(), head if codes is None else PackedMatrix.of(codes)
+    )
 
 
 def _sites(handle: SparsityHandle | None) -> dict[tuple[int, str], SparseSite]:
@@ -54,28 +59,35 @@ def _sites(handle: SparsityHandle | None) -> dict[tuple[int, str], SparseSite]:
     return {(site.layer, site.site): site for site in handle.sites}
 
 
-def _adapters(handle: SparsityHandle | None, layers: int) -> list[dict[str, Tensor]]:
+def _adapters(handle: SparsityHandle | None, layers: int) -> list[dict[str, Matrix]]:
     """Layer -> site -> the matrix in front of it, in the order in which rotation.absorb made them."""
-    found: list[dict[str, Tensor]] = [{} for _ in range(layers)]
+    found: list[dict[str, Matrix]] = [{} for _ in range(layers)]
     if handle is None or handle.plan.rotation is None or not handle.adapters:
         return found
     waiting, index = iter(handle.adapters), handle.plan.rotation.index
     for layer, (attention, mlp) in enumerate(index):
         if index[max(layer - 1, 0)][0] != attention:
-            found[layer]["h1"] = next(waiting).matrix
+            found[layer]["h1"] = _adapter(next(waiting))
         if attention != mlp:
-            found[layer]["h3"] = next(waiting).matrix
+            found[layer]["h3"] = _adapter(next(waiting))
     return found
 
 
-def _layer(layer: LayerView, sites: dict[str, SparseSite | None], adapters: dict[str, Tensor]) -> LayerWeights:
+def _adapter(adapter: ResidualAdapter) -> Matrix:
+    return adapter.matrix if adapter.quantised is None else PackedMatrix.of(adapter.quantised)
+
+
+def _layer(
+    layer: LayerView, sites: dict[str, SparseSite | None], adapters: dict[str, Matrix], handle: SparsityHandle | None
+) -> LayerWeights:
     norms = {site: layer.norm(site).get_parameter("weight").detach() for site in ("h1", "h3")}
-    matrices, biases, transforms = dict[str, Tensor](), dict[str, Tensor](), dict[str, Transform]()
+    matrices, biases, transforms = dict[str, Matrix](), dict[str, Tensor](), dict[str, Transform]()
     scale: Tensor | None = None
     for name, site in sites.items():
         readers = layer.readers(name)
         matrix, transform = _behind(readers, site)
-        matrices[name] = matrix
+        codes = None if handle is None else handle.quantised.get((layer.index, name))
+        matrices[name] = matrix if codes is None else PackedMatrix.of(codes)
         bias = _bias(readers)
         if bias is not None:
             biases[name] = bias
@@ -85,7 +97,7 @@ def _layer(layer: LayerView, sites: dict[str, SparseSite | None], adapters: dict
         score = getattr(site.rule, "score", None) if site is not None else None
         if score is None:
             continue
-        _divide_rows(matrices[name], score)
+        _divide_rows(_tensor(matrices[name]), score)
         if name in transforms:
             transforms[name] = _scaled(transforms[name], score)
         elif name in norms:
@@ -94,7 +106,7 @@ def _layer(layer: LayerView, sites: dict[str, SparseSite | None], adapters: dict
             scale = score
         else:
             up = slice(len(score), None)
-            matrices["h3"][:, up] *= score
+            _tensor(matrices["h3"])[:, up] *= score
             if "h3" in biases:
                 biases["h3"][up] *= score
     return LayerWeights(matrices, norms, biases, adapters, transforms, scale)
@@ -123,6 +135,12 @@ def _bias(readers: list[nn.Linear]) -> Tensor | None:
     if biases and len(biases) < len(readers):
         raise DecodeError("some projections of a site have biases and others none")
     return torch.cat(biases).detach() if biases else None
+
+
+def _tensor(matrix: Matrix) -> Tensor:
+    if isinstance(matrix, PackedMatrix):
+        raise DecodeError("column norms are folded into the weights, which leaves no quantised grid: rank by magnitude")
+    return matrix
 
 
 def _divide_rows(matrix: Tensor, score: Tensor) -> None:

@@ -6,22 +6,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from larosa_kernels import attend, kept_mask, select, select_gemv, sparse_gemv
+from larosa_kernels import attend, kept_mask, select
 from larosa_kernels import norm_select as _norm_select
+from larosa_kernels import select_gemv as _select_gemv
+from larosa_kernels import sparse_gemv as _sparse_gemv
 from larosa_kernels import swiglu_select as _swiglu_select
 from larosa_kernels.attend.reference import rotate_heads
 from larosa_kernels.select.reference import keep_all, magnitude_bits
-from larosa_kernels.sparse_gemv.config import gemv_config
+from larosa_kernels.sparse_gemv.config import GemvConfig, launch_config
 from torch import Tensor
 
 from larosa.decode.errors import DecodeError
+from larosa.decode.matrix import Matrix, PackedMatrix
 
 __all__ = [
     "attend",
-    "gemv_config",
     "keep_all",
     "kept",
+    "launch_shape",
     "magnitude_bits",
     "rotate",
     "select",
@@ -88,6 +93,31 @@ def swiglu_select(
         gate_up, known, ties=ties, bracket=bracket, limit=limit, gate_limit=gate_limit, backend=backend
     )
     return found
+
+
+def select_gemv(x: Tensor, matrix: Matrix, k: int | None = None, **more: Any) -> Tensor:
+    """larosa_kernels.select_gemv on a tensor or on codes."""
+    weight, around = _parts(matrix)
+    found: Tensor = _select_gemv(x, weight, k, **around, **more)
+    return found
+
+
+def sparse_gemv(
+    x: Tensor, keep: Tensor, matrix: Matrix, bias: Tensor | None = None, residual: Tensor | None = None, **more: Any
+) -> Tensor:
+    """larosa_kernels.sparse_gemv on a tensor or on codes."""
+    weight, around = _parts(matrix)
+    found: Tensor = _sparse_gemv(x, keep, weight, bias, residual, **around, **more)
+    return found
+
+
+def launch_shape(matrix: Matrix, outputs: int) -> GemvConfig:
+    """What a fused launch that gives `outputs` takes for this matrix."""
+    return launch_config(len(matrix), outputs, _parts(matrix)[0].dtype)
+
+
+def _parts(matrix: Matrix) -> tuple[Tensor, dict[str, Any]]:
+    return (matrix.weight, matrix.around) if isinstance(matrix, PackedMatrix) else (matrix, {})
 
 
 def heads_of(qkv: Tensor, kv_heads: int, width: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from larosa.decode import ops
+from larosa.decode.matrix import dense
 from larosa.decode.weights import DecodeWeights, LayerWeights, Transform
 
 Masks = dict[tuple[int, str], Tensor]
@@ -44,7 +45,7 @@ def entered(own: LayerWeights, site: str, before: Tensor, eps: float) -> Tensor:
 
 def product(own: LayerWeights, site: str, x: Tensor) -> Tensor:
     """x times what reads the site, plus bias."""
-    y = x @ own.matrices[site].to(x.dtype)
+    y = x @ dense(own.matrices[site], x.dtype)
     return y if site not in own.biases else y + own.biases[site].to(x.dtype)
 
 
@@ -77,7 +78,7 @@ def logits(weights: DecodeWeights, ids: Tensor, masks: Masks) -> tuple[Tensor, l
 
     def adapted(layer: int, site: str, h: Tensor) -> Tensor:
         matrix = weights.layers[layer].adapters.get(site)
-        return h if matrix is None else h @ matrix.to(h.dtype)
+        return h if matrix is None else h @ dense(matrix, h.dtype)
 
     h = weights.embedding[ids].double()
     for layer in range(len(weights.layers)):
@@ -85,4 +86,4 @@ def logits(weights: DecodeWeights, ids: Tensor, masks: Masks) -> tuple[Tensor, l
         h = h + read(layer, "h2", attention(weights, read(layer, "h1", h)))
         h = h + read(layer, "h4", read(layer, "h3", adapted(layer, "h3", h)))
     z = measured(norm(h, weights.final_norm, eps), weights.final_norm)
-    return z @ weights.head.double().T, kappa
+    return z @ weights.head_matrix(z.dtype), kappa

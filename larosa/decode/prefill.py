@@ -9,6 +9,7 @@ from torch.nn import functional
 from larosa.decode import ops
 from larosa.decode.decoder import Decoder
 from larosa.decode.errors import DecodeError
+from larosa.decode.matrix import dense
 from larosa.decode.rules import SiteRule
 
 
@@ -45,7 +46,7 @@ def _layer(decoder: Decoder, layer: int, h: Tensor, batch: int, sparse: bool) ->
 
 def _read(decoder: Decoder, layer: int, site: str, before: Tensor, sparse: bool) -> Tensor:
     own = decoder.weights.layers[layer]
-    matrix = own.matrices[site]
+    matrix = dense(own.matrices[site], before.dtype)  # of codes a copy that lives for this product
     x, keep = decoder.enter(layer, site, before, "reference", None if sparse else SiteRule(len(matrix)))
     product = (torch.where(ops.kept(x, keep), x, 0) if sparse else x) @ matrix
     return product if site not in own.biases else product + own.biases[site]

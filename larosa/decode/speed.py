@@ -20,6 +20,7 @@ from torch import Tensor
 from larosa.decode.decoder import Decoder
 from larosa.decode.dense import LAYOUTS, DenseDecoder, transposed
 from larosa.decode.errors import DecodeError
+from larosa.decode.matrix import dense
 from larosa.decode.prefill import prefill
 from larosa.decode.rules import Rules, dense_rules
 from larosa.decode.traffic import peak_bandwidth, realised, step_bytes
@@ -110,7 +111,7 @@ def prefill_rows(weights: DecodeWeights, lengths: Iterable[int], repeats: int = 
 def _output_major(weights: DecodeWeights) -> DecodeWeights:
     """The same matrices, stored [out, in] and seen as [in, out]."""
     layers = (
-        replace(layer, matrices={site: matrix.T.contiguous().T for site, matrix in layer.matrices.items()})
+        replace(layer, matrices={s: dense(own, weights.dtype).T.contiguous().T for s, own in layer.matrices.items()})
         for layer in weights.layers
     )
     return replace(weights, layers=tuple(layers))
@@ -143,7 +144,8 @@ def compare(
 ) -> list[Row]:
     """Rows of dense by cuBLAS, dense by the sparse kernels, and every plan, at every context and output length.
 
-    Dense rows run without the method's extras. `speedup` is over the fastest dense row of the same lengths.
+    Dense rows run without the method's extras, and without codes where the weights have them: a row of the kind
+    `quantised` is the dense model on these. `speedup` is over the fastest dense row of the same lengths.
     The cache holds `prompt` [T], repeated as often as needed, or noise; `how` goes to the decoders.
     """
     sizes = [(context, new) for context in contexts for new in outputs]
@@ -155,13 +157,17 @@ def compare(
         for context, new in sizes:
             rows.append({"name": name, "kind": kind} | measure(decoder, context, new, repeats))
 
-    bare = weights.bare()
+    bare = weights.bare().dequantised()
     second = transposed(bare)
     for layout in LAYOUTS:
         copy = None if layout == "input_major" else second
         add(f"dense, torch {layout}", "dense", DenseDecoder(bare, layout, longest, copy, **how))
     del second, copy
     add("dense, sparse kernels", "dense", Decoder(bare, dense_rules(weights.shape), longest, **how))
+    del bare
+    if weights.packed:
+        quantised = Decoder(weights.bare(), dense_rules(weights.shape), longest, **how)
+        add("quantised dense, sparse kernels", "quantised", quantised)
     for name, rules in plans.items():
         add(name, "sparse", Decoder(weights, rules, longest, **how))
     return with_speedups(rows)

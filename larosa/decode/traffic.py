@@ -7,6 +7,7 @@ from torch import Tensor
 
 from larosa.architecture import SITES
 from larosa.decode.decoder import Decoder, SiteEvent
+from larosa.decode.matrix import read_bytes, stored_bytes
 from larosa.decode.ops import kept
 
 PEAK_BYTES_S = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.04e12}
@@ -51,11 +52,11 @@ def step_bytes(decoder: Decoder, context: int, shares: dict[str, list[float]]) -
     weights, cache = decoder.weights, decoder.cache
     found = dict.fromkeys(("projections", "norms", "biases", "adapters", "transforms", "scales"), 0)
     for i, layer in enumerate(weights.layers):
-        found["projections"] += sum(round(shares[site][i] * _size(layer.matrices[site])) for site in SITES)
+        found["projections"] += sum(read_bytes(layer.matrices[site], shares[site][i]) for site in SITES)
         for kind, tensor in layer.tensors():
             if kind != "projections":
                 found[kind] += _size(tensor)
     found["norms"] += _size(weights.final_norm)
-    found["lm_head"] = _size(weights.head)
+    found["lm_head"] = stored_bytes(weights.head)
     found["kv_cache"] = _size(cache) // decoder.max_len * context
     return found | {"total": sum(found.values())}

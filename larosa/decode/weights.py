@@ -22,6 +22,8 @@ from transformers import LlamaConfig, PretrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from larosa.decode.errors import DecodeError
+from larosa.decode.matrix import Matrix, PackedMatrix, dense, tensors
+from larosa.quantization.grid import quantised
 from larosa.sites import ModelShape
 
 _FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
@@ -43,11 +45,11 @@ class Transform:
 class LayerWeights:
     """One layer, by site."""
 
-    matrices: dict[str, Tensor]
+    matrices: dict[str, Matrix]
     norms: dict[str, Tensor]
     """h1, h3 -> [D]"""
     biases: dict[str, Tensor] = field(default_factory=dict)
-    adapters: dict[str, Tensor] = field(default_factory=dict)
+    adapters: dict[str, Matrix] = field(default_factory=dict)
     """h1: [D, D] that the residual stream goes through before the layer; h3: only the input of the MLP's norm."""
     transforms: dict[str, Transform] = field(default_factory=dict)
     scale: Tensor | None = None
@@ -56,7 +58,8 @@ class LayerWeights:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """All tensors of the layer, under `projections`, `norms`, `biases`, `adapters`, `transforms` or `scales`."""
         for kind in ("matrices", "norms", "biases", "adapters"):
-            yield from (("projections" if kind == "matrices" else kind, each) for each in getattr(self, kind).values())
+            for matrix in getattr(self, kind).values():
+                yield from (("projections" if kind == "matrices" else kind, each) for each in tensors(matrix))
         for transform in self.transforms.values():
             yield "transforms", transform.matrix
             if transform.scale is not None:
@@ -67,13 +70,14 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class DecodeWeights:
-    """A whole model. `config` is transformers', `embedding` and `head` are [vocabulary, D]."""
+    """A whole model. `config` is transformers', `embedding` and `head` are [vocabulary, D]; of codes the head is
+    [D, vocabulary], as all other matrices."""
 
     config: PretrainedConfig
     layers: tuple[LayerWeights, ...]
     embedding: Tensor
     final_norm: Tensor
-    head: Tensor
+    head: Matrix
 
     def __post_init__(self) -> None:
         if self.config.hidden_act != "silu":
@@ -109,6 +113,41 @@ class DecodeWeights:
     def first(self, layers: int) -> DecodeWeights:
         """The model cut to its first layers; tensors are shared."""
         return replace(self, layers=self.layers[:layers])
+
+    @property
+    def vocabulary(self) -> int:
+        """Outputs of the head."""
+        return len(self.embedding)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the projections are codes."""
+        return any(isinstance(each, PackedMatrix) for layer in self.layers for each in layer.matrices.values())
+
+    def head_matrix(self, dtype: torch.dtype) -> Tensor:
+        """The head as [D, vocabulary]."""
+        return self.head.dense(dtype) if isinstance(self.head, PackedMatrix) else self.head.to(dtype).T
+
+    def rounded(self, scheme: str | None, head: bool = False) -> DecodeWeights:
+        """The projections as codes, `w8` or `w4_output`, round to nearest; the head in w8 where asked for."""
+
+        def own(matrix: Matrix) -> Matrix:
+            return PackedMatrix.of(quantised(dense(matrix, self.dtype), str(scheme)))
+
+        layers = self.layers
+        if scheme is not None:
+            layers = tuple(replace(at, matrices={s: own(each) for s, each in at.matrices.items()}) for at in layers)
+        found = PackedMatrix.of(quantised(self.head_matrix(self.dtype), "w8")) if head else self.head
+        return replace(self, layers=layers, head=found)
+
+    def dequantised(self) -> DecodeWeights:
+        """The same values without codes, in the dtype of activations; tensors that are none are shared."""
+        layers = (
+            replace(layer, matrices={site: dense(each, self.dtype) for site, each in layer.matrices.items()})
+            for layer in self.layers
+        )
+        head = self.head_matrix(self.dtype).T.contiguous() if isinstance(self.head, PackedMatrix) else self.head
+        return replace(self, layers=tuple(layers), head=head)
 
     def bare(self) -> DecodeWeights:
         """Without adapters, transforms and scales: as fast as the dense model, but no longer the same function."""

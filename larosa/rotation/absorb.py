@@ -38,17 +38,30 @@ class WeightSwaps:
         self._keep = keep
         self._undo: list[tuple[nn.Module, str, nn.Parameter]] = []
         self._homes: dict[int, tuple[nn.Parameter, torch.device]] = {}
+        self._made: dict[int, nn.Parameter] = {}
 
     def swap(self, module: nn.Module, name: str, tensor: Tensor) -> None:
-        """Replace the parameter `name` of `module` by `tensor`, cast to the old dtype and device."""
+        """Replace the parameter `name` of `module` by `tensor`, cast to the old dtype and device.
+
+        Of what is swapped twice, the first old one is remembered.
+        """
         old: nn.Parameter = module.get_parameter(name)
+        if id(old) in self._made:
+            new = nn.Parameter(tensor.to(device=old.device, dtype=old.dtype), requires_grad=False)
+            self._made.pop(id(old))
+            self._put(module, name, new)
+            return
         device = self._homes[id(old)][1] if id(old) in self._homes else old.device
         new = nn.Parameter(tensor.to(device=device, dtype=old.dtype), requires_grad=False)
         self._undo.append((module, name, old))
         self._homes.setdefault(id(old), (old, old.device))
-        setattr(module, name, new)
+        self._put(module, name, new)
         if self._keep == "cpu":
             old.data = old.data.cpu()
+
+    def _put(self, module: nn.Module, name: str, new: nn.Parameter) -> None:
+        self._made[id(new)] = new
+        setattr(module, name, new)
 
     @property
     def kept_bytes(self) -> int:
@@ -63,6 +76,7 @@ class WeightSwaps:
             setattr(module, name, old)
         self._undo.clear()
         self._homes.clear()
+        self._made.clear()
 
 
 def right_product(weight: Tensor, scale: Tensor | None, matrix: Tensor) -> Tensor:

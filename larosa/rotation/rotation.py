@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from larosa.config import MethodConfig
+from larosa.quantization.grid import Quantised
 from larosa.rotation import bases
 
 
@@ -135,11 +136,18 @@ class ResidualAdapter(nn.Module):
         super().__init__()
         product = Q_from.double().T @ Q_to.double()
         self.register_buffer("matrix", product.to(device=device, dtype=dtype), persistent=True)
+        self.quantised: Quantised | None = None
+
+    def round_to(self, found: Quantised) -> None:
+        """Run what these codes stand for from now on."""
+        self.quantised, self.matrix = found, found.dense(self.matrix.dtype)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the matrix, all read for every token."""
-        return self.matrix.numel() * self.matrix.element_size()
+        """Bytes of the matrix as stored, all read for every token."""
+        return (
+            self.matrix.numel() * self.matrix.element_size() if self.quantised is None else self.quantised.stored_bytes
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., D] in basis Q_from; returns it in basis Q_to."""

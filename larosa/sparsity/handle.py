@@ -13,7 +13,7 @@ from types import TracebackType
 from weakref import WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from larosa.architecture import LayerView, ModelView
 from larosa.config import MethodConfig, TokenPolicyConfig
 from larosa.errors import LarosaError
+from larosa.quantization.grid import Quantised
 from larosa.rotation.absorb import WeightSwaps, absorb, fold
 from larosa.rotation.explicit import ExplicitTransform, split_gain
 from larosa.rotation.rotation import LayerwiseRotationMatrix, ResidualAdapter, Rotation
@@ -85,6 +86,9 @@ class SparsityHandle:
         self.sites: list[SparseSite] = []
         self.adapters: list[ResidualAdapter] = []
         self.policy = TokenPolicy(plan.tokens)
+        self.quantised: dict[tuple[int, str], Quantised] = {}
+        """(layer, site) -> the codes of what reads it, where it was rounded to nearest."""
+        self.quantised_head: Quantised | None = None
         self._model = model
         self._tied = bool(model.config.tie_word_embeddings)
         self._swaps = WeightSwaps(keep_weights)
@@ -119,6 +123,14 @@ class SparsityHandle:
         finally:
             for site in self.sites:
                 site.observer = None
+
+    def exchange(self, module: nn.Module, name: str, tensor: Tensor) -> None:
+        """Put `tensor` in a parameter's place until `remove()`."""
+        self._swaps.swap(module, name, tensor)
+
+    def untie(self) -> None:
+        """Let the head have weights of its own until `remove()`."""
+        self._model.config.tie_word_embeddings = False
 
     def remove(self) -> None:
         """Restore the model: weights bit for bit, ties, configuration, no hook left. Safe to call twice."""
@@ -200,7 +212,7 @@ def apply(model: PreTrainedModel, plan: Plan, keep_weights: str = "device") -> S
         if form == "absorbed" and rotation is not None:
             handle.adapters, hooks = absorb(view, rotation, handle._swaps)
             handle._hooks += hooks
-            model.config.tie_word_embeddings = False
+            handle.untie()
         if plan.tokens.kind != "all":
             handle._hooks.append(view.decoder.register_forward_pre_hook(handle.policy.hook, with_kwargs=True))
         transforms = _install_transforms(view, plan, handle._swaps)

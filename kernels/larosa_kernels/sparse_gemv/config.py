@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import triton
 
 
@@ -29,7 +30,15 @@ class GemvConfig:
 
     def rows(self, itemsize: int) -> int:
         """Weight rows that the program's threads load at once, 16 bytes each."""
-        return max(1, 32 * self.num_warps * (16 // itemsize) // self.columns)
+        return self._lines(16 // itemsize)
+
+    @property
+    def packed_rows(self) -> int:
+        """The same of a weight of 4-bit codes."""
+        return self._lines(32)
+
+    def _lines(self, weights: int) -> int:
+        return max(1, 32 * self.num_warps * weights // self.columns)
 
     def blocks(self, outputs: int) -> int:
         """The number of programs a row of x."""
@@ -39,6 +48,34 @@ class GemvConfig:
 TABLE: dict[tuple[int, int], GemvConfig] = {
     (4096, 4096): GemvConfig(32, 8, 16),
 }
+
+
+PACKED_COLUMNS = 64
+"""Outputs at most that a program owns of packed 4-bit codes: those of one group."""
+
+
+def packed_config(n: int, outputs: int) -> GemvConfig:
+    """For packed 4-bit codes: 32 of them are a load, and as many sums a thread, so fewer loads are under way."""
+    columns = _columns(outputs)
+    return GemvConfig(columns, 8) if n <= 8192 else GemvConfig(min(columns, 32), 4, 16)
+
+
+def int8_config(n: int, outputs: int) -> GemvConfig:
+    """For int8: 16 sums a thread; with 16 loads under way registers spilled."""
+    columns = 128 if triton.cdiv(outputs, 64) > 264 else _columns(outputs)
+    return GemvConfig(columns, 8) if n <= 8192 else GemvConfig(min(columns, 32), 8, 16)
+
+
+def _columns(outputs: int) -> int:
+    """As many, up to 64, as leave most of 132 multiprocessors a program."""
+    fitting = [columns for columns in (64, 32, 16) if triton.cdiv(outputs, columns) >= 112]
+    return fitting[0] if fitting else 16
+
+
+def launch_config(n: int, outputs: int, weight: torch.dtype) -> GemvConfig:
+    """The launch shape for a weight of this dtype."""
+    rules = {torch.uint8: packed_config, torch.int8: int8_config}
+    return rules.get(weight, gemv_config)(n, outputs)
 
 
 def gemv_config(n: int, outputs: int) -> GemvConfig:
@@ -51,6 +88,5 @@ def gemv_config(n: int, outputs: int) -> GemvConfig:
         return TABLE[n, outputs]
     if n <= 8192 and triton.cdiv(outputs, 64) > 264:
         return GemvConfig(128)
-    fitting = [columns for columns in (64, 32, 16) if triton.cdiv(outputs, columns) >= 112]
-    columns = fitting[0] if fitting else 16
+    columns = _columns(outputs)
     return GemvConfig(columns) if n <= 8192 else GemvConfig(min(columns, 32), 8, 16)

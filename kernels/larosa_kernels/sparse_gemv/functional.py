@@ -21,8 +21,9 @@ from larosa_kernels.dispatch import (
     use_triton,
 )
 from larosa_kernels.search_config import search_arguments
-from larosa_kernels.sparse_gemv.config import GemvConfig, gemv_config
+from larosa_kernels.sparse_gemv.config import PACKED_COLUMNS, GemvConfig, launch_config
 from larosa_kernels.sparse_gemv.kernel import sparse_gemv_kernel
+from larosa_kernels.sparse_gemv.packing import GROUP
 from larosa_kernels.sparse_gemv.reference import select_gemv_reference, sparse_gemv_reference
 
 _REGISTERS = 128
@@ -51,12 +52,13 @@ def _sparse_gemv(
     scale: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
+    m: int,
     config: list[int],
 ) -> Tensor:
-    (batch, n), m, way = x.shape, weight.shape[1], GemvConfig(*config)
+    (batch, n), way, packed = x.shape, GemvConfig(*config), weight.dtype == torch.uint8
     outputs = m // 2 if swiglu else m
     rule = "given" if keep is not None else "search" if k < n else "all"
-    blocks, rows = way.blocks(outputs), way.rows(weight.element_size())
+    blocks, rows = way.blocks(outputs), way.packed_rows if packed else way.rows(weight.element_size())
     unroll = max(1, min(way.unroll // 2 if swiglu else way.unroll, 2 ** (-(-n // rows) - 1).bit_length()))
     y = torch.empty(batch, outputs, dtype=x.dtype, device=x.device)
     line = torch.empty((blocks, batch, n) if norm is not None or rule != "all" else 1, dtype=x.dtype, device=x.device)
@@ -67,9 +69,9 @@ def _sparse_gemv(
         weight, scale if scale is not None else x, bias if bias is not None else x,
         gate_limit if gate_limit is not None else x, residual if residual is not None else x, y, line, _one(x.device),
         n, m, k, eps, RULE=rule, NORM=norm is not None, SWIGLU=swiglu, GATED=gate_limit is not None,
-        HAS_SCALE=scale is not None, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
+        HAS_SCALE=scale is not None and not packed, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
         KEEP_STRIDE=2 if keep is not None and keep.dim() == 2 else 0, COLUMNS=way.columns, ROWS=rows, UNROLL=unroll,
-        WIDE=n * m >= 2**31, INTERPRETED=INTERPRETED, maxnreg=_REGISTERS, **words,
+        WIDE=n * m >= 2**31, INTERPRETED=INTERPRETED, NIBBLES=packed, maxnreg=_REGISTERS, **words,
     )  # fmt: skip
     return y
 
@@ -89,14 +91,16 @@ def _(
     scale: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
+    m: int,
     config: list[int],
 ) -> Tensor:
-    return x.new_empty((x.shape[0], weight.shape[1] // (2 if swiglu else 1)))
+    return x.new_empty((x.shape[0], m // (2 if swiglu else 1)))
 
 
 def _check(
     x: Tensor,
     weight: Tensor,
+    m: int,
     outputs: int,
     triton: bool,
     scale: Tensor | None,
@@ -104,11 +108,14 @@ def _check(
     residual: Tensor | None,
 ) -> None:
     rows, n = x.shape
-    m = weight.shape[1]
-    expect("weight", weight, [n, m], [*HALF, torch.int8, *([] if triton else [torch.float32])], x.device)
-    if (weight.dtype == torch.int8) != (scale is not None):
-        raise ValueError(f"scale goes with an int8 weight, and only with one: weight is {weight.dtype}")
-    if scale is not None:
+    groups, packed = -(-m // GROUP), weight.dtype == torch.uint8
+    kinds = [*HALF, torch.int8, torch.uint8, *([] if triton else [torch.float32])]
+    expect("weight", weight, [n, groups * GROUP // 2 if packed else m], kinds, x.device)
+    if (weight.dtype in (torch.int8, torch.uint8)) != (scale is not None):
+        raise ValueError(f"scale goes with an int8 or uint8 weight, and only with one: weight is {weight.dtype}")
+    if scale is not None and packed:
+        expect("scale", scale, [groups, n], [torch.bfloat16], x.device)
+    elif scale is not None:
         expect("scale", scale, [m], [torch.float32], x.device)
     if bias is not None:
         expect("bias", bias, [m], [*HALF, torch.float32], x.device)
@@ -116,10 +123,19 @@ def _check(
         expect("residual", residual, [rows, outputs], [*HALF, torch.float32], x.device)
 
 
-def _columns(x: Tensor, weight: Tensor) -> int:
+def _columns(x: Tensor, weight: Tensor, m: int | None) -> int:
     if weight.dim() != 2:
         raise ValueError(f"weight: expected shape [{x.shape[1]}, m], got {list(weight.shape)}")
-    return weight.shape[1]
+    if (weight.dtype == torch.uint8) != (m is not None):
+        raise ValueError(f"m, the outputs, goes with a uint8 weight, and only with one: weight is {weight.dtype}")
+    return weight.shape[1] if m is None else m
+
+
+def _way(config: GemvConfig | None, n: int, outputs: int, weight: Tensor) -> list[int]:
+    config = config or launch_config(n, outputs, weight.dtype)
+    if weight.dtype == torch.uint8 and not 8 <= config.columns <= PACKED_COLUMNS:
+        raise ValueError(f"config.columns: expected 8 to {PACKED_COLUMNS} for a uint8 weight, got {config.columns}")
+    return list(dataclasses.astuple(config))
 
 
 def sparse_gemv(
@@ -129,25 +145,27 @@ def sparse_gemv(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     scale: Tensor | None = None,
+    m: int | None = None,
     backend: str = "auto",
     config: GemvConfig | None = None,
 ) -> Tensor:
     """x: [B, n], keep: [B, 2], weight: [n, m] input-major -> y [B, m] in x's dtype.
 
     fp32 sums in a fixed order; bias [m] and residual [B, m] are added in fp32 before the one rounding. An int8 weight
-    comes with scale [m] fp32, one an output. Weight rows of dropped entries are never read, nor need those be that a
+    comes with scale [m] fp32, one an output; packed 4-bit codes (uint8, packing.py) with scale [groups, n] bf16 and m.
+    Weight rows of dropped entries are never read, nor need those be that a
     kept zero would meet.
     """
     triton = use_triton(backend, x)
     expect_vector("x", x, triton)
     expect("keep", keep, [x.shape[0], 2], [torch.int32], x.device)
-    m = _columns(x, weight)
-    _check(x, weight, m, triton, scale, bias, residual)
+    m = _columns(x, weight, m)
+    _check(x, weight, m, m, triton, scale, bias, residual)
     if not triton:
-        return sparse_gemv_reference(x, keep, weight, bias, residual, scale)
-    way = list(dataclasses.astuple(config or gemv_config(x.shape[1], m)))
+        return sparse_gemv_reference(x, keep, weight, bias, residual, scale, m)
+    way = _way(config, x.shape[1], m, weight)
     result: Tensor = _sparse_gemv(
-        x, weight, keep, x.shape[1], True, None, None, 0.0, False, None, scale, bias, residual, way
+        x, weight, keep, x.shape[1], True, None, None, 0.0, False, None, scale, bias, residual, m, way
     )
     return result
 
@@ -166,6 +184,7 @@ def select_gemv(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     scale: Tensor | None = None,
+    m: int | None = None,
     backend: str = "auto",
     config: GemvConfig | None = None,
 ) -> Tensor:
@@ -178,9 +197,11 @@ def select_gemv(
     """
     triton = use_triton(backend, x)
     expect_vector("x", x, triton)
-    n, m = x.shape[1], _columns(x, weight)
+    n, m = x.shape[1], _columns(x, weight, m)
     if swiglu and m % 2:
         raise ValueError(f"weight: expected an even width (gates, then ups), got {m}")
+    if swiglu and weight.dtype == torch.uint8 and m % (2 * GROUP):
+        raise ValueError(f"m: with swiglu expected gates and ups of whole groups of {GROUP}, got {m}")
     if k is not None and limit is not None:
         raise ValueError("k and limit: expected at most one of them")
     if gate_limit is not None and not swiglu:
@@ -195,12 +216,12 @@ def select_gemv(
     if norm is not None:
         expect("norm", norm, [n], [x.dtype], x.device)
     outputs = m // 2 if swiglu else m
-    _check(x, weight, outputs, triton, scale, bias, residual)
-    around: dict[str, Any] = {"bias": bias, "residual": residual, "scale": scale}
+    _check(x, weight, m, outputs, triton, scale, bias, residual)
+    around: dict[str, Any] = {"bias": bias, "residual": residual, "scale": scale, "m": m}
     if not triton:
         return select_gemv_reference(x, weight, k, ties, limit, norm, eps, swiglu, gate_limit, **around)
-    way = list(dataclasses.astuple(config or gemv_config(n, outputs)))
+    way = _way(config, n, outputs, weight)
     result: Tensor = _sparse_gemv(
-        x, weight, limit, k, ties == "strict", bracket, norm, eps, swiglu, gate_limit, scale, bias, residual, way
+        x, weight, limit, k, ties == "strict", bracket, norm, eps, swiglu, gate_limit, scale, bias, residual, m, way
     )
     return result

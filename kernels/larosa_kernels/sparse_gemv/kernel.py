@@ -6,6 +6,8 @@ programs and every sum has one order. What is small is done by every program aga
    line of scratch that only this program reads;
 2. UNROLL rows a thread are loaded at once, those of dropped entries not at all, and summed in fp32;
 3. the warps' sums meet; scale, bias, SwiGLU and its gate, residual; one rounding.
+NIBBLES: the weight is packed 4-bit codes (packing.py) in words of 8; a row's entry meets the scale of its group, the
+only one that a program's outputs have, before it meets the codes.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import triton.language as tl
 
 from larosa_kernels.pairs import load_words, norm_words, store_words, swiglu
 from larosa_kernels.search import find_limit, first_candidates, round_to, stays
+from larosa_kernels.sparse_gemv.nibbles import place_factor, spread
 
 
 @triton.jit
@@ -59,7 +62,7 @@ def sparse_gemv_kernel(
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, KEEP_STRIDE: tl.constexpr, COLUMNS: tl.constexpr,
     ROWS: tl.constexpr, UNROLL: tl.constexpr, WIDE: tl.constexpr, INTERPRETED: tl.constexpr,
     BLOCK: tl.constexpr, EVEN: tl.constexpr, STRICT: tl.constexpr, INFINITY: tl.constexpr, PACKED: tl.constexpr,
-    BRACKETED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
+    BRACKETED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr, NIBBLES: tl.constexpr = False,
 ):  # fmt: skip
     """RULE: `all`, `search` (the k largest), or `given` (the pairs at keep). Shapes in functional.py.
 
@@ -104,6 +107,13 @@ def sparse_gemv_kernel(
         tl.debug_barrier()  # the line is read by other threads than wrote it
 
     row = tl.arange(0, ROWS)
+    if NIBBLES:
+        words_of = weight.to(tl.pointer_type(tl.int32))
+        word = block * (COLUMNS // 8) + tl.arange(0, COLUMNS // 8)
+        half = tl.cdiv(width, 64)  # groups before up's
+        stride = half * 16 if SWIGLU else half * 8
+        scale += (block * COLUMNS // 64).to(tl.int64) * n
+        scale_up = scale + half.to(tl.int64) * n
     total = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
     if SWIGLU:
         total_up = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
@@ -119,30 +129,52 @@ def sparse_gemv_kernel(
             upcoming = upcoming + (tl.load(source + at, mask=at < n, other=0.0),)
         tiles = ()
         tiles_up = ()
+        scales = ()
+        scales_up = ()
         for j in tl.static_range(UNROLL):
             at = first + j * ROWS + row
             if RULE == "all":
                 taken = at < n
             else:
                 taken = entries[j] != 0
-            cell = weight + (at.to(tl.int64) if WIDE else at)[:, None] * m + column[None, :]
-            mask = taken[:, None] & fit[None, :]
+            if NIBBLES:
+                cell = words_of + (at.to(tl.int64) if WIDE else at)[:, None] * stride + word[None, :]
+                mask = taken[:, None]
+                up_there = half * 8
+            else:
+                cell = weight + (at.to(tl.int64) if WIDE else at)[:, None] * m + column[None, :]
+                mask = taken[:, None] & fit[None, :]
+                up_there = width
             tiles = tiles + (tl.load(cell, mask=mask, other=0, eviction_policy="evict_first"),)
             if SWIGLU:
-                tiles_up = tiles_up + (tl.load(cell + width, mask=mask, other=0, eviction_policy="evict_first"),)
+                tiles_up = tiles_up + (tl.load(cell + up_there, mask=mask, other=0, eviction_policy="evict_first"),)
+            if NIBBLES:
+                scales = scales + (tl.load(scale + at, mask=taken, other=0.0),)
+                if SWIGLU:
+                    scales_up = scales_up + (tl.load(scale_up + at, mask=taken, other=0.0),)
         # A factor of 1 that is loaded behind the barrier keeps the compiler from waiting for a tile between two loads.
         tl.debug_barrier()
         unit = tl.load(one, volatile=True)
         for j in tl.static_range(UNROLL):
-            value = (entries[j].to(tl.float32) * unit)[:, None]
-            total += tiles[j].to(tl.float32) * value
-            if SWIGLU:
-                total_up += tiles_up[j].to(tl.float32) * value
+            if NIBBLES:
+                value = entries[j].to(tl.float32) * unit
+                total += spread(tiles[j]) * (value * scales[j].to(tl.float32))[:, None]
+                if SWIGLU:
+                    total_up += spread(tiles_up[j]) * (value * scales_up[j].to(tl.float32))[:, None]
+            else:
+                value = (entries[j].to(tl.float32) * unit)[:, None]
+                total += tiles[j].to(tl.float32) * value
+                if SWIGLU:
+                    total_up += tiles_up[j].to(tl.float32) * value
         entries = upcoming
     if SWIGLU:
         out, up = tl.reduce((total, total_up), 0, _add_two)
     else:
         out = tl.sum(total, 0)
+    if NIBBLES:
+        out = out * place_factor(column)
+        if SWIGLU:
+            up = up * place_factor(column)
     out = finish(out, factor, summand, HAS_SCALE, HAS_BIAS)
     if SWIGLU:
         up = finish(up, factor_up, summand_up, HAS_SCALE, HAS_BIAS)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from larosa_kernels.norm_select.reference import norm_reference
 from larosa_kernels.select.reference import kept_mask, select_reference
+from larosa_kernels.sparse_gemv.packing import unpacked
 from larosa_kernels.swiglu_select.reference import swiglu_reference
 
 
@@ -20,11 +21,15 @@ def sparse_gemv_reference(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     scale: Tensor | None = None,
+    m: int | None = None,
 ) -> Tensor:
     """x: [B, n], keep: [B, 2], weight: [n, m] -> y [B, m] in x's dtype, summed in fp32 and rounded once.
 
-    scale: [m] fp32 for an int8 weight. Rows of dropped inputs may hold anything, NaN included.
+    scale: [m] fp32 for an int8 weight; a uint8 one with scale [groups, n] and m is packed (packing.py). Rows of
+    dropped inputs may hold anything, NaN included.
     """
+    if weight.dtype == torch.uint8 and scale is not None and m is not None:
+        weight, scale = unpacked(weight, scale, m), None
     kept = kept_mask(x, keep)
     if bool(kept.all()):
         y = x.float() @ weight.float()
@@ -56,9 +61,10 @@ def select_gemv_reference(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     scale: Tensor | None = None,
+    m: int | None = None,
 ) -> Tensor:
     """The single ops, one after another; see functional.py."""
     z = x if norm is None else norm_reference(x, norm, eps)
     keep = select_reference(z, k, ties) if limit is None else limit.repeat(x.shape[0], 1)
-    y = sparse_gemv_reference(z, keep, weight, bias, residual, scale)
+    y = sparse_gemv_reference(z, keep, weight, bias, residual, scale, m)
     return swiglu_reference(y, gate_limit) if swiglu else y

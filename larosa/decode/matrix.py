@@ -1,0 +1,77 @@
+"""Matrices of the decoder, input-major [n, m]: tensors, or codes and scales as the sparse product reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from larosa_kernels.sparse_gemv.packing import pack_codes, unpacked
+from torch import Tensor
+
+from larosa.decode.errors import DecodeError
+from larosa.quantization.grid import Quantised
+
+
+@dataclass(frozen=True)
+class PackedMatrix:
+    """weight: int8 [n, m] with scale [m] float32, or uint8, two codes a byte, with scale [groups of 64 outputs, n]
+    bfloat16 (larosa_kernels.sparse_gemv.packing)."""
+
+    weight: Tensor
+    scale: Tensor
+    outputs: int
+
+    @classmethod
+    def of(cls, found: Quantised) -> PackedMatrix:
+        """The same codes in the decoder's layout. Raises DecodeError for groups along the input."""
+        if found.scheme == "w4_input":
+            raise DecodeError("the decoder runs w4 in groups along the output, not along the input")
+        packs = found.scheme == "w4_output"
+        weight = pack_codes(found.codes) if packs else found.codes.contiguous()
+        return cls(weight, found.scale.contiguous(), found.codes.shape[1])
+
+    @property
+    def shape(self) -> torch.Size:
+        """(n, m)."""
+        return torch.Size((len(self.weight), self.outputs))
+
+    @property
+    def around(self) -> dict[str, Any]:
+        """What the sparse product is told besides the weight."""
+        packed = self.weight.dtype == torch.uint8
+        return {"scale": self.scale} | ({"m": self.outputs} if packed else {})
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """[n, m] in `dtype`."""
+        if self.weight.dtype == torch.uint8:
+            return unpacked(self.weight, self.scale, self.outputs).to(dtype)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        return (self.weight.to(wide) * self.scale.to(wide)).to(dtype)
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+
+Matrix = Tensor | PackedMatrix
+
+
+def dense(matrix: Matrix, dtype: torch.dtype) -> Tensor:
+    """[n, m] in `dtype`."""
+    return matrix.dense(dtype) if isinstance(matrix, PackedMatrix) else matrix.to(dtype)
+
+
+def tensors(matrix: Matrix) -> list[Tensor]:
+    """What is stored."""
+    return [matrix.weight, matrix.scale] if isinstance(matrix, PackedMatrix) else [matrix]
+
+
+def stored_bytes(matrix: Matrix) -> int:
+    """Bytes of all of it."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors(matrix))
+
+
+def read_bytes(matrix: Matrix, share: float) -> int:
+    """Bytes that a product reads which keeps `share` of the inputs; scales count whole: kept rows are everywhere."""
+    rows, *scales = tensors(matrix)
+    return round(share * stored_bytes(rows)) + sum(stored_bytes(scale) for scale in scales)

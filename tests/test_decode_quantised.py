@@ -1,0 +1,179 @@
+"""The decoder on codes: it is the quantised model, the gate finds a wrong scale, bytes are those that it reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_decode import close, stepped
+from test_decode_gate import few_programs  # noqa: F401  # a fixture
+from test_methods import applied
+from test_quantization import config
+from test_schedule import method
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel
+
+from conftest import ROOT, SHAPE, build_model
+from larosa.accounting import quantised_account
+from larosa.decode.decoder import Decoder
+from larosa.decode.errors import DecodeError, GateError
+from larosa.decode.from_model import weights_of
+from larosa.decode.gate import check_plain
+from larosa.decode.gate_model import check_model
+from larosa.decode.matrix import PackedMatrix
+from larosa.decode.prefill import prefill
+from larosa.decode.rules import dense_rules, level_rules, rules_of
+from larosa.decode.speed import compare, measure
+from larosa.decode.weights import DecodeWeights, random_weights
+from larosa.quantization.model import quantise
+
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 3}
+CHOICES = ["w8", "w4_rtn"]
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "magnitude": ("magnitude", {}),
+    "adapters": ("larosa/paper", {"granularity": "block"}),
+    "transforms": ("larosa/output_aware", {}),
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAROSA_CACHE", str(tmp_path))
+
+
+def wide(dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    return build_model("qwen2", dtype=dtype, tied=True, **WIDE)
+
+
+def random(scheme: str | None, head: bool = False, dtype: torch.dtype = torch.float32, **more: Any) -> DecodeWeights:
+    shape = AutoConfig.for_model("qwen2", **{**SHAPE, **WIDE})
+    return random_weights(shape, dtype, torch.device("cpu"), seed=0, layers=2, **more).rounded(scheme, head)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("more", ["none", "w8"])
+def test_the_decoder_on_codes_is_the_quantised_model(choice: str, name: str, more: str, tokens: Tensor) -> None:
+    model, ids, preset = wide(), tokens[:2, :12], METHODS[name]
+    with applied(model, tokens, method(preset[0], **preset[1])) as handle:
+        quantise(model, handle, config(choice, head=more, adapters=more), tokens)
+        weights = weights_of(model, handle)
+        assert weights.packed
+        assert isinstance(weights.head, PackedMatrix) == (more == "w8")
+        decoder, expected = Decoder(weights, rules_of(handle), 16, batch=2), model(ids).logits
+        close(stepped(decoder, ids), expected)
+        close(prefill(decoder, ids), expected)
+        close(stepped(Decoder(weights.dequantised(), rules_of(handle), 16, batch=2), ids), expected)
+        found = check_model(model, handle, weights, tokens[0, :12])
+    assert found["relative_logits_error"] <= found["bound"]
+    assert any(isinstance(m, PackedMatrix) for own in weights.layers for m in own.adapters.values()) == (
+        name == "adapters" and more == "w8"
+    )
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_gate_is_green_in_bfloat16_and_red_on_a_wrong_code(choice: str, tokens: Tensor) -> None:
+    model = wide(torch.bfloat16)
+    with applied(model, tokens, method("magnitude")) as handle:
+        quantise(model, handle, config(choice), tokens)
+        weights = weights_of(model, handle)
+        check_model(model, handle, weights, tokens[0, :8])
+        matrix = weights.layers[1].matrices["h3"]
+        assert isinstance(matrix, PackedMatrix)
+        wrong = dataclasses.replace(matrix, scale=matrix.scale * 1.2)
+        weights.layers[1].matrices["h3"] = wrong
+        with pytest.raises(GateError):
+            check_model(model, handle, weights, tokens[0, :8])
+
+
+@pytest.mark.parametrize("scheme", ["w8", "w4_output"])
+def test_random_codes_pass_the_plain_gate(scheme: str) -> None:
+    weights = random(scheme, head=True, dtype=torch.bfloat16, adapters=1)
+    for level in (0.0, 0.5):
+        found = check_plain(weights, level_rules(weights.shape, level))
+        assert found["relative_logits_error"] <= found["bound"] < 0.3
+
+
+@pytest.mark.parametrize("scheme", ["w8", "w4_output"])
+@pytest.mark.usefixtures("few_programs")
+def test_a_fused_step_on_codes_has_the_bits_of_the_watched_one(scheme: str) -> None:
+    shape = {**SHAPE, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    own = AutoConfig.for_model("llama", **{**shape, "vocab_size": 40})
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    weights = random_weights(own, torch.bfloat16, device, seed=0, layers=1).rounded(scheme, head=True)
+    found = check_plain(weights, level_rules(weights.shape, 0.5), tokens=1, backend="triton")
+    assert found["backend"] == "triton"
+    assert found["bit_identical"]
+
+
+@pytest.mark.parametrize(("scheme", "bits"), [(None, 32), ("w8", 8), ("w4_output", 4)])
+def test_bytes_are_codes_and_scales(scheme: str | None, bits: int) -> None:
+    own, D, inner, kv = random(scheme, head=scheme is not None), 64, 128, 32
+    sites = [(D, D + 2 * kv), (D, D), (D, 2 * inner), (inner, D)]
+    for level in (0.0, 0.5):
+        read = measure(Decoder(own, level_rules(own.shape, level), 16), context=8, new_tokens=2, repeats=1)[
+            "read_bytes"
+        ]
+        codes = 2 * sum((1 - level) * n * m * bits / 8 for n, m in sites)
+        scales = {
+            None: 0,
+            "w8": 2 * sum(4 * m for _, m in sites),
+            "w4_output": 2 * sum(2 * n * m / 64 for n, m in sites),
+        }
+        assert read["projections"] == codes + scales[scheme]
+        assert read["lm_head"] == (384 * D * 4 if scheme is None else 384 * D + 4 * 384)
+
+
+def test_quantised_dense_stands_beside_dense_that_is_not() -> None:
+    rows = compare(random("w4_output"), {"half": level_rules(random(None).shape, 0.5)}, (8,), (3,), repeats=2)
+    kinds = [row["kind"] for row in rows]
+    assert kinds == ["dense"] * 4 + ["quantised", "sparse"]
+    assert rows[4]["read_bytes"]["projections"] < rows[3]["read_bytes"]["projections"] / 7  # of float32
+    assert all("dense, " in row["best_dense"] and "quantised" not in row["best_dense"] for row in rows)
+
+
+@pytest.mark.parametrize("choice", ["none", *CHOICES])
+def test_the_account_of_a_plan_agrees_with_the_decoder(choice: str, tokens: Tensor) -> None:
+    model = wide(torch.bfloat16)
+    with applied(model, tokens, method("larosa/paper")) as handle:
+        own = config(choice, head="w8", adapters="w8")
+        quantise(model, handle, own, tokens)
+        counted = quantised_account(handle.plan, own, 384)
+        decoder = Decoder(weights_of(model, handle), rules_of(handle), 16)
+        read = measure(decoder, context=8, new_tokens=2, repeats=1)["read_bytes"]
+        dense = measure(Decoder(decoder.weights, dense_rules(handle.plan.shape), 16), 8, 2, 1)["read_bytes"]
+    assert counted["read_bytes"] == read["projections"]
+    assert counted["projection_bytes"] == dense["projections"]
+    assert counted["extras_bytes"] == read["adapters"]
+    assert counted["head_bytes"] == read["lm_head"]
+    assert counted["net_bytes"] == counted["read_bytes"] + counted["extras_bytes"]
+
+
+def test_groups_along_the_input_are_not_run(tokens: Tensor) -> None:
+    model = wide()
+    with applied(model, tokens, method("magnitude")) as handle:
+        quantise(model, handle, config("w4_rtn", groups="input"), tokens)
+        with pytest.raises(DecodeError, match="along the input"):
+            weights_of(model, handle)
+
+
+@pytest.mark.parametrize("words", [["--quantization", "w8"], ["--quantization", "w4", "--head-w8"]], ids=str)
+def test_the_benchmark_times_codes(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "kernels" / "benchmarks"))
+    import decode as benchmark
+
+    out = tmp_path / "out.json"
+    sizes = ["--contexts", "4", "--new-tokens", "2", "--repeats", "1", "--levels", "0,0.5", "--dtype", "float32"]
+    benchmark.main(["--model", "smollm2-135m", "--layers", "1", "--device", "cpu", *sizes, *words, "--json", str(out)])
+    record = json.loads(out.read_text())
+    assert (record["quantization"], record["head"]) == (words[1], "w8" if "--head-w8" in words else "none")
+    assert [row["kind"] for row in record["rows"]].count("quantised") == 1
+    assert all(gate["bit_identical"] for gate in record["gate"]["4"].values())
+    assert "benchmark" not in sys.modules
+    with pytest.raises(SystemExit, match="--prefill"):
+        benchmark.main(["--model", "smollm2-135m", "--device", "cpu", "--prefill", "8", *words])

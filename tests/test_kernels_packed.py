@@ -1,0 +1,149 @@
+"""The sparse product of packed 4-bit codes against its reference: in the interpreter here, compiled on a GPU.
+
+GPU: `PYTHONPATH=kernels python -m pytest --noconftest -m "" tests/test_kernels_packed.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from larosa_kernels import kept_mask, limit_from_threshold, norm_select, select, select_gemv, sparse_gemv, swiglu_select
+from larosa_kernels import testing as kt
+from larosa_kernels.sparse_gemv.config import GemvConfig, packed_config
+from larosa_kernels.sparse_gemv.packing import pack_codes, unpack_codes, unpacked
+from larosa_kernels.sparse_gemv.reference import sparse_gemv_reference
+from torch import Tensor
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ON_GPU = DEVICE == "cuda"
+HALF = [torch.bfloat16, torch.float16]
+WAYS = {
+    "default": None,
+    "64": GemvConfig(columns=64, unroll=2, num_warps=2),
+    "32": GemvConfig(columns=32, unroll=4, num_warps=1),
+    "8": GemvConfig(columns=8, unroll=1, num_warps=1),
+}
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype).to(DEVICE)
+
+
+def packed(n: int, m: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    codes = torch.randint(-8, 8, (n, m), generator=draw, dtype=torch.int8)
+    scale = (torch.randn(-(-m // 64), n, generator=draw) / 16).bfloat16()
+    return pack_codes(codes.to(DEVICE)), scale.to(DEVICE)
+
+
+def check(
+    x: Tensor, keep: Tensor, weight: Tensor, scale: Tensor, m: int, config: GemvConfig | None, **more: Any
+) -> None:
+    """Scales of dropped entries are NaN and their codes other ones: the product is right, in equal bits each time."""
+    kept, dense = kept_mask(x, keep), unpacked(weight, scale, m)
+    exact = kt.exact_gemv(x, kept, dense, **more)
+    poisoned, other = scale.clone(), weight.clone()
+    poisoned[:, ~kept.any(0)] = float("nan")
+    other[~kept.any(0)] = 0xFF
+    with kt.poisoned_empty():
+        runs = [
+            sparse_gemv(x, keep, other, scale=poisoned, m=m, backend="triton", config=config, **more)
+            for _ in range(1 + ON_GPU)
+        ]
+    assert torch.equal(runs[0], runs[-1])
+    allowed = kt.EPSILON[x.dtype] * exact.abs() * 1.001 + 2 * kt.gemv_tolerance(x, dense)
+    assert ((runs[0].double() - exact).abs() <= allowed).all()
+    reference = sparse_gemv_reference(x, keep, other, scale=poisoned, m=m, **more)
+    assert ((reference.double() - exact).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("m", [1, 63, 64, 65, 200])
+def test_packing_is_undone(m: int) -> None:
+    codes = torch.randint(-8, 8, (5, m), generator=torch.Generator().manual_seed(m), dtype=torch.int8)
+    found = pack_codes(codes)
+    assert found.shape == (5, 32 * -(-m // 64))
+    assert torch.equal(unpack_codes(found, m), codes)
+    with pytest.raises(ValueError, match="-8 to 7"):
+        pack_codes(codes.clone().fill_(8))
+    with pytest.raises(ValueError, match="int8"):
+        pack_codes(codes.int())
+
+
+@pytest.mark.parametrize(("name", "dtype"), list(zip(WAYS, HALF * 2, strict=True)), ids=str)
+def test_launch_shapes(name: str, dtype: torch.dtype) -> None:
+    n, m = (577, 200) if ON_GPU else (97, 24) if name == "8" else (201, 100)
+    x, (weight, scale) = kt.vector("sorted", 1, n, dtype, DEVICE), packed(n, m)
+    check(x, select(x, n * 3 // 7), weight, scale, m, WAYS[name], residual=normal(1, m, seed=2, dtype=dtype))
+
+
+@pytest.mark.parametrize("m", [1, 63, 65, 130])
+def test_odd_widths_batch_bias(m: int) -> None:
+    x, (weight, scale) = normal(2, 97), packed(97, m, seed=m)
+    check(x, select(x, 40), weight, scale, m, WAYS["32"], bias=normal(m, seed=3))
+
+
+def test_everything_and_nothing_kept() -> None:
+    x, (weight, scale) = normal(1, 128), packed(128, 70)
+    check(x, select(x, 128), weight, scale, 70, WAYS["64"])
+    check(x, torch.tensor([[0x7F80, -1]], dtype=torch.int32, device=DEVICE), weight, scale, 70, WAYS["64"])
+
+
+SITES: dict[str, dict[str, Any]] = {
+    "norm": {"norm": True, "bias": True},
+    "norm, all": {"norm": True, "k": None},
+    "swiglu": {"norm": True, "swiglu": True, "bias": True},
+    "swiglu, gated": {"swiglu": True, "gate_limit": True},
+    "residual": {"residual": True, "ties": "keep"},
+    "limit": {"k": None, "limit": True, "residual": True},
+    "nothing": {"k": None},
+}
+
+
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize(("n", "dtype"), [(600, HALF[0]), (577, HALF[1])] if ON_GPU else [(161, HALF[0])], ids=str)
+def test_one_launch_a_site_has_the_bits_of_single_ops(n: int, dtype: torch.dtype, site: str) -> None:
+    asked = SITES[site]
+    m = 128 if "swiglu" in asked else 72
+    k, ties, (weight, scale) = asked.get("k", n * 3 // 7), asked.get("ties", "strict"), packed(n, m)
+    x = kt.vector("outliers", 1, n, dtype, DEVICE) / 30  # an odd width is read entry by entry
+    norm = 1 + normal(n, seed=2, dtype=dtype) / 4 if "norm" in asked else None
+    way = packed_config(n, m) if ON_GPU else WAYS["64"]
+    limits = {name: limit_from_threshold(0.05, dtype, DEVICE) for name in ("limit", "gate_limit") if name in asked}
+    around: dict[str, Any] = {"scale": scale, "m": m}
+    around |= {"bias": normal(m, seed=3, dtype=dtype)} if "bias" in asked else {}
+    around |= {"residual": normal(1, m, seed=4, dtype=dtype)} if "residual" in asked else {}
+    more: dict[str, Any] = {"norm": norm, "eps": 1e-5, "swiglu": "swiglu" in asked, **limits, **around}
+    with kt.poisoned_empty():
+        y = select_gemv(x, weight, k, ties, **more, backend="triton", config=way)
+    if norm is not None:
+        z, keep = norm_select(x, norm, 1e-5, k, ties, backend="triton")
+    else:
+        z, keep = x, limits["limit"][None] if "limit" in limits else select(x, k or n, ties, backend="triton")
+    wanted = sparse_gemv(z, keep, weight, **around, backend="triton", config=way)
+    if "swiglu" in asked:
+        wanted, _ = swiglu_select(wanted, gate_limit=limits.get("gate_limit"), backend="triton")
+    assert torch.equal(y, wanted)
+    reference = select_gemv(x, weight, k, ties, **more, backend="reference")
+    assert (y.float() - reference.float()).norm() <= 8 * kt.EPSILON[dtype] * reference.float().norm()
+
+
+def test_what_does_not_fit_is_named() -> None:
+    x, (weight, scale) = normal(1, 64), packed(64, 128)
+    keep = select(x, 32)
+    with pytest.raises(ValueError, match="m, the outputs"):
+        sparse_gemv(x, keep, weight, scale=scale)
+    with pytest.raises(ValueError, match="m, the outputs"):
+        sparse_gemv(x, keep, normal(64, 128), m=128)
+    with pytest.raises(ValueError, match="scale goes with"):
+        sparse_gemv(x, keep, weight, m=128)
+    with pytest.raises(ValueError, match=r"expected shape \[64, 96\]"):
+        sparse_gemv(x, keep, weight, scale=scale, m=129)
+    with pytest.raises(TypeError, match="bfloat16"):
+        sparse_gemv(x, keep, weight, scale=scale.float(), m=128)
+    with pytest.raises(ValueError, match="whole groups of 64"):
+        select_gemv(x, *packed(64, 100)[:1], scale=packed(64, 100)[1], m=100, swiglu=True)
+    if ON_GPU:
+        with pytest.raises(ValueError, match="8 to 64"):
+            sparse_gemv(x, keep, weight, scale=scale, m=128, config=GemvConfig(columns=128))
