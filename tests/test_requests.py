@@ -17,7 +17,7 @@ from transformers import ByT5Tokenizer
 from conftest import ROOT
 from larosa.command import read_settings
 from larosa.config import ZeroShotConfig
-from larosa.evaluation import harness
+from larosa.evaluation import harness, likelihood
 from larosa.evaluation.likelihood import likelihoods
 from larosa.evaluation.recording import record
 from larosa.evaluation.requests import Requests
@@ -47,10 +47,11 @@ def lm_eval_likelihoods(model: Any, tokenizer: Any, config: ZeroShotConfig) -> d
     return {name: [tuple(a) for s in report["samples"][name] for a in s["filtered_resps"]] for name in drawn}
 
 
-@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize(("batch", "rows"), [(1, 512), (5, 512), (5, 7)])
 def test_scores_and_likelihoods_are_lm_evals(
-    model: Any, tokenizer: Any, wheel: Any, tmp_path: Path, batch: int
+    model: Any, tokenizer: Any, wheel: Any, tmp_path: Path, batch: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(likelihood, "_ROWS", rows)
     config = settings(*TASKS, examples=12, batch=batch)
     own = recorded(model, tokenizer, tmp_path / "tasks.json.gz", config)
     assert zero_shot(model, tokenizer, own, 0) == zero_shot(model, tokenizer, config, 0)

@@ -7,7 +7,9 @@ taken in float32 also of a bf16 or fp16 model, whose own softmax makes ties; the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -18,6 +20,8 @@ from transformers import PreTrainedModel
 from larosa.architecture import ModelView
 
 Tokens = tuple[int, ...]
+_ROWS = 512
+"""Of scores at a time: a row is as long as the vocabulary."""
 
 
 @torch.no_grad()
@@ -39,17 +43,36 @@ def likelihoods(
             batch = texts[start : start + batch_size]
             ids = pad_sequence([torch.tensor(text) for text in batch], batch_first=True)
             hidden = view.decoder(input_ids=ids.to(view.embedding.weight.device), use_cache=False).last_hidden_state
-            for row, text in zip(hidden, batch, strict=True):
-                own = [requests[index][1] for index in shared[text]]
-                longest = max(map(len, own))
-                scores = view.head(row[len(text) - longest : len(text)]).log_softmax(-1, dtype=largest)
-                found |= zip(shared[text], (_likelihood(scores, continuation) for continuation in own), strict=True)
+            asked = [[(index, requests[index][1]) for index in shared[text]] for text in batch]
+            for chunk in _chunks([max(len(own) for _, own in each) for each in asked]):
+                rows = [hidden[i, len(batch[i]) - longest : len(batch[i])] for i, longest in chunk]
+                scores = view.head(torch.cat(rows)).log_softmax(-1, dtype=largest)
+                ends = zip(chunk, accumulate(longest for _, longest in chunk), strict=True)
+                found |= _likelihoods(scores, [(end, *own) for (i, _), end in ends for own in asked[i]])
             bar.update(len(batch))
     return [found[index] for index in range(len(requests))]
 
 
-def _likelihood(scores: Tensor, continuation: Tokens) -> tuple[float, bool]:
-    """scores: [at least the continuation's tokens, vocabulary], log-probabilities that end where it ends."""
-    ids = torch.tensor(continuation, device=scores.device)
-    own = scores[len(scores) - len(ids) :]
-    return float(own.gather(-1, ids[:, None]).sum()), bool((own.argmax(-1) == ids).all())
+def _chunks(rows: list[int]) -> Iterator[list[tuple[int, int]]]:
+    """Texts by number, with their rows, together up to _ROWS of them."""
+    chunk: list[tuple[int, int]] = []
+    for i, count in enumerate(rows):
+        if chunk and sum(own for _, own in chunk) + count > _ROWS:
+            yield chunk
+            chunk = []
+        chunk.append((i, count))
+    yield chunk
+
+
+def _likelihoods(scores: Tensor, asked: list[tuple[int, int, Tokens]]) -> dict[int, tuple[float, bool]]:
+    """scores: [rows, vocabulary], log-probabilities; asked: the row behind a continuation's last, its number, its
+    tokens. The GPU is waited for once, not once a continuation."""
+    place = torch.tensor([end - len(own) + i for end, _, own in asked for i in range(len(own))], device=scores.device)
+    token = torch.tensor([one for _, _, own in asked for one in own], device=scores.device)
+    nats, likeliest = scores[place, token].tolist(), (scores.argmax(-1)[place] == token).tolist()
+    found, start = {}, 0
+    for _, index, own in asked:
+        end = start + len(own)
+        found[index] = math.fsum(nats[start:end]), all(likeliest[start:end])
+        start = end
+    return found
