@@ -13,7 +13,7 @@ import pytest
 from made_records import inspections, made, seven, timings, write
 
 from analysis import bank, build
-from analysis.figures import every, lengths
+from analysis.figures import every, lengths, thresholds
 from analysis.main_result import results
 from analysis.tables import every as every_table
 from analysis.tables import flops
@@ -112,6 +112,22 @@ def test_a_line_over_lengths_is_one_process(tmp_path: Path) -> None:
     for own in found.values():
         assert [cell.new_tokens for cell in own] == [32, 64, 128]
         assert {id(cell.record) for cell in own} == {id(newest)}
+
+
+def test_limits_behind_adapters_are_no_line_of_figure_3() -> None:
+    """The committed timings hold both: what an adapter costs is not what limits do."""
+    found = lengths.timed(bank.read(build.RECORDS, build.TIMINGS), "limits")
+    assert {cell.record["extras"] for own in found.values() for cell in own} == {"none"}
+
+
+def test_limits_behind_a_rotation_are_called_so(tmp_path: Path) -> None:
+    run = made("larosa", model="smollm2-135m")
+    run["config"]["method"]["rule"] = "threshold"
+    write(tmp_path, [made("dense", 0.0, model="smollm2-135m"), run])
+    figure = thresholds.drawn(bank.read(tmp_path, tmp_path / "none"), "smollm2-135m", "figure3").figure
+    assert figure is not None
+    named = [text.get_text() for axes in figure.axes if (own := axes.get_legend()) for text in own.get_texts()]
+    assert "larosa/paper, limits" in named
 
 
 def test_two_models_get_two_figures(tmp_path: Path) -> None:

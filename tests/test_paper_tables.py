@@ -146,6 +146,14 @@ def test_the_papers_count_and_schedule_come_first_in_printed_rows(tmp_path: Path
     assert shown[1]["WikiText-2 perplexity, printed"].text == ""
 
 
+def test_more_texts_do_not_put_another_schedule_in_a_printed_row(tmp_path: Path) -> None:
+    other = made("larosa", nats=1.9, texts=("wikitext2", "lambada"))
+    other["config"]["schedule"] |= {"kind": "uniform", "name": "uniform"}
+    other["identity"] += "-uniform"
+    found = block(tables(tmp_path, [made("dense", 0.0), made("larosa", nats=2.0), other])[2], "llama3-8b")
+    assert at(found, "50", "larosa", "schedule").text == "paper"
+
+
 def nominal(method: str, realised: float, nats: float) -> Record:
     """Asked for 50 % as the paper counts; a limit realises another level than was planned."""
     run = made(method, nats=nats)

@@ -164,21 +164,15 @@ def at(runs: list[Run], target: float, printed: bool = False) -> Run | None:
     """The run that stands for a level: one that is there before one that was only asked for it.
 
     For a printed row the paper's count and schedules come first. Otherwise the smallest perplexity, mean over the
-    texts that all of them have; runs on fewer texts than others stand back.
+    texts that all of them have.
     """
     near = [run for run in runs if stands(run, target)]
     asked = [run for run in runs if abs(run.entry.asked - target) <= _ROUNDING]
-    found = _fullest(near or asked)
+    found = near or asked
     texts = set.intersection(*(set(run.entry.nll) for run in found)) if found else set()
     if printed:
         return min(found, key=lambda run: (count(run) != "nominal", _preferred(run), *_rank(run, texts)), default=None)
     return min(found, key=lambda run: _rank(run, texts), default=None)
-
-
-def _fullest(runs: list[Run]) -> list[Run]:
-    """Those on most texts: others cannot be compared with all of them."""
-    most = max((len(run.entry.nll) for run in runs), default=0)
-    return [run for run in runs if len(run.entry.nll) == most]
 
 
 def _preferred(run: Run) -> int:
