@@ -68,3 +68,16 @@ def test_rows_of_table_6_share_their_schedule(tmp_path: Path) -> None:
     found = block(tables(tmp_path, [dense(), *runs, better, limits])[6], SMALL)
     own = [(row["rotation"].text, row["schedule"].text) for row in rows_of(found) if row["level, %"].text == "50"]
     assert sorted(own) == [("block", ""), ("layer", "official"), ("model", ""), ("none", "official")]
+
+
+def test_tables_of_calibration_sets_leave_out_what_was_calibrated_on_one(tmp_path: Path) -> None:
+    other, single = scheduled("larosa", "official", 2.2), scheduled("teal", "official", 2.1)
+    other |= {"identity": "on lambada"}
+    other["data"]["calibration"]["text"] = "lambada"
+    runs = [dense(), scheduled("larosa", "official", 2.3), single]
+
+    def shown(name: str, records: list[Record]) -> set[str]:
+        return {own["method"].text for own in rows_of(block(tables(tmp_path / name, records)[7], SMALL))}
+
+    assert shown("two sets", [*runs, other]) == {"dense", "larosa/paper"}
+    assert shown("one set", runs) == {"dense", "larosa/paper", "teal"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
 
 from analysis import paper
@@ -132,12 +133,18 @@ def of_one_schedule(runs: list[Run]) -> list[Run]:
 def useful(spec: Spec, rows: list[Printed], targets: list[float], runs: list[Run]) -> list[Run]:
     """The runs that some row of the table could hold; `targets` empty means any level.
 
-    Of a table that tells what is quantised, only those of methods and schedules that were measured quantised, if any.
+    Of a table that varies the calibration set or what is quantised, only those of methods and schedules that were
+    measured so, if any.
     """
     sparse = [run for run in runs if run.entry.family != "dense"]
-    rounded = {(run.method, run.entry.schedule) for run in sparse if run.entry.quantization != NONE}
-    if spec.quantised and rounded:
-        runs = [run for run in runs if run not in sparse or (run.method, run.entry.schedule) in rounded]
+    for key, usual in (("calibration", 1), ("quantization", 0)):
+        varied = defaultdict[tuple[str, str], set[str]](set)
+        for run in sparse:
+            if (value := match.KEYS[key](run)) != NONE:
+                varied[run.method, run.entry.schedule].add(value)
+        several = {own for own, values in varied.items() if len(values) > usual}
+        if key in spec.keys and several:
+            runs = [run for run in runs if run not in sparse or (run.method, run.entry.schedule) in several]
     return [
         run
         for run in runs
