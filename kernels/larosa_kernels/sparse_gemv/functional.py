@@ -61,6 +61,8 @@ def _sparse_gemv(
     blocks, rows = way.blocks(outputs), way.packed_rows if packed else way.rows(weight.element_size())
     unroll = max(1, min(way.unroll // 2 if swiglu else way.unroll, 2 ** (-(-n // rows) - 1).bit_length()))
     y = torch.empty(batch, outputs, dtype=x.dtype, device=x.device)
+    # int8 in words of four codes, where outputs come in fours.
+    in_words = weight.dtype == torch.int8 and not (m % 4 or outputs % 4 or way.columns < 4 or weight.data_ptr() % 4)
     line = torch.empty((blocks, batch, n) if norm is not None or rule != "all" else 1, dtype=x.dtype, device=x.device)
     ranked = x if norm is not None or rule != "all" else x[:, :1]  # any width goes where one program need not hold it
     words = search_arguments(ranked, strict, bracket is not None, way.num_warps, True, x if norm is None else norm)
@@ -71,7 +73,7 @@ def _sparse_gemv(
         n, m, k, eps, RULE=rule, NORM=norm is not None, SWIGLU=swiglu, GATED=gate_limit is not None,
         HAS_SCALE=scale is not None and not packed, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
         KEEP_STRIDE=2 if keep is not None and keep.dim() == 2 else 0, COLUMNS=way.columns, ROWS=rows, UNROLL=unroll,
-        WIDE=n * m >= 2**31, INTERPRETED=INTERPRETED, NIBBLES=packed, maxnreg=_REGISTERS, **words,
+        WIDE=n * m >= 2**31, INTERPRETED=INTERPRETED, NIBBLES=packed, BYTES=in_words, maxnreg=_REGISTERS, **words,
     )  # fmt: skip
     return y
 

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from larosa_kernels.pairs import load_words, norm_words, store_words, swiglu
 from larosa_kernels.search import find_limit, first_candidates, round_to, stays
-from larosa_kernels.sparse_gemv.nibbles import place_factor, spread
+from larosa_kernels.sparse_gemv.rows import add_rows
 
 
 @triton.jit
@@ -26,11 +26,6 @@ def mask_words(words, i, limit, last_index):
     low = stays(words & 0x7FFF, 2 * i, limit, last_index)
     high = stays((words >> 16) & 0x7FFF, 2 * i + 1, limit, last_index)
     return tl.where(low, words & 0xFFFF, 0) | tl.where(high, words & -65536, 0)
-
-
-@triton.jit
-def _add_two(a, b, c, d):
-    return a + c, b + d
 
 
 @triton.jit
@@ -62,7 +57,8 @@ def sparse_gemv_kernel(
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, KEEP_STRIDE: tl.constexpr, COLUMNS: tl.constexpr,
     ROWS: tl.constexpr, UNROLL: tl.constexpr, WIDE: tl.constexpr, INTERPRETED: tl.constexpr,
     BLOCK: tl.constexpr, EVEN: tl.constexpr, STRICT: tl.constexpr, INFINITY: tl.constexpr, PACKED: tl.constexpr,
-    BRACKETED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr, NIBBLES: tl.constexpr = False,
+    BRACKETED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr, NIBBLES: tl.constexpr,
+    BYTES: tl.constexpr,
 ):  # fmt: skip
     """RULE: `all`, `search` (the k largest), or `given` (the pairs at keep). Shapes in functional.py.
 
@@ -106,75 +102,16 @@ def sparse_gemv_kernel(
         store_words(source, i, words, n, EVEN)
         tl.debug_barrier()  # the line is read by other threads than wrote it
 
-    row = tl.arange(0, ROWS)
+    per: tl.constexpr = 8 if NIBBLES else 4 if BYTES else 1
+    # Codes of 4 bits and their scales lie in groups of 64 outputs, up's groups behind gate's.
+    half = tl.cdiv(width, 64) * 8 if NIBBLES else width // per
     if NIBBLES:
-        words_of = weight.to(tl.pointer_type(tl.int32))
-        word = block * (COLUMNS // 8) + tl.arange(0, COLUMNS // 8)
-        half = tl.cdiv(width, 64)  # groups before up's
-        stride = half * 16 if SWIGLU else half * 8
         scale += (block * COLUMNS // 64).to(tl.int64) * n
-        scale_up = scale + half.to(tl.int64) * n
-    total = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
-    if SWIGLU:
-        total_up = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
-    entries = ()
-    for j in tl.static_range(UNROLL):
-        at = j * ROWS + row
-        entries = entries + (tl.load(source + at, mask=at < n, other=0.0),)
-    for first in tl.range(0, n, UNROLL * ROWS, num_stages=1):
-        # The next turn's entries first: behind the weights they would wait for them.
-        upcoming = ()
-        for j in tl.static_range(UNROLL):
-            at = first + (UNROLL + j) * ROWS + row
-            upcoming = upcoming + (tl.load(source + at, mask=at < n, other=0.0),)
-        tiles = ()
-        tiles_up = ()
-        scales = ()
-        scales_up = ()
-        for j in tl.static_range(UNROLL):
-            at = first + j * ROWS + row
-            if RULE == "all":
-                taken = at < n
-            else:
-                taken = entries[j] != 0
-            if NIBBLES:
-                cell = words_of + (at.to(tl.int64) if WIDE else at)[:, None] * stride + word[None, :]
-                mask = taken[:, None]
-                up_there = half * 8
-            else:
-                cell = weight + (at.to(tl.int64) if WIDE else at)[:, None] * m + column[None, :]
-                mask = taken[:, None] & fit[None, :]
-                up_there = width
-            tiles = tiles + (tl.load(cell, mask=mask, other=0, eviction_policy="evict_first"),)
-            if SWIGLU:
-                tiles_up = tiles_up + (tl.load(cell + up_there, mask=mask, other=0, eviction_policy="evict_first"),)
-            if NIBBLES:
-                scales = scales + (tl.load(scale + at, mask=taken, other=0.0),)
-                if SWIGLU:
-                    scales_up = scales_up + (tl.load(scale_up + at, mask=taken, other=0.0),)
-        # A factor of 1 that is loaded behind the barrier keeps the compiler from waiting for a tile between two loads.
-        tl.debug_barrier()
-        unit = tl.load(one, volatile=True)
-        for j in tl.static_range(UNROLL):
-            if NIBBLES:
-                value = entries[j].to(tl.float32) * unit
-                total += spread(tiles[j]) * (value * scales[j].to(tl.float32))[:, None]
-                if SWIGLU:
-                    total_up += spread(tiles_up[j]) * (value * scales_up[j].to(tl.float32))[:, None]
-            else:
-                value = (entries[j].to(tl.float32) * unit)[:, None]
-                total += tiles[j].to(tl.float32) * value
-                if SWIGLU:
-                    total_up += tiles_up[j].to(tl.float32) * value
-        entries = upcoming
-    if SWIGLU:
-        out, up = tl.reduce((total, total_up), 0, _add_two)
-    else:
-        out = tl.sum(total, 0)
-    if NIBBLES:
-        out = out * place_factor(column)
-        if SWIGLU:
-            up = up * place_factor(column)
+    scale_up = scale + (half // 8).to(tl.int64) * n
+    out, up = add_rows(
+        source, weight, scale, scale_up, one, n, 2 * half if SWIGLU else half, block, half, COLUMNS, ROWS, UNROLL,
+        SWIGLU, NIBBLES, BYTES, RULE == "all", WIDE, INTERPRETED,
+    )  # fmt: skip
     out = finish(out, factor, summand, HAS_SCALE, HAS_BIAS)
     if SWIGLU:
         up = finish(up, factor_up, summand_up, HAS_SCALE, HAS_BIAS)
