@@ -1,7 +1,7 @@
 """What of a run's weights stands on a grid, in the words of rows, labels and captions.
 
-`w8`, `w4 rtn`, `w4 gptq`, `w4 awq`; `w4 rtn along outputs` where 64 outputs of one input share a scale, the others have
-groups of 64 along the input. `none` also of records from before there was any.
+`w8`, `w8 gptq`, `w4 rtn`, `w4 gptq`, `w4 awq`; `along outputs` where 64 outputs of one input share a scale, the other
+w4 have groups of 64 along the input. `none` also of records from before there was any.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ def name(config: Record) -> str:
 
 def _weights(own: Record) -> str:
     weights = str(own.get("weights", NONE))
-    if weights != "w4":
-        return weights
-    return f"w4 {own['quantizer']}{' along outputs' if own['groups'] == 'output' else ''}"
+    if weights == "w4":
+        return f"w4 {own['quantizer']}{' along outputs' if own['groups'] == 'output' else ''}"
+    return f"{weights} {own['quantizer']}" if calibrated({"quantization": own}) else weights
 
 
 def calibrated(config: Record) -> bool:
     """Whether the quantiser read the calibration tokens."""
     own = config.get("quantization") or {}
-    return str(own.get("weights", NONE)) == "w4" and own["quantizer"] != "rtn"
+    return str(own.get("weights", NONE)) != NONE and own["quantizer"] != "rtn"
 
 
 def settings(config: Record) -> str:

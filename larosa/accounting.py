@@ -190,7 +190,8 @@ def _stored(site: Site, config: QuantizationConfig) -> int:
     if config.weights == "w8":
         return codes + 4 * outputs
     along, across = (outputs, site.width) if config.groups == "output" else (site.width, outputs)
-    numbers = 1 if config.quantizer == "rtn" else 2  # a zero point beside the scale, counted like it
+    # A library's grid has a zero point beside the scale, counted like it.
+    numbers = 1 if config.quantizer == "rtn" or config.groups == "output" else 2
     return codes + 2 * numbers * across * -(-along // GROUP)
 
 

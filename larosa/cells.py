@@ -132,7 +132,8 @@ def _check(config: RunConfig, shape_config: PretrainedConfig, shape: ModelShape)
 
 
 def _check_quantiser(config: RunConfig) -> None:
-    check_installed(config.quantization.quantizer)
+    if config.quantization.groups == "input":
+        check_installed(config.quantization.quantizer)
     wanted, held = config.quantization.sequences or 0, config.calibration.sequences
     if wanted > held:
         raise ConfigError(

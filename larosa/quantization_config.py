@@ -20,7 +20,8 @@ class QuantizationConfig(Strict):
     quantizer: Literal["rtn", "gptq", "awq"]
     """Round to nearest, or a calibrated quantiser."""
     groups: Literal["output", "input"]
-    """w4: whether 64 outputs of one input channel share a scale, or 64 inputs of one output channel."""
+    """w4: whether 64 outputs of one input channel share a scale, or 64 inputs of one output channel. GPTQ along the
+    output is larosa.quantization.feedback, along the input a library's."""
     sequences: PositiveInt | None
     """Calibration sequences that a calibrated quantiser reads, from the first on; None: all. Rounding reads none."""
     first_token_weight: PositiveFloat | None
@@ -37,19 +38,21 @@ class QuantizationConfig(Strict):
     @property
     def calibrated(self) -> bool:
         """Whether the quantiser reads calibration tokens."""
-        return self.weights == "w4" and self.quantizer != "rtn"
+        return self.weights != "none" and self.quantizer != "rtn"
 
     @model_validator(mode="after")
     def _possible(self) -> QuantizationConfig:
-        if self.weights != "w4" and (self.quantizer != "rtn" or self.groups != "output"):
+        if self.weights == "none" and self.quantizer != "rtn":
             raise ValueError(
-                f"quantization.weights={self.weights} is rounded to nearest without groups: quantization.quantizer "
-                "must be rtn, quantization.groups output (gptq, awq and groups=input belong to weights=w4)"
+                f"quantization.quantizer={self.quantizer} belongs to weights=w8 or w4, not to weights=none"
             )
-        if self.quantizer != "rtn" and self.groups != "input":
+        if self.weights != "w4" and self.groups != "output":
+            raise ValueError(f"quantization.groups=input belongs to weights=w4, not to weights={self.weights}")
+        if self.quantizer == "awq" and self.groups != "input":
             raise ValueError(
-                f"quantization.quantizer={self.quantizer} has its groups along the input: set quantization.groups=input"
+                "quantization.quantizer=awq has its groups along the input: set quantization.weights=w4 and "
+                "quantization.groups=input (quantization=w4_awq)"
             )
-        if self.first_token_weight is not None and (self.weights, self.quantizer) != ("w4", "gptq"):
+        if self.first_token_weight is not None and self.quantizer != "gptq":
             raise ValueError("quantization.first_token_weight is of quantization.quantizer=gptq")
         return self

@@ -33,7 +33,7 @@ from larosa.decode.weights import DecodeWeights, random_weights
 from larosa.quantization.model import quantise
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 3}
-CHOICES = ["w8", "w4_rtn"]
+CHOICES = ["w8", "w4_rtn", "w4_gptq_output"]
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "magnitude": ("magnitude", {}),
     "adapters": ("larosa/paper", {"granularity": "block"}),

@@ -20,8 +20,8 @@ from analysis.tables.cells import Block, Cell
 from conftest import CONF
 from larosa.errors import LarosaError
 
-CHOICES = ("none", "w8", "w4_rtn", "w4_rtn_input", "w4_gptq", "w4_awq")
-NAMES = ("none", "w8", "w4 rtn along outputs", "w4 rtn", "w4 gptq", "w4 awq")
+CHOICES = ("none", "w8", "w4_rtn", "w4_rtn_input", "w4_gptq", "w4_awq", "w8_gptq", "w4_gptq_output")
+NAMES = ("none", "w8", "w4 rtn along outputs", "w4 rtn", "w4 gptq", "w4 awq", "w8 gptq", "w4 gptq along outputs")
 COLUMN = "WikiText-2 perplexity, ours"
 
 
@@ -75,7 +75,7 @@ def test_table_9_of_a_printed_model(tmp_path: Path) -> None:
             noise = of(found, level, "none", method)[COLUMN].value or 0
             assert own[COLUMN].value == pytest.approx(noise * math.e ** (expected[f"w4 {quantiser}"] - 2.0))
             assert own["Acc7, %, ours"].value == pytest.approx(60, abs=5)
-    for name in ("w8", "w4 rtn along outputs"):  # the paper has neither
+    for name in ("w8", "w4 rtn along outputs", "w8 gptq", "w4 gptq along outputs"):  # the paper has neither
         assert of(found, "0", name, "dense")[COLUMN].value is not None
         assert of(found, "25", name, "larosa/paper")[COLUMN].value is not None
     for name in NAMES:

@@ -28,7 +28,7 @@ from larosa.quantization.model import quantise
 from larosa.quantization_config import QuantizationConfig
 
 CHOICES = sorted(path.stem for path in (CONF / "quantization").glob("*.yaml"))
-ROUNDED = ["w8", "w4_rtn"]
+ROUNDED = ["w8", "w4_rtn", "w8_gptq", "w4_gptq_output"]
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +101,7 @@ def test_turned_then_rounded_then_removed_bit_for_bit(choice: str, name: str, ke
     with applied(model, tokens, method(preset[0], **preset[1])) as handle:
         turned = {(v.index, s): [r.weight for r in v.readers(s)] for v, s in ModelView(model).sites()}
         said = quantise(model, handle, config(choice, head=keep), tokens)
-        assert 0 < said["relative_weight_error"] < (0.02 if choice == "w8" else 0.2)
+        assert 0 < said["relative_weight_error"] < (0.02 if choice.startswith("w8") else 0.2)
         for (index, site), own in turned.items():
             rows = torch.cat([linear.weight for linear in ModelView(model).layers[index].readers(site)])
             assert torch.equal(rows, handle.quantised[index, site].dense(torch.float32).T)
@@ -111,7 +111,7 @@ def test_turned_then_rounded_then_removed_bit_for_bit(choice: str, name: str, ke
         with handle.level_zero():
             rounded = model(tokens).logits
         off = float((rounded - expected).norm() / expected.norm())
-        assert 1e-4 < off < (0.1 if choice == "w8" else 1.0)
+        assert 1e-4 < off < (0.1 if choice.startswith("w8") else 1.0)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.config.tie_word_embeddings
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -158,8 +158,10 @@ def test_identities_of_runs_without_are_what_they_were(choice: str, monkeypatch:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["quantization=w8", "quantization.groups=input"], "without groups"),
-        (["quantization=w4_gptq", "quantization.groups=output"], "groups along the input"),
+        (["quantization=w8", "quantization.groups=input"], "belongs to weights=w4"),
+        (["quantization=w8", "quantization.quantizer=awq"], "groups along the input"),
+        (["quantization=w4_awq", "quantization.groups=output"], "groups along the input"),
+        (["quantization=none", "quantization.quantizer=gptq"], "belongs to weights=w8 or w4"),
         (["quantization=w4_rtn", "quantization.groups=input", "evaluation=speed"], "groups along the output"),
         (["quantization=w8", "method=wina", "evaluation=speed"], "column norms"),
         (["quantization=w4_awq", "quantization.first_token_weight=2"], "is of quantization.quantizer=gptq"),
@@ -177,6 +179,8 @@ def test_a_missing_library_is_named_before_anything_loads(monkeypatch: pytest.Mo
     monkeypatch.setattr(calibrated, "find_spec", lambda _: None)
     with pytest.raises(QuantizationError, match="pip install"):
         plan_cells(parse("quantization=w4_gptq"))
+    for ours in ("w8_gptq", "w4_gptq_output"):
+        assert plan_cells(parse(f"quantization={ours}"))
 
 
 def test_a_quantiser_reads_as_many_sequences_as_asked(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

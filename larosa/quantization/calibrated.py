@@ -25,6 +25,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from larosa.architecture import SITES, LayerView, ModelView
+from larosa.quantization.feedback import fed_back
 from larosa.quantization.grid import GROUP, QuantizationError
 from larosa.quantization_config import QuantizationConfig
 from larosa.sparsity.handle import SparsityHandle
@@ -89,7 +90,8 @@ def quantise_layers(
 
     Raises QuantizationError where the library is missing or gives no number.
     """
-    check_installed(config.quantizer)
+    if config.groups == "input":
+        check_installed(config.quantizer)
     view, before = ModelView(model), dict[nn.Linear, Tensor]()
     with handle.level_zero():
         inputs = _first_inputs(view, tokens)
@@ -99,7 +101,14 @@ def quantise_layers(
                 readers = layer.readers(site)
                 own = {reader: reader.weight for reader in readers}
                 given = [_counted(x, config.first_token_weight) for x in seen.pop(site)]
-                new = rounded(list(own.values()), given, config.quantizer)
+                if config.groups == "output":
+                    scheme = "w8" if config.weights == "w8" else "w4_output"
+                    found = fed_back(torch.cat(list(own.values())).T, _moments(given), scheme)
+                    handle.quantised[layer.index, site] = found
+                    dense = found.dense(readers[0].weight.dtype).T
+                    new = [each.contiguous() for each in torch.split(dense, [len(weight) for weight in own.values()])]
+                else:
+                    new = rounded(list(own.values()), given, config.quantizer)
                 for reader, weight in zip(readers, new, strict=True):
                     handle.exchange(reader, "weight", weight)
                 before |= own
@@ -112,6 +121,11 @@ def _counted(x: Tensor, first: float | None) -> Tensor:
     if first is None:
         return x
     return torch.cat([x[:, :1] * first**0.5, x[:, 1:]], 1)
+
+
+def _moments(inputs: list[Tensor]) -> Tensor:
+    """Inputs [1, T, n] -> the sum of their squares and products, [n, n]."""
+    return sum((x[0].T @ x[0] for x in inputs), torch.zeros((), device=inputs[0].device))
 
 
 def _only(output: Any) -> Tensor:
