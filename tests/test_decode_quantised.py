@@ -162,6 +162,23 @@ def test_groups_along_the_input_are_not_run(tokens: Tensor) -> None:
             weights_of(model, handle)
 
 
+def test_adapters_in_codes_are_read_as_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "kernels" / "benchmarks"))
+    import decode as benchmark
+
+    sizes = ["--contexts", "4", "--new-tokens", "2", "--repeats", "1", "--levels", "0.5", "--dtype", "float32"]
+    words, read = ["--model", "smollm2-135m", "--layers", "2", "--device", "cpu", *sizes], {}
+    for name, more in (("float32", []), ("w8", ["--adapters-w8"])):
+        out = tmp_path / f"{name}.json"
+        benchmark.main([*words, "--extras", "adapter", *more, "--json", str(out)])
+        record = json.loads(out.read_text())
+        assert record["adapters"] == ("w8" if more else "none")
+        read[name] = record["rows"][-1]["read_bytes"]["adapters"]
+    assert (read["float32"], read["w8"]) == (4 * 576**2, 576**2 + 4 * 576)
+    with pytest.raises(SystemExit, match="--extras adapter"):
+        benchmark.main([*words, "--adapters-w8"])
+
+
 @pytest.mark.parametrize("words", [["--quantization", "w8"], ["--quantization", "w4", "--head-w8"]], ids=str)
 def test_the_benchmark_times_codes(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "kernels" / "benchmarks"))

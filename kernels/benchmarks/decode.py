@@ -8,8 +8,8 @@ conf/model/NAME.yaml. The correctness gate runs first, on the model's first laye
 is printed unless it is green. `--extras adapter` puts one D x D product in front of every layer but the first (the
 paper's form), `int8` two int8 transforms in every layer (output_aware). `--thresholds` times the same levels with
 limits given instead of exact selection: what selection costs. `--quantization w8` (one scale an output) or `w4` (one
-scale for 64 outputs of an input) rounds the random weights, `--head-w8` the head; the dense rows in bf16 stay beside
-them, on what the codes stand for.
+scale for 64 outputs of an input) rounds the random weights, `--head-w8` the head, `--adapters-w8` the adapters; the
+dense rows in bf16 stay beside them, on what the codes stand for.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--extras", choices=EXTRAS, default="none")
     parser.add_argument("--quantization", choices=SCHEMES, default="none", help="the projections as codes")
     parser.add_argument("--head-w8", action="store_true", help="the head as int8 codes")
+    parser.add_argument("--adapters-w8", action="store_true", help="the adapters of --extras as int8 codes")
     parser.add_argument("--contexts", type=whole_numbers, default=[1024], help="tokens in the cache before the first")
     parser.add_argument("--new-tokens", type=whole_numbers, default=[64], help="output lengths, timed a token")
     parser.add_argument("--repeats", type=int, default=5)
@@ -158,11 +159,14 @@ def main(words: list[str]) -> None:
     config = shape_of(options.model)
     if options.prefill and (options.quantization != "none" or options.head_w8):
         raise SystemExit("--prefill times bf16 weights in two layouts: expected no --quantization and no --head-w8")
+    if options.adapters_w8 and not EXTRAS[options.extras].get("adapters"):
+        raise SystemExit(f"--adapters-w8: expected --extras adapter or adapters, got {options.extras}")
     weights = random_weights(config, dtype, device, options.seed, options.layers, **EXTRAS[options.extras])
-    weights = weights.rounded(SCHEMES[options.quantization], options.head_w8)
+    weights = weights.rounded(SCHEMES[options.quantization], options.head_w8, options.adapters_w8)
     record: dict[str, Any] = {"schema": SCHEMA, "kind": "decode", "model": options.model, "weights": "random"}
     record |= circumstances(device) | {"dtype": options.dtype, "extras": options.extras, "layers": len(weights.layers)}
     record |= {"quantization": options.quantization, "head": "w8" if options.head_w8 else "none"}
+    record |= {"adapters": "w8" if options.adapters_w8 else "none"}
     record |= {"seed": options.seed, "levels": options.levels, "command": command(words)}
     record |= {"gate": {}, "rows": [], "selection_us": {}}
     if options.prefill:

@@ -128,15 +128,19 @@ class DecodeWeights:
         """The head as [D, vocabulary]."""
         return self.head.dense(dtype) if isinstance(self.head, PackedMatrix) else self.head.to(dtype).T
 
-    def rounded(self, scheme: str | None, head: bool = False) -> DecodeWeights:
-        """The projections as codes, `w8` or `w4_output`, round to nearest; the head in w8 where asked for."""
+    def rounded(self, scheme: str | None, head: bool = False, adapters: bool = False) -> DecodeWeights:
+        """The projections as codes, `w8` or `w4_output`, round to nearest; head and adapters in w8 where asked for."""
 
-        def own(matrix: Matrix) -> Matrix:
-            return PackedMatrix.of(quantised(dense(matrix, self.dtype), str(scheme)))
+        def own(matrices: dict[str, Matrix], scheme: str) -> dict[str, Matrix]:
+            return {
+                site: PackedMatrix.of(quantised(dense(each, self.dtype), scheme)) for site, each in matrices.items()
+            }
 
         layers = self.layers
         if scheme is not None:
-            layers = tuple(replace(at, matrices={s: own(each) for s, each in at.matrices.items()}) for at in layers)
+            layers = tuple(replace(layer, matrices=own(layer.matrices, scheme)) for layer in layers)
+        if adapters:
+            layers = tuple(replace(layer, adapters=own(layer.adapters, "w8")) for layer in layers)
         found = PackedMatrix.of(quantised(self.head_matrix(self.dtype), "w8")) if head else self.head
         return replace(self, layers=layers, head=found)
 
