@@ -36,6 +36,11 @@ class QuantizationConfig(Strict):
         return any(part != "none" for part in (self.weights, self.head, self.adapters))
 
     @property
+    def scheme(self) -> str:
+        """The grid, as larosa.quantization.grid names it."""
+        return "w8" if self.weights == "w8" else f"w4_{self.groups}"
+
+    @property
     def calibrated(self) -> bool:
         """Whether the quantiser reads calibration tokens."""
         return self.weights != "none" and self.quantizer != "rtn"

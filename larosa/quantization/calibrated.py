@@ -1,4 +1,6 @@
-"""GPTQ and AWQ from Intel's neural-compressor, site by site of a model that a handle made sparse.
+"""GPTQ and AWQ, site by site of a model that a handle made sparse.
+
+On the decoder's grids GPTQ is ours (feedback.py). With groups along the input both are from Intel's neural-compressor:
 
     pip install -e '.[quantization]'
 
@@ -99,19 +101,17 @@ def quantise_layers(
             seen = _seen(layer, inputs)
             for site in SITES:
                 readers = layer.readers(site)
-                own = {reader: reader.weight for reader in readers}
+                weights = [reader.weight for reader in readers]
                 given = [_counted(x, config.first_token_weight) for x in seen.pop(site)]
-                if config.groups == "output":
-                    scheme = "w8" if config.weights == "w8" else "w4_output"
-                    found = fed_back(torch.cat(list(own.values())).T, _moments(given), scheme)
-                    handle.quantised[layer.index, site] = found
-                    dense = found.dense(readers[0].weight.dtype).T
-                    new = [each.contiguous() for each in torch.split(dense, [len(weight) for weight in own.values()])]
+                if config.groups == "input":
+                    new = rounded(weights, given, config.quantizer)
                 else:
-                    new = rounded(list(own.values()), given, config.quantizer)
+                    found = fed_back(torch.cat(weights).T, _moments(given), config.scheme)
+                    handle.quantised[layer.index, site] = found
+                    new = found.readers([len(own) for own in weights], weights[0].dtype)
+                before |= zip(readers, weights, strict=True)
                 for reader, weight in zip(readers, new, strict=True):
                     handle.exchange(reader, "weight", weight)
-                before |= own
             inputs = [((_only(layer.module(*args, **more)), *args[1:]), more) for args, more in inputs]
     return before
 

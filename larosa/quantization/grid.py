@@ -43,6 +43,10 @@ class Quantised:
         wide = self.codes.to(torch.float64 if dtype == torch.float64 else torch.float32)
         return (wide * self.factor().to(wide.dtype)).to(dtype)
 
+    def readers(self, outputs: list[int], dtype: torch.dtype) -> list[Tensor]:
+        """The same as weights [outputs, n] of linears whose outputs stand side by side."""
+        return [each.contiguous() for each in torch.split(self.dense(dtype).T, outputs)]
+
     def factor(self) -> Tensor:
         """The scale of each weight, [n, m] or [1, m]."""
         n, m = self.codes.shape

@@ -36,10 +36,9 @@ def quantise(
     if config.calibrated:
         before = quantise_layers(model, handle, config, tokens[: config.sequences])
     elif config.weights != "none":
-        scheme = "w8" if config.weights == "w8" else f"w4_{config.groups}"
         for layer, site in tqdm(view.sites(), total=4 * len(view.layers), desc="quantise", unit="site", leave=False):
             before |= {reader: reader.weight for reader in layer.readers(site)}
-            handle.quantised[layer.index, site] = _rounded(layer.readers(site), scheme, handle)
+            handle.quantised[layer.index, site] = _rounded(layer.readers(site), config.scheme, handle)
     error = relative_error(before) if before else None
     if config.head == "w8":
         handle.untie()
@@ -61,7 +60,6 @@ def _rounded(linears: list[nn.Linear], scheme: str, handle: SparsityHandle) -> Q
     """The linears' weights side by side on the grid, put in their place."""
     matrix = torch.cat([linear.weight for linear in linears]).T
     found = quantised(matrix, scheme)
-    dense = found.dense(matrix.dtype).T
-    for linear, new in zip(linears, torch.split(dense, [len(linear.weight) for linear in linears]), strict=True):
-        handle.exchange(linear, "weight", new.contiguous())
+    for linear, new in zip(linears, found.readers([len(own.weight) for own in linears], matrix.dtype), strict=True):
+        handle.exchange(linear, "weight", new)
     return found
