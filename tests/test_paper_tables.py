@@ -292,3 +292,8 @@ def test_a_damaged_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "no compact record" in capsys.readouterr().err
     assert build.main(["--models", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "give the repository's conf/model" in capsys.readouterr().err
+
+
+def test_a_large_value_and_its_error_share_a_form() -> None:
+    assert Cell(value=40312.4, error=1442.4).shown == "4.03e+04 ± 1.44e+03"
+    assert Cell(value=9.7831, error=0.2312).shown == "9.78 ± 0.23"

@@ -25,8 +25,8 @@ class Cell:
         """The cell in words, without emphasis and footnotes; nothing is a dash."""
         if self.value is None:
             return self.text or "-"
-        number = f"{self.value:.{self.digits}f}" if abs(self.value) < 10000 else f"{self.value:.3g}"
-        return number if self.error is None else f"{number} ± {self.error:.{self.digits}f}"
+        form = f".{self.digits}f" if abs(self.value) < 10000 else ".3g"
+        return f"{self.value:{form}}" + ("" if self.error is None else f" ± {self.error:{form}}")
 
 
 @dataclass(frozen=True)
