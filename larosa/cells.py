@@ -132,8 +132,7 @@ def _check(config: RunConfig, shape_config: PretrainedConfig, shape: ModelShape)
 
 
 def _check_quantiser(config: RunConfig) -> None:
-    if config.quantization.groups == "input":
-        check_installed(config.quantization.quantizer)
+    check_installed(config.quantization)
     wanted, held = config.quantization.sequences or 0, config.calibration.sequences
     if wanted > held:
         raise ConfigError(

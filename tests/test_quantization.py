@@ -226,23 +226,26 @@ def test_gptq_errs_less_at_first_tokens_that_count_more() -> None:
     assert sum(off[64.0]) < 1.2 * sum(off[None])
 
 
-@pytest.mark.parametrize("quantizer", ["gptq", "awq"])
-def test_a_calibrated_quantiser_errs_less_than_rounding_to_nearest(quantizer: str, tokens: Tensor) -> None:
+@pytest.mark.parametrize("chosen", ["w4_gptq", "w4_awq", "w4_gptq_output", "w8_gptq"])
+def test_a_calibrated_quantiser_errs_less_than_rounding_to_nearest(chosen: str, tokens: Tensor) -> None:
     """On the outputs that its calibration tokens give, and only the weights that read a site move."""
-    pytest.importorskip("neural_compressor")
+    own = config(chosen)
+    if own.groups == "input":
+        pytest.importorskip("neural_compressor")
     model = build_model("llama", dtype=torch.float32, hidden_size=128, intermediate_size=192, num_attention_heads=4)
     with applied(model, tokens, method("larosa/paper"), sparsity=0.3) as handle:
         with handle.level_zero():
             exact = model(tokens).logits
         off = {}
-        for choice, more in (("w4_rtn", {"groups": "input"}), (f"w4_{quantizer}", {})):
+        for choice, more in (("w8" if own.weights == "w8" else "w4_rtn", {"groups": own.groups}), (chosen, {})):
             weights = {linear: linear.weight for v, s in ModelView(model).sites() for linear in v.readers(s)}
             assert quantise(model, handle, config(choice, **more), tokens)["relative_weight_error"] > 0
             with handle.level_zero():
                 off[choice] = float((model(tokens).logits - exact).norm())
             for linear, weight in weights.items():
                 handle.exchange(linear, "weight", weight)
-        assert off[f"w4_{quantizer}"] < off["w4_rtn"]
+        rounded = off.pop("w8" if own.weights == "w8" else "w4_rtn")
+        assert off[chosen] < rounded
 
 
 def test_a_run_quantises_all_its_cells_alike_after_the_proof(overrides: list[str]) -> None:  # noqa: F811

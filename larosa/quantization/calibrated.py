@@ -39,12 +39,12 @@ _BLOCK = GROUP
 them: of several groups in a block all but the first would get those of weights that are not corrected yet."""
 
 
-def check_installed(quantizer: str) -> None:
+def check_installed(config: QuantizationConfig) -> None:
     """Raise QuantizationError where the library of a calibrated quantiser is missing."""
-    if find_spec("neural_compressor") is None:
+    if config.groups == "input" and find_spec("neural_compressor") is None:
         raise QuantizationError(
-            f"quantization.quantizer={quantizer} needs neural-compressor: pip install -e '.[quantization]' (or take "
-            "quantization=w4_rtn, which needs nothing)"
+            f"quantization.quantizer={config.quantizer} needs neural-compressor: pip install -e '.[quantization]' (or "
+            "take quantization=w4_rtn, which needs nothing)"
         )
 
 
@@ -92,8 +92,7 @@ def quantise_layers(
 
     Raises QuantizationError where the library is missing or gives no number.
     """
-    if config.groups == "input":
-        check_installed(config.quantizer)
+    check_installed(config)
     view, before = ModelView(model), dict[nn.Linear, Tensor]()
     with handle.level_zero():
         inputs = _first_inputs(view, tokens)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from larosa.quantization.grid import Quantised, QuantizationError, quantised
+from larosa.quantization.grid import Quantised, QuantizationError, on_scales, quantised
 
 _DAMPING = 0.01
 """Added to the diagonal, of its mean: GPTQ's own."""
@@ -36,7 +36,7 @@ def fed_back(matrix: Tensor, moments: Tensor, scheme: str) -> Quantised:
         errors = torch.empty_like(block)
         for i, row in enumerate(block):
             at = order[start + i]
-            found = _on_grid(row[None], scheme, plain.scale)
+            found = on_scales(row[None], plain.scale) if scheme == "w8" else quantised(row[None], scheme)
             codes[at] = found.codes[0]
             if scheme != "w8":
                 scales[:, at] = found.scale[:, 0]
@@ -44,13 +44,6 @@ def fed_back(matrix: Tensor, moments: Tensor, scheme: str) -> Quantised:
             block[i + 1 :] -= own[i, i + 1 :, None] * errors[i]
         left[start + _BLOCK :] -= factor[here, start + _BLOCK :].T @ errors
     return Quantised(scheme, codes, scales)
-
-
-def _on_grid(row: Tensor, scheme: str, scale: Tensor) -> Quantised:
-    """[1, m]: on given scales for w8, on its own for w4."""
-    if scheme != "w8":
-        return quantised(row, scheme)
-    return Quantised(scheme, (row / scale).round().clamp(-127, 127).to(torch.int8), scale)
 
 
 def _factor(moments: Tensor) -> Tensor:
@@ -64,5 +57,8 @@ def _factor(moments: Tensor) -> Tensor:
         raise QuantizationError(
             "gptq: the second moments of the inputs have no Cholesky factor: calibrate on more tokens"
         )
-    upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
-    return upper
+    upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    if int(failed):
+        raise QuantizationError("gptq: the inverse of the second moments has no Cholesky factor: use more tokens")
+    found: Tensor = upper
+    return found

@@ -71,14 +71,18 @@ def quantised(matrix: Tensor, scheme: str) -> Quantised:
         raise QuantizationError("weights to be quantised hold a number that is not finite: check the model")
     wide = matrix.float()
     if scheme == "w8":
-        scale = _not_zero(wide.abs().amax(0) / _LARGEST_W8)
-        codes = (wide / scale).round().clamp(-_LARGEST_W8, _LARGEST_W8)
-        return Quantised(scheme, codes.to(torch.int8), scale)
+        return on_scales(wide, _not_zero(wide.abs().amax(0) / _LARGEST_W8))
     if scheme == "w4_input":
         codes, scale = _rounded_w4(wide.T)
         return Quantised(scheme, codes.T.contiguous(), scale.T.contiguous())
     codes, scale = _rounded_w4(wide)
     return Quantised(scheme, codes, scale.T.contiguous())
+
+
+def on_scales(wide: Tensor, scale: Tensor) -> Quantised:
+    """Float32 [n, m] to the nearest w8 codes of given scales [m]."""
+    codes = (wide / scale).round().clamp(-_LARGEST_W8, _LARGEST_W8)
+    return Quantised("w8", codes.to(torch.int8), scale)
 
 
 def _rounded_w4(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Codes of 4 and 8 bits to fp32 without a conversion: device functions of the sparse product.
 
-A conversion from integer is sixteen a clock and multiprocessor, other instructions 64 or 128. So the bits of a code
+Conversions from integer bound the product where they were used (NOTES.md of the benchmarks).
+So the bits of a code
 become bits of a float whose exponent is known, and what is too much of it is taken away, exactly.
 
 8 bits: the byte, its sign bit turned over, is the low byte of 2^23 + 128 + code.
