@@ -12,12 +12,18 @@ moments it is one of a thousand, and its error grows instead of theirs. `first_t
 Both give a scale and a zero point to 64 weights along the input. AWQ's scales multiply a linear's own input, unfolded
 as the library has them; here they go into the weights again, since a norm or projection that took them would change
 what Top-K ranks.
+
+A layer once rounded is kept in the cache, by what it was rounded from: so levels, methods that leave the weights alike
+and processes side by side share it, and a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from contextlib import ExitStack
+from functools import cache, partial
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,12 +32,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from larosa import store
 from larosa.architecture import SITES, LayerView, ModelView
 from larosa.quantization.feedback import fed_back
-from larosa.quantization.grid import GROUP, QuantizationError
+from larosa.quantization.grid import GROUP, Quantised, QuantizationError
 from larosa.quantization_config import QuantizationConfig
 from larosa.sparsity.handle import SparsityHandle
 
+log = logging.getLogger(__name__)
+
+_VERSION = 1  # raise when what a quantiser of ours gives changes
+_LIBRARY = "neural_compressor"
 _HERE = "."
 """An existing folder: without one GPTQ asks the hub for a model's name, though it reads no file."""
 _BLOCK = GROUP
@@ -41,7 +52,7 @@ them: of several groups in a block all but the first would get those of weights 
 
 def check_installed(config: QuantizationConfig) -> None:
     """Raise QuantizationError where the library of a calibrated quantiser is missing."""
-    if config.groups == "input" and find_spec("neural_compressor") is None:
+    if config.groups == "input" and find_spec(_LIBRARY) is None:
         raise QuantizationError(
             f"quantization.quantizer={config.quantizer} needs neural-compressor: pip install -e '.[quantization]' (or "
             "take quantization=w4_rtn, which needs nothing)"
@@ -93,25 +104,86 @@ def quantise_layers(
     Raises QuantizationError where the library is missing or gives no number.
     """
     check_installed(config)
-    view, before = ModelView(model), dict[nn.Linear, Tensor]()
+    view, before, from_cache = ModelView(model), dict[nn.Linear, Tensor](), 0
     with handle.level_zero():
         inputs = _first_inputs(view, tokens)
         for layer in tqdm(view.layers, desc=config.quantizer, unit="layer", leave=False):
             seen = _seen(layer, inputs)
-            for site in SITES:
-                readers = layer.readers(site)
-                weights = [reader.weight for reader in readers]
-                given = [_counted(x, config.first_token_weight) for x in seen.pop(site)]
-                if config.groups == "input":
-                    new = rounded(weights, given, config.quantizer)
-                else:
-                    found = fed_back(torch.cat(weights).T, _moments(given), config.scheme)
-                    handle.quantised[layer.index, site] = found
-                    new = found.readers([len(own) for own in weights], weights[0].dtype)
-                before |= zip(readers, weights, strict=True)
-                for reader, weight in zip(readers, new, strict=True):
-                    handle.exchange(reader, "weight", weight)
+            identity = _identity(layer, seen, config, tokens)
+            found, kept = store.cached("quantised", identity, partial(_rounded_layer, layer, seen, config))
+            before |= _put(layer, found, handle, config)
+            from_cache += kept
             inputs = [((_only(layer.module(*args, **more)), *args[1:]), more) for args, more in inputs]
+    log.info("%s: %d of %d layers from the cache", config.quantizer, from_cache, len(view.layers))
+    return before
+
+
+def _identity(
+    layer: LayerView, seen: dict[str, list[Tensor]], config: QuantizationConfig, tokens: Tensor
+) -> dict[str, Any]:
+    """What decides a rounded layer: its weights, and what they are given, by the tokens and all that the first
+    sequence makes its sites see."""
+    own = config.model_dump(mode="json", include={"weights", "quantizer", "groups", "first_token_weight"})
+    if config.groups == "input":
+        own["library"] = _library_version()
+    weights = [reader.weight for site in SITES for reader in layer.readers(site)]
+    return {
+        **own,
+        "version": _VERSION,
+        "tokens": _sha256([tokens]),
+        "weights": _sha256(weights),
+        "seen": _sha256([seen[site][0] for site in SITES]),
+    }
+
+
+@cache
+def _library_version() -> str:
+    return version(packages_distributions()[_LIBRARY][0])
+
+
+def _sha256(tensors: list[Tensor]) -> str:
+    """Of shapes, dtypes and contents."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        found.update(memoryview(content.numpy()))  # type: ignore[arg-type]  # numpy before 2.3 does not say so
+    return found.hexdigest()
+
+
+def _rounded_layer(layer: LayerView, seen: dict[str, list[Tensor]], config: QuantizationConfig) -> store.Tensors:
+    """A layer's sites rounded, as they are kept: codes and scales by our GPTQ, the readers' new weights by a library.
+    Takes the sites out of `seen`, whose vectors are large."""
+    found: store.Tensors = {}
+    for site in SITES:
+        weights = [reader.weight for reader in layer.readers(site)]
+        given = [_counted(x, config.first_token_weight) for x in seen.pop(site)]
+        if config.groups == "input":
+            new = rounded(weights, given, config.quantizer)
+            found |= {f"{site}.reader{i}": weight.detach() for i, weight in enumerate(new)}
+        else:
+            own = fed_back(torch.cat(weights).T, _moments(given), config.scheme)
+            found |= {f"{site}.codes": own.codes, f"{site}.scale": own.scale}
+    return found
+
+
+def _put(
+    layer: LayerView, found: store.Tensors, handle: SparsityHandle, config: QuantizationConfig
+) -> dict[nn.Linear, Tensor]:
+    """Exchange the weights of a layer for what it was rounded to; returns the weights before."""
+    before = {}
+    for site in SITES:
+        readers = layer.readers(site)
+        device, dtype = readers[0].weight.device, readers[0].weight.dtype
+        if config.groups == "input":
+            new = [found[f"{site}.reader{i}"].to(device) for i in range(len(readers))]
+        else:
+            codes, scale = (found[f"{site}.{part}"].to(device) for part in ("codes", "scale"))
+            own = handle.quantised[layer.index, site] = Quantised(config.scheme, codes, scale)
+            new = own.readers([len(reader.weight) for reader in readers], dtype)
+        for reader, weight in zip(readers, new, strict=True):
+            before[reader] = reader.weight
+            handle.exchange(reader, "weight", weight)
     return before
 
 
