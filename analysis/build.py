@@ -27,7 +27,7 @@ from analysis.method_summary import summary
 from analysis.records import RecordsError, load, write_atomically
 from analysis.report import Image, Picture, html
 from analysis.style import both
-from analysis.tables import every, flops, render
+from analysis.tables import added, every, flops, render
 from analysis.tables.cells import Table
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -82,9 +82,16 @@ def readme_tables(tables: list[Table], records: Path, timings: Path) -> dict[str
     """What a README may ask for, by the name of its markers; `speed` is of the timings at one length."""
     found: dict[str, Callable[[], str]] = {table.name: partial(render.brief, table) for table in tables}
     return found | {
+        "codes": lambda: _codes(tables),
         "methods": lambda: _methods(records),
         "speed": lambda: speed.table(speed.read(sorted(timings.glob("decode-*.json")))),
     }
+
+
+def _codes(tables: list[Table]) -> str:
+    """What codes add to perplexity, of every model with runs on them."""
+    blocks = [block for table in tables for block in table.blocks if block.title.endswith(added.TITLE)]
+    return "\n\n".join(map(render.block_brief, blocks))
 
 
 def _methods(folder: Path) -> str:

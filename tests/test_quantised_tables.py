@@ -16,6 +16,7 @@ from test_paper_tables import block, rows_of, tables
 from analysis import bank, methods, quantised
 from analysis.main_result import results
 from analysis.records import Entry, RecordsError, load
+from analysis.tables import added
 from analysis.tables.cells import Block, Cell
 from conftest import CONF
 from larosa.errors import LarosaError
@@ -106,6 +107,28 @@ def test_of_a_model_that_the_paper_has_not_every_setting_has_a_row(tmp_path: Pat
     assert "the source was already quantised, to 4 bits in blocks of 32 (Q4_1)" in found.caption
     assert "w4 in groups of 64" in found.caption
     assert all(name in found.caption for name in NAMES[1:])
+
+
+def test_what_codes_add_is_paired_by_block_with_the_same_method_and_level(tmp_path: Path) -> None:
+    runs = every_choice(model="smollm2-135m", texts=("lambada", "gsm8k"))
+    runs[1]["model"]["gguf_sha256"] = next(iter(quantised._GRIDS))
+    lonely = on_grid(
+        "w8", "magnitude", 0.5, model="smollm2-135m", texts=("lambada", "gsm8k")
+    )  # nothing plain beside it
+    own = runs[-1]["metrics"]["perplexity"]["gsm8k"]["block_nll_nats"]
+    own[0] += 1023 * 0.2  # of the last choice on LaRoSA at 0 %, one of 40 blocks: the mean rises by 0.005 nats
+    found = block(tables(tmp_path, [*runs, lonely])[9], f"smollm2-135m: {added.TITLE}")
+    places = [(own["level, %"].text, own["method"].text) for own in rows_of(found)]
+    assert places == [("0", "dense"), ("0", "larosa/paper"), ("25", "larosa/paper"), ("25", "magnitude")]
+    for line in rows_of(found):
+        for place, name in enumerate(NAMES[1:], start=1):
+            odd = (line["method"].text, line["level, %"].text, name) == ("larosa/paper", "0", NAMES[-1])
+            expected, cell = math.exp(0.1 * place + 0.005 * odd), line[name]
+            assert cell.value == pytest.approx(100 * (expected - 1))
+            assert cell.error == pytest.approx(100 * expected * 0.005 if odd else 0.0, abs=1e-9)
+    assert "gsm8k, lambada together" in found.caption
+    assert "the source was already quantised" in found.caption
+    assert not any(added.TITLE in other.title for other in tables(tmp_path / "b", [made("dense", 0.0)])[9].blocks)
 
 
 def test_no_other_table_or_figure_holds_them(tmp_path: Path) -> None:

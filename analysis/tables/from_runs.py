@@ -10,7 +10,7 @@ from analysis.conditions import described
 from analysis.failed import Failure
 from analysis.paper import Printed
 from analysis.run import Run
-from analysis.tables import match, texts
+from analysis.tables import added, match, texts
 from analysis.tables.cells import MISSING, Block, Cell, Footnotes, Missing, Table
 from analysis.tables.commands import command
 from analysis.tables.group import choose
@@ -79,7 +79,11 @@ def build(spec: Spec, bank: Bank, context: Context) -> Table:
         kept = group.runs if name in paper.models() else _compared(spec, group.runs)
         models.append(_model(spec, name, rows, targets, kept, failures))
     shown = [model for model in models if model.measured]
-    blocks = [_block(spec, model, context, notes) for model in sorted(shown, key=lambda model: model.printed)]
+    blocks = []
+    for model in sorted(shown, key=lambda model: model.printed):
+        blocks.append(_block(spec, model, context, notes))
+        if spec.quantised and (pairs := added.block(model.name, model.runs)) is not None:
+            blocks.append(pairs)
     empty = [model for model in models if model.printed and not model.measured]
     if empty:
         blocks.append(_unmeasured(spec, empty, context, notes))

@@ -53,19 +53,19 @@ def brief(table: Table) -> str:
     shown = [block for block in table.blocks if not block.folded]
     marked = {number for block in shown for row in block.rows for cell in row for number in cell.notes}
     notes = "\n".join(_footnotes(table, marked))
-    parts = [f"**{heading(table)}**", *(_quiet(block_markdown(block)) for block in shown), notes]
+    parts = [f"**{heading(table)}**", *map(block_brief, shown), notes]
     return "\n\n".join(part for part in parts if part)
+
+
+def block_brief(block: Block) -> str:
+    """A block with its title as a bold line: a README has its own headings."""
+    return re.sub(r"^## (.+)$", r"**\1**", block_markdown(block), flags=re.MULTILINE)
 
 
 def _footnotes(table: Table, marked: set[int] | None = None) -> list[str]:
     """All, or those that are marked."""
     numbered = enumerate(table.footnotes, start=1)
     return [f"[{number}] {text}." for number, text in numbered if marked is None or number in marked]
-
-
-def _quiet(text: str) -> str:
-    """Block titles as bold lines: a README has its own headings."""
-    return re.sub(r"^## (.+)$", r"**\1**", text, flags=re.MULTILINE)
 
 
 def _markdown_rows(block: Block) -> str:
