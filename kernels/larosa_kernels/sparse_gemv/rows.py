@@ -14,10 +14,10 @@ def _add_two(a, b, c, d):
 
 
 @triton.jit
-def _spread(tile, NIBBLES: tl.constexpr, BYTES: tl.constexpr, INTERPRETED: tl.constexpr):
+def _spread(tile, unit, NIBBLES: tl.constexpr, BYTES: tl.constexpr, INTERPRETED: tl.constexpr):
     """A tile as fp32; codes of 4 bits each times its place."""
     if NIBBLES:
-        found = spread_nibbles(tile)
+        found = spread_nibbles(tile, unit)
     elif BYTES:
         found = spread_bytes(tile, INTERPRETED)
     else:
@@ -77,10 +77,10 @@ def add_rows(
         for j in tl.static_range(UNROLL):
             value = entries[j].to(tl.float32) * unit
             own = value * scales[j].to(tl.float32) if NIBBLES else value
-            total += _spread(tiles[j], NIBBLES, BYTES, INTERPRETED) * own[:, None]
+            total += _spread(tiles[j], unit, NIBBLES, BYTES, INTERPRETED) * own[:, None]
             if SWIGLU:
                 own = value * scales_up[j].to(tl.float32) if NIBBLES else value
-                total_up += _spread(tiles_up[j], NIBBLES, BYTES, INTERPRETED) * own[:, None]
+                total_up += _spread(tiles_up[j], unit, NIBBLES, BYTES, INTERPRETED) * own[:, None]
         entries = upcoming
     if SWIGLU:
         out, up = tl.reduce((total, total_up), 0, _add_two)
