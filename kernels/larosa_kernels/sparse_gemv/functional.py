@@ -70,7 +70,7 @@ def _sparse_gemv(
         x, norm if norm is not None else x, bracket if bracket is not None else x, keep if keep is not None else x,
         weight, scale if scale is not None else x, bias if bias is not None else x,
         gate_limit if gate_limit is not None else x, residual if residual is not None else x, y, line, _one(x.device),
-        n, m, k, eps, RULE=rule, NORM=norm is not None, SWIGLU=swiglu, GATED=gate_limit is not None,
+        n, outputs, k, eps, RULE=rule, NORM=norm is not None, SWIGLU=swiglu, GATED=gate_limit is not None,
         HAS_SCALE=scale is not None and not packed, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
         KEEP_STRIDE=2 if keep is not None and keep.dim() == 2 else 0, COLUMNS=way.columns, ROWS=rows, UNROLL=unroll,
         WIDE=n * m >= 2**31, INTERPRETED=INTERPRETED, NIBBLES=packed, BYTES=in_words, maxnreg=_REGISTERS, **words,

@@ -52,7 +52,7 @@ def finish(total, factor, summand, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constex
 
 @triton.jit(do_not_specialize=["k"])
 def sparse_gemv_kernel(
-    x, norm, bracket, keep, weight, scale, bias, gate_limit, residual, y, line, one, n, m, k, eps,
+    x, norm, bracket, keep, weight, scale, bias, gate_limit, residual, y, line, one, n, width, k, eps,
     RULE: tl.constexpr, NORM: tl.constexpr, SWIGLU: tl.constexpr, GATED: tl.constexpr, HAS_SCALE: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, KEEP_STRIDE: tl.constexpr, COLUMNS: tl.constexpr,
     ROWS: tl.constexpr, UNROLL: tl.constexpr, WIDE: tl.constexpr, INTERPRETED: tl.constexpr,
@@ -62,6 +62,7 @@ def sparse_gemv_kernel(
 ):  # fmt: skip
     """RULE: `all`, `search` (the k largest), or `given` (the pairs at keep). Shapes in functional.py.
 
+    width: outputs; that it is a multiple of 16 is known to the compiler where it is one, of half of m it would not be.
     line: [blocks, B, n] scratch; one: a pointer to 1.0, see the loop; WIDE: the weight has 2^31 entries or more;
     KEEP_STRIDE: 2, or 0 for one pair for all rows.
     """
@@ -69,7 +70,6 @@ def sparse_gemv_kernel(
     batch = tl.program_id(1).to(tl.int64)
     dtype: tl.constexpr = x.dtype.element_ty
     column = block * COLUMNS + tl.arange(0, COLUMNS)
-    width = m // 2 if SWIGLU else m
     fit = column < width
     i = tl.arange(0, BLOCK // 2)
     if NORM:
