@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from larosa_kernels.pairs import low_half
 from larosa_kernels.sparse_gemv.codes import place_factor, spread_bytes, spread_nibbles
 
 
@@ -29,10 +30,12 @@ def _spread(tile, unit, NIBBLES: tl.constexpr, BYTES: tl.constexpr, INTERPRETED:
 def add_rows(
     source, weight, scale, scale_up, one, n, stride, block, half,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, UNROLL: tl.constexpr, SWIGLU: tl.constexpr, NIBBLES: tl.constexpr,
-    BYTES: tl.constexpr, ALL: tl.constexpr, WIDE: tl.constexpr, INTERPRETED: tl.constexpr,
+    BYTES: tl.constexpr, ALL: tl.constexpr, LISTED: tl.constexpr, DTYPE: tl.constexpr, WIDE: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Entries [n] times COLUMNS outputs of a block -> fp32 sums [COLUMNS], and the same of the outputs `half` further.
 
+    LISTED: the source holds n items (kept.py) with entries of DTYPE, and only their rows are walked.
     stride and half count words of 8 (NIBBLES) or 4 (BYTES) codes, or weights. UNROLL rows a thread are loaded at once.
     """
     per: tl.constexpr = 8 if NIBBLES else 4 if BYTES else 1
@@ -45,19 +48,22 @@ def add_rows(
     entries = ()
     for j in tl.static_range(UNROLL):
         at = j * ROWS + row
-        entries = entries + (tl.load(source + at, mask=at < n, other=0.0),)
+        entries = entries + (tl.load(source + at, mask=at < n, other=0),)
     for first in tl.range(0, n, UNROLL * ROWS, num_stages=1):
         # The next turn's entries first: behind the weights they would wait for them.
         upcoming = ()
         for j in tl.static_range(UNROLL):
             at = first + (UNROLL + j) * ROWS + row
-            upcoming = upcoming + (tl.load(source + at, mask=at < n, other=0.0),)
+            upcoming = upcoming + (tl.load(source + at, mask=at < n, other=0),)
         tiles = ()
         tiles_up = ()
         scales = ()
         scales_up = ()
         for j in tl.static_range(UNROLL):
-            at = first + j * ROWS + row
+            if LISTED:
+                at = entries[j] >> 16
+            else:
+                at = first + j * ROWS + row
             if ALL:
                 taken = at < n
             else:
@@ -75,7 +81,7 @@ def add_rows(
         tl.debug_barrier()
         unit = tl.load(one, volatile=True)
         for j in tl.static_range(UNROLL):
-            value = entries[j].to(tl.float32) * unit
+            value = (low_half(entries[j], DTYPE) if LISTED else entries[j].to(tl.float32)) * unit
             own = value * scales[j].to(tl.float32) if NIBBLES else value
             total += _spread(tiles[j], unit, NIBBLES, BYTES, INTERPRETED) * own[:, None]
             if SWIGLU:
