@@ -33,9 +33,10 @@ def _byte(words, PLACE: tl.constexpr, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def spread_bytes(words, INTERPRETED: tl.constexpr):
-    """[rows, c] words of 4 codes -> [rows, 4 c] fp32, from low to high."""
-    turned = words ^ -2139062144  # 0x80808080
+def spread_bytes(words, unit, LATE: tl.constexpr, INTERPRETED: tl.constexpr):
+    """[rows, c] words of 4 codes -> [rows, 4 c] fp32, from low to high. LATE: not before `unit`, 1.0, is known."""
+    signs = unit.to(tl.int32, bitcast=True) ^ -1090486144 if LATE else -2139062144  # 0x80808080
+    turned = words ^ signs
     even = tl.interleave(_byte(turned, 0, INTERPRETED), _byte(turned, 2, INTERPRETED))
     odd = tl.interleave(_byte(turned, 1, INTERPRETED), _byte(turned, 3, INTERPRETED))
     return tl.interleave(even, odd)

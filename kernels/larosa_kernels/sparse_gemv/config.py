@@ -14,12 +14,14 @@ import triton
 @dataclass(frozen=True)
 class GemvConfig:
     """columns: outputs a program owns; unroll: loads of 16 bytes a thread has in flight (half as many a matrix where
-    gate and up are read side by side); compact: walk a list of kept rows in the place of all rows under a mask."""
+    gate and up are read side by side); compact: walk a list of kept rows in the place of all rows under a mask; halves:
+    load one half of them while the other is summed."""
 
     columns: int = 64
     unroll: int = 16
     num_warps: int = 8
     compact: bool = False
+    halves: bool = False
 
     def __post_init__(self) -> None:
         for name in ("columns", "unroll", "num_warps"):
@@ -32,13 +34,13 @@ class GemvConfig:
     @classmethod
     def of(cls, numbers: list[int]) -> GemvConfig:
         """The inverse of `numbers`."""
-        columns, unroll, num_warps, compact = numbers
-        return cls(columns, unroll, num_warps, bool(compact))
+        columns, unroll, num_warps, compact, halves = numbers
+        return cls(columns, unroll, num_warps, bool(compact), bool(halves))
 
     @property
     def numbers(self) -> list[int]:
         """The fields as an op of torch takes them."""
-        return [self.columns, self.unroll, self.num_warps, int(self.compact)]
+        return [self.columns, self.unroll, self.num_warps, int(self.compact), int(self.halves)]
 
     def rows(self, itemsize: int) -> int:
         """Weight rows that the program's threads load at once, 16 bytes each."""

@@ -77,6 +77,7 @@ def _sparse_gemv(
         HAS_SCALE=scale is not None and not packed, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
         KEEP_STRIDE=2 if keep is not None and keep.dim() == 2 else 0, COLUMNS=way.columns, ROWS=rows, UNROLL=unroll,
         WIDE=n * m >= 2**31, INTERPRETED=INTERPRETED, NIBBLES=packed, BYTES=in_words, COMPACT=compact,
+        HALVES=way.halves and unroll > 1,
         maxnreg=_REGISTERS, **words,
     )  # fmt: skip
     return y

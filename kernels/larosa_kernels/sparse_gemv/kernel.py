@@ -59,7 +59,7 @@ def sparse_gemv_kernel(
     ROWS: tl.constexpr, UNROLL: tl.constexpr, WIDE: tl.constexpr, INTERPRETED: tl.constexpr,
     BLOCK: tl.constexpr, EVEN: tl.constexpr, STRICT: tl.constexpr, INFINITY: tl.constexpr, PACKED: tl.constexpr,
     BRACKETED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr, NIBBLES: tl.constexpr,
-    BYTES: tl.constexpr, COMPACT: tl.constexpr,
+    BYTES: tl.constexpr, COMPACT: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
     """RULE: `all`, `search` (the k largest), or `given` (the pairs at keep). Shapes in functional.py.
 
@@ -122,7 +122,7 @@ def sparse_gemv_kernel(
     scale_up = scale + (half // 8).to(tl.int64) * n
     out, up = add_rows(
         source, weight, scale, scale_up, one, count, 2 * half if SWIGLU else half, block, half, COLUMNS, ROWS, UNROLL,
-        SWIGLU, NIBBLES, BYTES, RULE == "all", COMPACT, dtype, WIDE, INTERPRETED,
+        SWIGLU, NIBBLES, BYTES, RULE == "all", COMPACT, HALVES, dtype, WIDE, INTERPRETED,
     )  # fmt: skip
     out = finish(out, factor, summand, HAS_SCALE, HAS_BIAS)
     if SWIGLU:
