@@ -1,10 +1,9 @@
 """The list of kept rows: device functions of the sparse product.
 
 An item is an int32: the row, below 2^15 (search_config.MAX_WIDTH), in its high half, the 16 bits of the entry in its
-low half. Rows ascend, zeros are not
-listed, so an item is never 0. Word i of x, two entries, is held by lane i % 32 and no other way: then what a warp
-stores at once lies side by side. (Four words a lane, as they are loaded without a list, scattered every store over 16
-sectors of 32 bytes.)
+low half. Rows ascend, zeros are not listed, so an item is never 0. Word i of x, two entries, is held by lane i % 32 and
+by no other: then what a warp stores at once lies side by side, in 4 or 5 sectors of 32 bytes where half is kept. (With
+four words a lane, as they are loaded without a list, it would be 16.)
 
 Ties at the limit and the places of the items come out of one scan: 8 bits count entries above the limit, 8 those at
 it, of two turns of the program's threads in one word; only totals of warps cross warps.

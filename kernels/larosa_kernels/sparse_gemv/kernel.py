@@ -93,8 +93,8 @@ def sparse_gemv_kernel(
     if NORM or RULE != "all":
         if NORM:
             words = norm_words(words, gamma, n, eps, dtype, INTERPRETED)
-        source = line + (block * tl.num_programs(1) + batch) * n
         if COMPACT:
+            source = line + (block * tl.num_programs(1) + batch) * n
             if RULE == "search":
                 limit, at_least, above = kth_magnitude(
                     words & 0x7FFF7FFF, n, k, first_candidate, second_candidate, INFINITY, PACKED, THREADS, VECTOR
@@ -103,14 +103,15 @@ def sparse_gemv_kernel(
                 count = list_largest(source, words, i, limit, above, room, THREADS)
             else:
                 count = list_limited(source, words, i, limit, last_index, THREADS)
-        elif RULE != "all":
+        else:
             if RULE == "search":
                 limit, last_index = find_limit(
                     words & 0x7FFF7FFF, n, k, first_candidate, second_candidate,
                     STRICT, INFINITY, PACKED, THREADS, VECTOR,
                 )  # fmt: skip
-            words = mask_words(words, i, limit, last_index)
-        if not COMPACT:
+            if RULE != "all":
+                words = mask_words(words, i, limit, last_index)
+            source = line + (block * tl.num_programs(1) + batch) * n
             store_words(source, i, words, n, EVEN)
         tl.debug_barrier()  # the line is read by other threads than wrote it
 
