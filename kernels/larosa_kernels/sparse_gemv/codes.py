@@ -33,30 +33,36 @@ def _byte(words, PLACE: tl.constexpr, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def spread_bytes(words, INTERPRETED: tl.constexpr):
-    """[rows, c] words of 4 codes -> [rows, 4 c] fp32, from low to high."""
-    turned = words ^ -2139062144  # 0x80808080
+def spread_bytes(words, unit, LATE: tl.constexpr, INTERPRETED: tl.constexpr):
+    """[rows, c] words of 4 codes -> [rows, 4 c] fp32, from low to high. LATE: not before `unit`, 1.0, is known."""
+    signs = unit.to(tl.int32, bitcast=True) ^ -1090486144 if LATE else -2139062144  # 0x80808080
+    turned = words ^ signs
     even = tl.interleave(_byte(turned, 0, INTERPRETED), _byte(turned, 2, INTERPRETED))
     odd = tl.interleave(_byte(turned, 1, INTERPRETED), _byte(turned, 3, INTERPRETED))
     return tl.interleave(even, odd)
 
 
 @triton.jit
-def _placed(words, SHIFT: tl.constexpr):
-    """(code - 8) 2^(SHIFT - 23) of the code at bit SHIFT of each word."""
-    one = (words & (15 << SHIFT)) | 0x3F800000
-    return one.to(tl.float32, bitcast=True) - (1.0 + 2.0 ** (SHIFT - 20))
+def _placed(words, one, SHIFT: tl.constexpr):
+    """(code - 8) 2^(SHIFT - 23) of the code at bit SHIFT of each word; one: the bits of 1.0."""
+    return ((words & (15 << SHIFT)) | one).to(tl.float32, bitcast=True) - (1.0 + 2.0 ** (SHIFT - 20))
 
 
 @triton.jit
-def spread_nibbles(words):
-    """[rows, c] words of 8 codes -> [rows, 8 c] fp32, each times its place; codes are the words' from low to high."""
+def spread_nibbles(words, unit):
+    """[rows, c] words of 8 codes -> [rows, 8 c] fp32, each times its place; codes are the words' from low to high.
+
+    unit: 1.0, of which the compiler does not know: two constants would make two instructions of one.
+    """
+    one = unit.to(tl.int32, bitcast=True)
     high = words >> 12
     even = tl.interleave(
-        tl.interleave(_placed(words, 0), _placed(words, 16)), tl.interleave(_placed(words, 8), _placed(high, 12))
+        tl.interleave(_placed(words, one, 0), _placed(words, one, 16)),
+        tl.interleave(_placed(words, one, 8), _placed(high, one, 12)),
     )
     odd = tl.interleave(
-        tl.interleave(_placed(words, 4), _placed(high, 8)), tl.interleave(_placed(words, 12), _placed(high, 16))
+        tl.interleave(_placed(words, one, 4), _placed(high, one, 8)),
+        tl.interleave(_placed(words, one, 12), _placed(high, one, 16)),
     )
     return tl.interleave(even, odd)
 

@@ -14,11 +14,14 @@ import triton
 @dataclass(frozen=True)
 class GemvConfig:
     """columns: outputs a program owns; unroll: loads of 16 bytes a thread has in flight (half as many a matrix where
-    gate and up are read side by side)."""
+    gate and up are read side by side); compact: walk a list of kept rows in the place of all rows under a mask; halves:
+    load one half of them while the other is summed."""
 
     columns: int = 64
     unroll: int = 16
     num_warps: int = 8
+    compact: bool = False
+    halves: bool = False
 
     def __post_init__(self) -> None:
         for name in ("columns", "unroll", "num_warps"):
@@ -27,6 +30,17 @@ class GemvConfig:
                 raise ValueError(f"{name}: expected a power of two, got {value}")
         if self.num_warps > 16:
             raise ValueError(f"num_warps: expected at most 16 (128 registers a thread), got {self.num_warps}")
+
+    @classmethod
+    def of(cls, numbers: list[int]) -> GemvConfig:
+        """The inverse of `numbers`."""
+        columns, unroll, num_warps, compact, halves = numbers
+        return cls(columns, unroll, num_warps, bool(compact), bool(halves))
+
+    @property
+    def numbers(self) -> list[int]:
+        """The fields as an op of torch takes them."""
+        return [self.columns, self.unroll, self.num_warps, int(self.compact), int(self.halves)]
 
     def rows(self, itemsize: int) -> int:
         """Weight rows that the program's threads load at once, 16 bytes each."""
@@ -57,13 +71,13 @@ PACKED_COLUMNS = 64
 def packed_config(n: int, outputs: int) -> GemvConfig:
     """For packed 4-bit codes: 32 of them are a load, and as many sums a thread, so fewer loads are under way."""
     columns = _columns(outputs)
-    return GemvConfig(columns, 8) if n <= 8192 else GemvConfig(min(columns, 32), 4, 16)
+    return GemvConfig(columns, 8, compact=True) if n <= 8192 else GemvConfig(min(columns, 32), 4, 16, True)
 
 
 def int8_config(n: int, outputs: int) -> GemvConfig:
     """For int8: 16 sums a thread; with 16 loads under way registers spilled."""
     columns = 128 if triton.cdiv(outputs, 64) > 264 else _columns(outputs)
-    return GemvConfig(columns, 8) if n <= 8192 else GemvConfig(min(columns, 32), 8, 16)
+    return GemvConfig(columns, 8, compact=True) if n <= 8192 else GemvConfig(min(columns, 32), 8, 16, True)
 
 
 def _columns(outputs: int) -> int:

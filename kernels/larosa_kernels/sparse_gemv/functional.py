@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import cache
 from typing import Any
 
@@ -55,7 +54,7 @@ def _sparse_gemv(
     m: int,
     config: list[int],
 ) -> Tensor:
-    (batch, n), way, packed = x.shape, GemvConfig(*config), weight.dtype == torch.uint8
+    (batch, n), way, packed = x.shape, GemvConfig.of(config), weight.dtype == torch.uint8
     outputs = m // 2 if swiglu else m
     rule = "given" if keep is not None else "search" if k < n else "all"
     blocks, rows = way.blocks(outputs), way.packed_rows if packed else way.rows(weight.element_size())
@@ -63,17 +62,23 @@ def _sparse_gemv(
     y = torch.empty(batch, outputs, dtype=x.dtype, device=x.device)
     # int8 in words of four codes, where outputs come in fours.
     in_words = weight.dtype == torch.int8 and not (m % 4 or outputs % 4 or way.columns < 4 or weight.data_ptr() % 4)
-    line = torch.empty((blocks, batch, n) if norm is not None or rule != "all" else 1, dtype=x.dtype, device=x.device)
+    compact = way.compact and rule != "all"
+    scratch = (blocks, batch, n) if norm is not None or rule != "all" else 1
+    line = torch.empty(scratch, dtype=torch.int32 if compact else x.dtype, device=x.device)
     ranked = x if norm is not None or rule != "all" else x[:, :1]  # any width goes where one program need not hold it
     words = search_arguments(ranked, strict, bracket is not None, way.num_warps, True, x if norm is None else norm)
+    if compact:
+        words["VECTOR"] = 1  # neighbouring words in neighbouring lanes, see kept.py
     sparse_gemv_kernel[(blocks, batch)](
         x, norm if norm is not None else x, bracket if bracket is not None else x, keep if keep is not None else x,
         weight, scale if scale is not None else x, bias if bias is not None else x,
         gate_limit if gate_limit is not None else x, residual if residual is not None else x, y, line, _one(x.device),
-        n, m, k, eps, RULE=rule, NORM=norm is not None, SWIGLU=swiglu, GATED=gate_limit is not None,
+        n, outputs, k, eps, RULE=rule, NORM=norm is not None, SWIGLU=swiglu, GATED=gate_limit is not None,
         HAS_SCALE=scale is not None and not packed, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
         KEEP_STRIDE=2 if keep is not None and keep.dim() == 2 else 0, COLUMNS=way.columns, ROWS=rows, UNROLL=unroll,
-        WIDE=n * m >= 2**31, INTERPRETED=INTERPRETED, NIBBLES=packed, BYTES=in_words, maxnreg=_REGISTERS, **words,
+        WIDE=n * m >= 2**31, INTERPRETED=INTERPRETED, NIBBLES=packed, BYTES=in_words, COMPACT=compact,
+        HALVES=way.halves and unroll > 1,
+        maxnreg=_REGISTERS, **words,
     )  # fmt: skip
     return y
 
@@ -137,7 +142,7 @@ def _way(config: GemvConfig | None, n: int, outputs: int, weight: Tensor) -> lis
     config = config or launch_config(n, outputs, weight.dtype)
     if weight.dtype == torch.uint8 and not 8 <= config.columns <= PACKED_COLUMNS:
         raise ValueError(f"config.columns: expected 8 to {PACKED_COLUMNS} for a uint8 weight, got {config.columns}")
-    return list(dataclasses.astuple(config))
+    return config.numbers
 
 
 def sparse_gemv(
@@ -195,7 +200,8 @@ def select_gemv(
     norm: [n], x is normed with eps and multiplied by it first. The k largest entries stay (None: all), or what passes
     the calibrated pair `limit` [2]; bracket: as in `select`. swiglu: weight [n, 2 I] holds gate, then up, and
     y [B, I] = silu(gate) * up, zero where |silu(gate)| does not pass the pair `gate_limit` [2] (CATS).
-    Otherwise as `sparse_gemv`; the roundings are those of the single ops, and with one launch shape so are the bits.
+    Otherwise as `sparse_gemv`; the roundings are those of the single ops, and with one launch shape so are the bits,
+    unless the config is `compact` and a norm goes first: then its squares are summed in another order.
     """
     triton = use_triton(backend, x)
     expect_vector("x", x, triton)

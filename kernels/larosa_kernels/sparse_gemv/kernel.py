@@ -3,7 +3,7 @@
 Grid (column blocks, B). A program owns COLUMNS outputs and walks all rows of the weight, so nothing is shared between
 programs and every sum has one order. What is small is done by every program again, which is cheaper than a launch:
 1. x is read as words of two entries, normed (NORM) and ranked (search.py); the kept entries, zeros elsewhere, go to a
-   line of scratch that only this program reads;
+   line of scratch that only this program reads; COMPACT: a list of them (kept.py) in the place of zeros elsewhere;
 2. UNROLL rows a thread are loaded at once, those of dropped entries not at all, and summed in fp32;
 3. the warps' sums meet; scale, bias, SwiGLU and its gate, residual; one rounding.
 NIBBLES: the weight is packed 4-bit codes (packing.py) in words of 8; a row's entry meets the scale of its group, the
@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 
 from larosa_kernels.pairs import load_words, norm_words, store_words, swiglu
-from larosa_kernels.search import find_limit, first_candidates, round_to, stays
+from larosa_kernels.search import find_limit, first_candidates, kth_magnitude, round_to, stays
+from larosa_kernels.sparse_gemv.kept import list_largest, list_limited, word_indices
 from larosa_kernels.sparse_gemv.rows import add_rows
 
 
@@ -52,26 +53,26 @@ def finish(total, factor, summand, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constex
 
 @triton.jit(do_not_specialize=["k"])
 def sparse_gemv_kernel(
-    x, norm, bracket, keep, weight, scale, bias, gate_limit, residual, y, line, one, n, m, k, eps,
+    x, norm, bracket, keep, weight, scale, bias, gate_limit, residual, y, line, one, n, width, k, eps,
     RULE: tl.constexpr, NORM: tl.constexpr, SWIGLU: tl.constexpr, GATED: tl.constexpr, HAS_SCALE: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, KEEP_STRIDE: tl.constexpr, COLUMNS: tl.constexpr,
     ROWS: tl.constexpr, UNROLL: tl.constexpr, WIDE: tl.constexpr, INTERPRETED: tl.constexpr,
     BLOCK: tl.constexpr, EVEN: tl.constexpr, STRICT: tl.constexpr, INFINITY: tl.constexpr, PACKED: tl.constexpr,
     BRACKETED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr, NIBBLES: tl.constexpr,
-    BYTES: tl.constexpr,
+    BYTES: tl.constexpr, COMPACT: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
     """RULE: `all`, `search` (the k largest), or `given` (the pairs at keep). Shapes in functional.py.
 
-    line: [blocks, B, n] scratch; one: a pointer to 1.0, see the loop; WIDE: the weight has 2^31 entries or more;
-    KEEP_STRIDE: 2, or 0 for one pair for all rows.
+    width: outputs; that it is a multiple of 16 is known to the compiler where it is one, of half of m it would not be.
+    line: [blocks, B, n] scratch, int32 where COMPACT is set, else of x's dtype; one: a pointer to 1.0, see the loop;
+    WIDE: the weight has 2^31 entries or more; KEEP_STRIDE: 2, or 0 for one pair for all rows.
     """
     block = tl.program_id(0)
     batch = tl.program_id(1).to(tl.int64)
     dtype: tl.constexpr = x.dtype.element_ty
     column = block * COLUMNS + tl.arange(0, COLUMNS)
-    width = m // 2 if SWIGLU else m
     fit = column < width
-    i = tl.arange(0, BLOCK // 2)
+    i = word_indices(BLOCK // 2) if COMPACT else tl.arange(0, BLOCK // 2)
     if NORM:
         gamma = load_words(norm, i, n, EVEN)
     source = x + batch * n
@@ -88,18 +89,30 @@ def sparse_gemv_kernel(
         factor_up, summand_up = load_around(scale, bias, column + width, fit, HAS_SCALE, HAS_BIAS)
     if HAS_RESIDUAL:
         old = tl.load(residual + batch * width + column, mask=fit, other=0.0).to(tl.float32)
+    count = n
     if NORM or RULE != "all":
         if NORM:
             words = norm_words(words, gamma, n, eps, dtype, INTERPRETED)
-        if RULE != "all":
+        if COMPACT:
+            source = line + (block * tl.num_programs(1) + batch) * n
+            if RULE == "search":
+                limit, at_least, above = kth_magnitude(
+                    words & 0x7FFF7FFF, n, k, first_candidate, second_candidate, INFINITY, PACKED, THREADS, VECTOR
+                )
+                room = (k if STRICT else at_least) - above
+                count = list_largest(source, words, i, limit, above, room, THREADS)
+            else:
+                count = list_limited(source, words, i, limit, last_index, THREADS)
+        else:
             if RULE == "search":
                 limit, last_index = find_limit(
                     words & 0x7FFF7FFF, n, k, first_candidate, second_candidate,
                     STRICT, INFINITY, PACKED, THREADS, VECTOR,
                 )  # fmt: skip
-            words = mask_words(words, i, limit, last_index)
-        source = line + (block * tl.num_programs(1) + batch) * n
-        store_words(source, i, words, n, EVEN)
+            if RULE != "all":
+                words = mask_words(words, i, limit, last_index)
+            source = line + (block * tl.num_programs(1) + batch) * n
+            store_words(source, i, words, n, EVEN)
         tl.debug_barrier()  # the line is read by other threads than wrote it
 
     per: tl.constexpr = 8 if NIBBLES else 4 if BYTES else 1
@@ -109,8 +122,8 @@ def sparse_gemv_kernel(
         scale += (block * COLUMNS // 64).to(tl.int64) * n
     scale_up = scale + (half // 8).to(tl.int64) * n
     out, up = add_rows(
-        source, weight, scale, scale_up, one, n, 2 * half if SWIGLU else half, block, half, COLUMNS, ROWS, UNROLL,
-        SWIGLU, NIBBLES, BYTES, RULE == "all", WIDE, INTERPRETED,
+        source, weight, scale, scale_up, one, count, 2 * half if SWIGLU else half, block, half, COLUMNS, ROWS, UNROLL,
+        SWIGLU, NIBBLES, BYTES, RULE == "all", COMPACT, HALVES, dtype, WIDE, INTERPRETED,
     )  # fmt: skip
     out = finish(out, factor, summand, HAS_SCALE, HAS_BIAS)
     if SWIGLU:

@@ -1,0 +1,135 @@
+"""The product over a list of kept rows: what is kept at its edges, for every kind of weight.
+
+GPU: `PYTHONPATH=kernels python -m pytest --noconftest -m "" tests/test_kernels_kept.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from larosa_kernels import limit_from_threshold, select, select_gemv, sparse_gemv
+from larosa_kernels import testing as kt
+from larosa_kernels.select.reference import kept_mask, select_reference
+from larosa_kernels.sparse_gemv.config import GemvConfig, launch_config
+from larosa_kernels.sparse_gemv.packing import pack_codes, unpacked
+from test_kernels import DEVICE, GEMV, HALF, check_gemv, normal, pair
+from torch import Tensor
+
+ON_GPU = DEVICE == "cuda"
+LISTED = GemvConfig(columns=64, unroll=2, num_warps=4, compact=True)
+WEIGHTS = ("half", "int8", "packed")
+
+
+def weight_of(kind: str, n: int, m: int, dtype: torch.dtype) -> tuple[Tensor, dict[str, Any], Tensor]:
+    """A weight of a kind, what goes with it, and its values as float32."""
+    draw = torch.Generator().manual_seed(n)
+    if kind == "half":
+        weight = normal(n, m, seed=1, dtype=dtype)
+        return weight, {}, weight.float()
+    if kind == "int8":
+        weight = torch.randint(-128, 128, (n, m), generator=draw, dtype=torch.int8).to(DEVICE)
+        scale = ((0.5 + torch.rand(m, generator=draw)) / 256).to(DEVICE)
+        return weight, {"scale": scale}, weight.float() * scale
+    weight = pack_codes(torch.randint(-8, 8, (n, m), generator=draw, dtype=torch.int8).to(DEVICE))
+    scale = (torch.randn(-(-m // 64), n, generator=draw) / 16).bfloat16().to(DEVICE)
+    return weight, {"scale": scale, "m": m}, unpacked(weight, scale, m)
+
+
+def check_pair(x: Tensor, keep: Tensor, kind: str, m: int = 72, config: GemvConfig = LISTED) -> None:
+    """`sparse_gemv` over a list against float64."""
+    weight, around, values = weight_of(kind, x.shape[1], m, x.dtype)
+    exact = kt.exact_gemv(x, kept_mask(x, keep), values)
+    with kt.poisoned_empty():
+        y = sparse_gemv(x, keep, weight, backend="triton", config=config, **around)
+    allowed = kt.EPSILON[x.dtype] * exact.abs() * 1.001 + 2 * kt.gemv_tolerance(x, values)
+    assert ((y.double() - exact).abs() <= allowed).all()
+
+
+def pairs(*each: tuple[int, int]) -> Tensor:
+    return torch.tensor(each, dtype=torch.int32, device=DEVICE)
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_nothing_one_all_and_batch(kind: str) -> None:
+    x = torch.cat([normal(3, 129), kt.vector("half_zeros", 1, 129, torch.bfloat16, DEVICE)])
+    x[1, 128] = 3000.0
+    above = int(torch.tensor(2000.0, dtype=torch.bfloat16).view(torch.int16))
+    check_pair(x, pairs((0x7F80, -1), (above, -1), (0, 129), (0, -1)), kind)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=["bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("n", "kind"),
+    [(n, kind) for n in (1, 2, 63, 65, 577) for kind in WEIGHTS if ON_GPU or (kind == "half") == (n < 65)],
+)
+def test_odd_widths(n: int, kind: str, dtype: torch.dtype) -> None:
+    x = kt.vector("ties", 1, n, dtype, DEVICE, seed=n)
+    check_pair(x, select_reference(x, max(1, n // 2)), kind, m=33)
+
+
+@pytest.mark.parametrize("kind", ["ties", "equal", "half_zeros", "zeros", "outliers", "sorted"])
+@pytest.mark.parametrize("ties", ["strict", "keep"])
+def test_search_lists_what_the_reference_keeps(kind: str, ties: str) -> None:
+    """Weight rows of what is dropped, and of zeros, hold NaN: reading one shows."""
+    n = 600
+    x = kt.vector(kind, 1, n, torch.bfloat16, DEVICE)
+    for k in (1, 299, 599):
+        kept = kept_mask(x, select_reference(x, k, ties)) & (x != 0)
+        weight = normal(n, 40, seed=1)
+        exact = kt.exact_gemv(x, kept, weight)
+        weight = torch.where(kept.T, weight, float("nan"))
+        with kt.poisoned_empty():
+            y = select_gemv(x, weight, k, ties, backend="triton", config=LISTED)
+        tolerance = kt.gemv_tolerance(x, torch.nan_to_num(weight))
+        assert ((y.double() - exact).abs() <= kt.EPSILON[x.dtype] * exact.abs() * 1.001 + tolerance).all()
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+@pytest.mark.parametrize("dtype", HALF, ids=["bf16", "fp16"])
+def test_a_chosen_list_is_a_given_one(kind: str, dtype: torch.dtype) -> None:
+    """Search, gate and up, and two rows of x in one launch have the bits of the single ops."""
+    n, m, k = 202, 128, 95
+    x = normal(2, n, dtype=dtype)
+    weight, around, _ = weight_of(kind, n, m, dtype)
+    keep = select(x, k, backend="triton")
+    for columns in (64, 32) if ON_GPU else (32,):
+        way = dataclasses.replace(LISTED, columns=columns)
+        with kt.poisoned_empty():
+            y = select_gemv(x, weight, k, backend="triton", config=way, **around)
+            gated = select_gemv(x, weight, k, swiglu=True, backend="triton", config=way, **around)
+        both = sparse_gemv(x, keep, weight, backend="triton", config=way, **around)
+        assert torch.equal(y, both)
+        gate, up = both.float().chunk(2, 1)
+        wanted = (gate * torch.sigmoid(gate)).to(dtype).float() * up
+        assert (gated.float() - wanted).norm() <= 2 * kt.EPSILON[dtype] * wanted.norm()
+
+
+def test_limits_below_every_entry_leave_zeros_out() -> None:
+    x = kt.vector("half_zeros", 1, 200, torch.bfloat16, DEVICE)
+    weight = normal(200, 64, seed=1)
+    exact = kt.exact_gemv(x, x != 0, weight)
+    weight = torch.where((x != 0).T, weight, float("nan"))
+    for limit in (pair(0, 200), pair(-1, -1), limit_from_threshold(0.0, x.dtype, DEVICE)):
+        y = select_gemv(x, weight, limit=limit, backend="triton", config=LISTED)
+        assert ((y.double() - exact).abs() <= 0.01 * exact.abs() + kt.gemv_tolerance(x, torch.nan_to_num(weight))).all()
+
+
+@pytest.mark.parametrize("config", GEMV)
+def test_wide_vectors_take_every_launch_shape(config: str) -> None:
+    """Turns of the program's threads come in one, two and more, and lists end in the middle of one."""
+    n = 14336 if ON_GPU else 1200
+    if not ON_GPU and GEMV[config].rows(2) <= 2:
+        n = 130
+    x = kt.vector("normal", 1, n, torch.bfloat16, DEVICE)
+    check_gemv(x, select(x, n // 2 + 1), normal(n, 40, seed=1), GEMV[config])
+
+
+def test_lists_are_for_codes_until_they_pay_for_halves() -> None:
+    assert launch_config(4096, 4096, torch.int8).compact
+    assert launch_config(14336, 4096, torch.uint8).compact
+    assert not launch_config(4096, 4096, torch.bfloat16).compact
+    config = dataclasses.replace(LISTED, unroll=4)
+    assert GemvConfig.of(config.numbers) == config
