@@ -12,7 +12,9 @@ import pytest
 import torch
 from larosa_kernels import attend, norm_select, select, select_gemv, sparse_gemv, swiglu_select
 from larosa_kernels import testing as kt
+from larosa_kernels.search_config import SearchConfig
 from larosa_kernels.sparse_gemv import functional
+from larosa_kernels.sparse_gemv.config import GemvConfig
 from test_kernels import DEVICE, ON_GPU, check_gemv, normal
 from torch import Tensor
 
@@ -58,6 +60,18 @@ def test_capture_before_the_first_call_is_refused() -> None:
     functional._one.cache_clear()
     with pytest.raises(RuntimeError, match="run it once"), torch.cuda.graph(torch.cuda.CUDAGraph()):
         sparse_gemv(x, keep, weight)
+
+
+@pytest.mark.parametrize("n", [4096, 3584, 576])
+def test_a_norm_has_the_same_bits_with_any_warps_and_with_a_list(n: int) -> None:
+    gamma, weight = normal(n, seed=1), normal(n, 256, seed=2) / 64
+    for seed in range(20):
+        h = kt.vector("outliers", 1, n, torch.bfloat16, DEVICE) * (1 + seed)
+        z, keep = norm_select(h, gamma, 1e-5, n // 2)
+        assert all(torch.equal(z, norm_select(h, gamma, 1e-5, n // 2, config=SearchConfig(w))[0]) for w in (4, 16))
+        for config in (GemvConfig(64, 4, warps, compact, compact) for warps in (4, 8, 16) for compact in (True, False)):
+            single = sparse_gemv(z, keep, weight, config=config)
+            assert torch.equal(select_gemv(h, weight, n // 2, norm=gamma, eps=1e-5, config=config), single)
 
 
 def test_compiled_layer_gives_the_same_bits() -> None:

@@ -61,10 +61,15 @@ def _scaled(wide, scale, gamma, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
 
 @triton.jit
 def norm_words(words, gamma, n, eps, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
-    """RMSNorm times gamma, both as words, rounded where transformers rounds: after the norm and after gamma."""
+    """RMSNorm times gamma, both as words, rounded where transformers rounds: after the norm and after gamma.
+
+    Squares are summed in float64, far finer than what float32 keeps of the sum: so its bits do not depend on the order,
+    which is another one with other warps or another layout of the words.
+    """
     low = low_half(words, dtype)
     high = high_half(words, dtype)
-    scale = tl.rsqrt(tl.sum(low * low + high * high, 0) / n + eps)
+    squares = tl.sum((low * low + high * high).to(tl.float64), 0).to(tl.float32)
+    scale = tl.rsqrt(squares / n + eps)
     normed_low = _scaled(low, scale, low_half(gamma, dtype), dtype, INTERPRETED)
     normed_high = _scaled(high, scale, high_half(gamma, dtype), dtype, INTERPRETED)
     return normed_low | (normed_high << 16)
