@@ -237,10 +237,10 @@ class Decoder:
 
     def product(self, layer: int, site: str, x: Tensor, keep: Tensor, residual: Tensor | None) -> Tensor:
         """The kept entries of x [B, width] times what reads the site, plus bias and residual."""
-        own = self.weights.layers[layer]
+        own, rule = self.weights.layers[layer], self.rules[site][layer]
         matrix = own.matrices[site]
         outputs = matrix.shape[1] // 2 if site == "h3" else matrix.shape[1]  # the launch shape of the fused step
-        shape = ops.launch_shape(matrix, outputs)
+        shape = ops.launch_shape(matrix, outputs, rule.limit is not None or rule.k < x.shape[1])
         return ops.sparse_gemv(x, keep, matrix, own.biases.get(site), residual, backend=self.backend, config=shape)
 
     def _transformed(self, own: LayerWeights, site: str, before: Tensor, backend: str) -> Tensor:

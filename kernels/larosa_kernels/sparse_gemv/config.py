@@ -69,15 +69,20 @@ PACKED_COLUMNS = 64
 
 
 def packed_config(n: int, outputs: int) -> GemvConfig:
-    """For packed 4-bit codes: 32 of them are a load, and as many sums a thread, so fewer loads are under way."""
-    columns = _columns(outputs)
-    return GemvConfig(columns, 8, compact=True) if n <= 8192 else GemvConfig(min(columns, 32), 4, 16, True)
+    """For packed 4-bit codes."""
+    return _of_codes(n, _columns(outputs))
 
 
 def int8_config(n: int, outputs: int) -> GemvConfig:
-    """For int8: 16 sums a thread; with 16 loads under way registers spilled."""
-    columns = 128 if triton.cdiv(outputs, 64) > 264 else _columns(outputs)
-    return GemvConfig(columns, 8, compact=True) if n <= 8192 else GemvConfig(min(columns, 32), 8, 16, True)
+    """For int8."""
+    return _of_codes(n, 128 if triton.cdiv(outputs, 64) > 264 else _columns(outputs))
+
+
+def _of_codes(n: int, columns: int) -> GemvConfig:
+    """Codes take as many sums a thread as a load holds, so fewer loads are under way; rows go by a list."""
+    if n <= 8192:
+        return GemvConfig(columns, 4, compact=True, halves=True)
+    return GemvConfig(min(columns, 32), 4, 16, compact=True, halves=True)
 
 
 def _columns(outputs: int) -> int:

@@ -77,8 +77,7 @@ def _sparse_gemv(
         HAS_SCALE=scale is not None and not packed, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
         KEEP_STRIDE=2 if keep is not None and keep.dim() == 2 else 0, COLUMNS=way.columns, ROWS=rows, UNROLL=unroll,
         WIDE=n * m >= 2**31, INTERPRETED=INTERPRETED, NIBBLES=packed, BYTES=in_words, COMPACT=compact,
-        HALVES=way.halves and unroll > 1,
-        maxnreg=_REGISTERS, **words,
+        HALVES=way.halves and unroll > 1, maxnreg=_REGISTERS, **words,
     )  # fmt: skip
     return y
 
@@ -160,8 +159,7 @@ def sparse_gemv(
 
     fp32 sums in a fixed order; bias [m] and residual [B, m] are added in fp32 before the one rounding. An int8 weight
     comes with scale [m] fp32, one an output; packed 4-bit codes (uint8, packing.py) with scale [groups, n] bf16 and m.
-    Weight rows of dropped entries are never read, nor need those be that a
-    kept zero would meet.
+    Weight rows of dropped entries are never read, nor need those be that a kept zero would meet.
     """
     triton = use_triton(backend, x)
     expect_vector("x", x, triton)
@@ -200,8 +198,8 @@ def select_gemv(
     norm: [n], x is normed with eps and multiplied by it first. The k largest entries stay (None: all), or what passes
     the calibrated pair `limit` [2]; bracket: as in `select`. swiglu: weight [n, 2 I] holds gate, then up, and
     y [B, I] = silu(gate) * up, zero where |silu(gate)| does not pass the pair `gate_limit` [2] (CATS).
-    Otherwise as `sparse_gemv`; the roundings are those of the single ops, and with one launch shape so are the bits,
-    unless the config is `compact` and a norm goes first: then its squares are summed in another order.
+    Otherwise as `sparse_gemv`; the roundings are those of the single ops, and with one launch shape so are the bits
+    (of `sparse_gemv` without `compact` where nothing is dropped: no list is made here then, and zeros take part).
     """
     triton = use_triton(backend, x)
     expect_vector("x", x, triton)
