@@ -24,7 +24,8 @@ from torch import Tensor
 
 _MEDIAN = 0.6745
 """Of the magnitude of a standard normal number."""
-_WEIGHTS = ("bf16", "w8", "w4")
+KINDS = ("bf16", "w8", "w4")
+"""Of weights."""
 
 
 def made(kind: str, n: int, m: int) -> tuple[Tensor, dict[str, Any]]:
@@ -55,15 +56,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Launches of the sparse product for Nsight Compute.")
     parser.add_argument("--model", default="LLaMA3-8B", choices=sorted({model for model, _ in PROJECTIONS}))
     parser.add_argument("--sites", default="gate+up", help="qkv, gate+up, down, with commas")
-    parser.add_argument("--weights", default=",".join(_WEIGHTS), help="bf16, w8, w4, with commas")
+    parser.add_argument("--weights", default=",".join(KINDS), help="bf16, w8, w4, with commas")
     options = parser.parse_args()
     sites, kinds = options.sites.split(","), options.weights.split(",")
     if unknown := [own for own in sites if (options.model, own) not in PROJECTIONS]:
         parser.error(
             f"--sites {unknown[0]}: expected one of {[site for name, site in PROJECTIONS if name == options.model]}"
         )
-    if unknown := [own for own in kinds if own not in _WEIGHTS]:
-        parser.error(f"--weights {unknown[0]}: expected one of {', '.join(_WEIGHTS)}")
+    if unknown := [own for own in kinds if own not in KINDS]:
+        parser.error(f"--weights {unknown[0]}: expected one of {', '.join(KINDS)}")
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA GPU: there are no counters to read")
     torch.manual_seed(0)

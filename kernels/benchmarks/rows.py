@@ -16,6 +16,7 @@ PROJECTIONS = {
     ("LLaMA2-7B", "gate+up"): (4096, 22016),
     ("LLaMA2-7B", "down"): (11008, 4096),
     ("LLaMA3-8B", "qkv"): (4096, 6144),
+    ("LLaMA3-8B", "o"): (4096, 4096),
     ("LLaMA3-8B", "gate+up"): (4096, 28672),
     ("LLaMA3-8B", "down"): (14336, 4096),
 }
