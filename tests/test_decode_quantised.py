@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from larosa_kernels.sparse_gemv import functional
+from larosa_kernels.sparse_gemv.config import GemvConfig
 from test_decode import close, stepped
 from test_decode_gate import few_programs  # noqa: F401  # a fixture
 from test_methods import applied
@@ -99,16 +101,24 @@ def test_random_codes_pass_the_plain_gate(scheme: str) -> None:
         assert found["relative_logits_error"] <= found["bound"] < 0.3
 
 
-@pytest.mark.parametrize("scheme", ["w8", "w4_output"])
+@pytest.mark.parametrize(("scheme", "level"), [("w8", 0.5), ("w4_output", 0.5), ("w8", 0.0), (None, 0.75)], ids=str)
 @pytest.mark.usefixtures("few_programs")
-def test_a_fused_step_on_codes_has_the_bits_of_the_watched_one(scheme: str) -> None:
+def test_a_fused_step_has_the_bits_and_launch_shapes_of_the_watched_one(
+    scheme: str | None, level: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shape = {**SHAPE, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
     own = AutoConfig.for_model("llama", **{**shape, "vocab_size": 40})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    weights = random_weights(own, torch.bfloat16, device, seed=0, layers=1).rounded(scheme, head=True)
-    found = check_plain(weights, level_rules(weights.shape, 0.5), tokens=1, backend="triton")
+    weights = random_weights(own, torch.bfloat16, device, seed=0, layers=1).rounded(scheme, head=scheme is not None)
+    launched: list[list[int]] = []
+    way = functional._way
+    monkeypatch.setattr(functional, "_way", lambda *given: (launched.append(way(*given)), launched[-1])[1])
+    found = check_plain(weights, level_rules(weights.shape, level), tokens=1, backend="triton")
     assert found["backend"] == "triton"
     assert found["bit_identical"]
+    a_step = launched[: 4 + (scheme is not None)]  # the head's codes are a launch too
+    assert launched == a_step * (len(launched) // len(a_step))
+    assert all(GemvConfig.of(numbers).compact == (level > 0) for numbers in a_step[:4])
 
 
 @pytest.mark.parametrize(("scheme", "bits"), [(None, 32), ("w8", 8), ("w4_output", 4)])

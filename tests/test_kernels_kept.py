@@ -13,6 +13,7 @@ import torch
 from larosa_kernels import limit_from_threshold, select, select_gemv, sparse_gemv
 from larosa_kernels import testing as kt
 from larosa_kernels.select.reference import kept_mask, select_reference
+from larosa_kernels.sparse_gemv import functional
 from larosa_kernels.sparse_gemv.config import GemvConfig, launch_config
 from larosa_kernels.sparse_gemv.packing import pack_codes, unpacked
 from test_kernels import DEVICE, GEMV, HALF, check_gemv, normal, pair
@@ -127,9 +128,27 @@ def test_wide_vectors_take_every_launch_shape(config: str) -> None:
     check_gemv(x, select(x, n // 2 + 1), normal(n, 40, seed=1), GEMV[config])
 
 
-def test_lists_are_for_codes_until_they_pay_for_halves() -> None:
-    assert launch_config(4096, 4096, torch.int8).compact
-    assert launch_config(14336, 4096, torch.uint8).compact
-    assert not launch_config(4096, 4096, torch.bfloat16).compact
+def test_lists_are_for_codes_and_for_the_few_of_half_precision() -> None:
+    for dtype, listed in (
+        (torch.int8, [True, True, True, False]),
+        (torch.uint8, [True, True, True, False]),
+        (torch.bfloat16, [False, True, False, False]),
+        (torch.float16, [False, True, False, False]),
+    ):
+        for n in (4096, 14336):
+            found = [launch_config(n, 4096, dtype, kept).compact for kept in (None, int(0.4 * n), n // 2, n)]
+            assert found == listed
     config = dataclasses.replace(LISTED, unroll=4)
     assert GemvConfig.of(config.numbers) == config
+
+
+def test_a_launch_takes_the_shape_of_what_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Top-K, a limit, and everything; the single product behind them has only a mask to go by."""
+    asked: list[int | None] = []
+    monkeypatch.setattr(functional, "launch_config", lambda *given: (asked.append(given[-1]), LISTED)[1])
+    x, weight = normal(1, 64), normal(64, 32, seed=1)
+    for k in (20, None):
+        select_gemv(x, weight, k, backend="triton")
+    select_gemv(x, weight, limit=limit_from_threshold(0.5, x.dtype, DEVICE), backend="triton")
+    sparse_gemv(x, select(x, 20), weight, backend="triton")
+    assert asked == [20, 64, None, None]

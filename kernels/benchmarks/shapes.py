@@ -52,9 +52,10 @@ class Case:
         return m // 2 if self.site == "gate+up" else m
 
     def present(self) -> GemvConfig:
-        """The shape that is taken without a word."""
+        """The shape that is taken without a word where half of the rows stay."""
         dtype = {"bf16": torch.bfloat16, "w8": torch.int8, "w4": torch.uint8}[self.kind]
-        return launch_config(PROJECTIONS[self.model, self.site][0], self.outputs, dtype)
+        n = PROJECTIONS[self.model, self.site][0]
+        return launch_config(n, self.outputs, dtype, n // 2)
 
     def shapes(self) -> list[GemvConfig]:
         """The present one, the same in all ways, then others."""

@@ -240,7 +240,7 @@ class Decoder:
         own, rule = self.weights.layers[layer], self.rules[site][layer]
         matrix = own.matrices[site]
         outputs = matrix.shape[1] // 2 if site == "h3" else matrix.shape[1]  # the launch shape of the fused step
-        shape = ops.launch_shape(matrix, outputs, rule.limit is not None or rule.k < x.shape[1])
+        shape = ops.launch_shape(matrix, outputs, rule.k if rule.limit is None else None)
         return ops.sparse_gemv(x, keep, matrix, own.biases.get(site), residual, backend=self.backend, config=shape)
 
     def _transformed(self, own: LayerWeights, site: str, before: Tensor, backend: str) -> Tensor:

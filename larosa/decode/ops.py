@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -112,10 +111,9 @@ def sparse_gemv(
     return found
 
 
-def launch_shape(matrix: Matrix, outputs: int, drops: bool) -> GemvConfig:
-    """What a fused launch that gives `outputs` takes for this matrix; without `drops` it lists no kept rows."""
-    found = launch_config(len(matrix), outputs, _parts(matrix)[0].dtype)
-    return replace(found, compact=found.compact and drops)
+def launch_shape(matrix: Matrix, outputs: int, kept: int | None) -> GemvConfig:
+    """What a fused launch that gives `outputs` takes for this matrix of which `kept` rows stay, None: by a limit."""
+    return launch_config(len(matrix), outputs, _parts(matrix)[0].dtype, kept)
 
 
 def _parts(matrix: Matrix) -> tuple[Tensor, dict[str, Any]]:

@@ -5,7 +5,7 @@ Tuned by `python kernels/benchmarks/kernels.py --tune`; nothing is tuned while t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -79,10 +79,8 @@ def int8_config(n: int, outputs: int) -> GemvConfig:
 
 
 def _of_codes(n: int, columns: int) -> GemvConfig:
-    """Codes take as many sums a thread as a load holds, so fewer loads are under way; rows go by a list."""
-    if n <= 8192:
-        return GemvConfig(columns, 4, compact=True, halves=True)
-    return GemvConfig(min(columns, 32), 4, 16, compact=True, halves=True)
+    """Codes take as many sums a thread as a load holds, so fewer loads are under way."""
+    return GemvConfig(columns, 4, halves=True) if n <= 8192 else GemvConfig(min(columns, 32), 4, 16, halves=True)
 
 
 def _columns(outputs: int) -> int:
@@ -91,10 +89,19 @@ def _columns(outputs: int) -> int:
     return fitting[0] if fitting else 16
 
 
-def launch_config(n: int, outputs: int, weight: torch.dtype) -> GemvConfig:
-    """The launch shape for a weight of this dtype."""
+FEW = 0.4
+"""Where less than this share of the rows stays, a list of them is worth making for bf16 and fp16 too."""
+
+
+def launch_config(n: int, outputs: int, weight: torch.dtype, kept: int | None) -> GemvConfig:
+    """The launch shape for a weight of this dtype of which `kept` rows stay; None: as a limit has it, unknown here.
+
+    Codes go by a list wherever rows are dropped: under a mask a dropped row costs as many instructions as a kept one.
+    """
     rules = {torch.uint8: packed_config, torch.int8: int8_config}
-    return rules.get(weight, gemv_config)(n, outputs)
+    if weight in rules:
+        return replace(rules[weight](n, outputs), compact=kept is None or kept < n)
+    return replace(gemv_config(n, outputs), compact=kept is not None and kept <= FEW * n)
 
 
 def gemv_config(n: int, outputs: int) -> GemvConfig:

@@ -137,8 +137,8 @@ def _columns(x: Tensor, weight: Tensor, m: int | None) -> int:
     return weight.shape[1] if m is None else m
 
 
-def _way(config: GemvConfig | None, n: int, outputs: int, weight: Tensor) -> list[int]:
-    config = config or launch_config(n, outputs, weight.dtype)
+def _way(config: GemvConfig | None, n: int, outputs: int, weight: Tensor, kept: int | None) -> list[int]:
+    config = config or launch_config(n, outputs, weight.dtype, kept)
     if weight.dtype == torch.uint8 and not 8 <= config.columns <= PACKED_COLUMNS:
         raise ValueError(f"config.columns: expected 8 to {PACKED_COLUMNS} for a uint8 weight, got {config.columns}")
     return config.numbers
@@ -168,7 +168,7 @@ def sparse_gemv(
     _check(x, weight, m, m, triton, scale, bias, residual)
     if not triton:
         return sparse_gemv_reference(x, keep, weight, bias, residual, scale, m)
-    way = _way(config, x.shape[1], m, weight)
+    way = _way(config, x.shape[1], m, weight, None)
     result: Tensor = _sparse_gemv(
         x, weight, keep, x.shape[1], True, None, None, 0.0, False, None, scale, bias, residual, m, way
     )
@@ -226,7 +226,7 @@ def select_gemv(
     around: dict[str, Any] = {"bias": bias, "residual": residual, "scale": scale, "m": m}
     if not triton:
         return select_gemv_reference(x, weight, k, ties, limit, norm, eps, swiglu, gate_limit, **around)
-    way = _way(config, n, outputs, weight)
+    way = _way(config, n, outputs, weight, k if limit is None else None)
     result: Tensor = _sparse_gemv(
         x, weight, limit, k, ties == "strict", bracket, norm, eps, swiglu, gate_limit, scale, bias, residual, m, way
     )
