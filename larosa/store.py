@@ -1,4 +1,4 @@
-"""Calibration tensors on disk: safetensors beside a JSON sidecar that holds their identity and hash.
+"""Calibration tensors and quantised layers on disk: safetensors, a JSON sidecar with identity and hash beside each.
 
 A file whose hash does not match its sidecar (truncated, corrupted, half written) is named, ignored and built
 again. Writing goes through a temporary file and one rename; a lock keeps parallel runs from building twice.

@@ -14,9 +14,9 @@ from test_pipeline import overrides  # noqa: F401  # a fixture: a tiny run on te
 from test_schedule import method
 from torch import Tensor
 
-from conftest import CONF, SHAPE, build_model
+from conftest import CONF, build_model
 from larosa import results
-from larosa.architecture import LayerView, ModelView
+from larosa.architecture import ModelView
 from larosa.cells import plan_cells
 from larosa.command import not_quantised
 from larosa.config import ConfigError
@@ -246,56 +246,6 @@ def test_a_calibrated_quantiser_errs_less_than_rounding_to_nearest(chosen: str, 
                 handle.exchange(linear, "weight", weight)
         rounded = off.pop("w8" if own.weights == "w8" else "w4_rtn")
         assert off[chosen] < rounded
-
-
-def test_a_layer_is_rounded_once_for_all_that_leave_it_alike(
-    tokens: Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Another level or method on the same weights, and a run that was stopped, find it; other settings do not."""
-    rounded = calibrated._rounded_layer
-    indices: list[int] = []
-
-    def counted(layer: LayerView, *more: Any) -> dict[str, Tensor]:
-        indices.append(layer.index)
-        if len(indices) == stop:
-            raise KeyboardInterrupt
-        return rounded(layer, *more)
-
-    def rounds(name: str, choice: str = "w4_gptq_output", sparsity: float = 0.3, seed: int = 0, **more: Any) -> Any:
-        indices.clear()
-        model = build_model("llama", dtype=torch.float32, seed=seed)
-        with applied(model, tokens, method(name), sparsity=sparsity) as handle:
-            first = tokens if more.get("sequences") is None else tokens[: more["sequences"]]
-            quantise(model, handle, config(choice, **more), first)
-            return {key: (own.codes, own.scale) for key, own in handle.quantised.items()}
-
-    monkeypatch.setattr(calibrated, "_rounded_layer", counted)
-    stop, layers = 2, SHAPE["num_hidden_layers"]
-    with pytest.raises(KeyboardInterrupt):
-        rounds("magnitude")
-    stop = 0
-    whole = rounds("magnitude")
-    assert indices == list(range(1, layers))  # layer 0 was kept
-    again = rounds("magnitude", sparsity=0.6)
-    dense = rounds("dense", sparsity=0.0)
-    assert not indices
-    for key, (codes, scale) in whole.items():
-        for other in (again, dense):
-            assert torch.equal(other[key][0], codes)
-            assert torch.equal(other[key][1], scale)
-    for change in (
-        {"choice": "w8_gptq"},
-        {"first_token_weight": 3.0},
-        {"sequences": 1},
-        {"seed": 1},
-        {"name": "larosa/paper"},
-    ):
-        rounds(**{"name": "magnitude", **change})
-        assert indices == list(range(layers)), change
-    for kept in (tmp_path / "calibration").glob("quantised-*.safetensors"):
-        kept.write_bytes(kept.read_bytes()[:-8])
-    rounds("dense", sparsity=0.0)
-    assert indices == list(range(layers))  # damaged files are not read
 
 
 def test_a_run_quantises_all_its_cells_alike_after_the_proof(overrides: list[str]) -> None:  # noqa: F811

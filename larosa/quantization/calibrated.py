@@ -111,6 +111,7 @@ def quantise_layers(
             seen = _seen(layer, inputs)
             identity = _identity(layer, seen, config, tokens)
             found, kept = store.cached("quantised", identity, partial(_rounded_layer, layer, seen, config))
+            seen.clear()  # before the next layer's are made
             before |= _put(layer, found, handle, config)
             from_cache += kept
             inputs = [((_only(layer.module(*args, **more)), *args[1:]), more) for args, more in inputs]
@@ -138,7 +139,8 @@ def _identity(
 
 @cache
 def _library_version() -> str:
-    return version(packages_distributions()[_LIBRARY][0])
+    names = packages_distributions().get(_LIBRARY, ())
+    return ", ".join(f"{name} {version(name)}" for name in names) or "of no distribution"
 
 
 def _sha256(tensors: list[Tensor]) -> str:
