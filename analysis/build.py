@@ -91,6 +91,10 @@ def readme_tables(tables: list[Table], records: Path, timings: Path) -> dict[str
 def _codes(tables: list[Table]) -> str:
     """What codes add to perplexity, of every model with runs on them."""
     blocks = [block for table in tables for block in table.blocks if block.title.endswith(added.TITLE)]
+    if not blocks:
+        raise RecordsError(
+            "no record on rounded weights has one on plain weights beside it: a README cannot show codes"
+        )
     return "\n\n".join(map(render.block_brief, blocks))
 
 

@@ -128,6 +128,12 @@ def test_what_codes_add_is_paired_by_block_with_the_same_method_and_level(tmp_pa
             assert cell.error == pytest.approx(100 * expected * 0.005 if odd else 0.0, abs=1e-9)
     assert "gsm8k, lambada together" in found.caption
     assert "the source was already quantised" in found.caption
+    short = runs[-1]["metrics"]["perplexity"]
+    del short["lambada"], runs[-1]["metrics"]["measured_sparsity"]["lambada"]
+    again = block(tables(tmp_path / "c", runs)[9], f"smollm2-135m: {added.TITLE}")
+    lost = next(own for own in rows_of(again) if (own["level, %"].text, own["method"].text) == ("0", "larosa/paper"))
+    assert lost[NAMES[-1]].value is None  # of the plain run's texts it has one only
+    assert lost[NAMES[1]].value is not None
     assert not any(added.TITLE in other.title for other in tables(tmp_path / "b", [made("dense", 0.0)])[9].blocks)
 
 

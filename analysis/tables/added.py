@@ -31,15 +31,16 @@ def block(model: str, runs: list[Run]) -> Block | None:
     names = short_names(method for _, method, _ in rounded)
     rows = []
     for place in sorted(rounded):
+        level, method, schedule = place
         cells = [_added(plain[place], rounded[place].get(name)) for name in columns]
-        rows.append([Cell(f"{100 * place[0]:g}"), Cell(names[place[1]]), *cells])
+        rows.append([Cell(f"{100 * level:g}"), Cell(names[method]), Cell(schedule), *cells])
     texts = sorted({text for own in rounded for text in _texts(plain[own])})
     words = (
         "Against the same method at the same level on weights as they are: mean of the log ratio over the blocks of "
         f"{', '.join(texts)} together, ± its standard error, paired by block; "
         f"{caption(run.entry.record for own in rounded.values() for run in own.values())}."
     )
-    return Block(f"{model}: {TITLE}", ("level, %", "method", *columns), rows, words)
+    return Block(f"{model}: {TITLE}", ("level, %", "method", "schedule", *columns), rows, words)
 
 
 def _place(run: Run) -> _Place:
@@ -52,15 +53,11 @@ def _texts(run: Run | None) -> list[str]:
 
 
 def _added(plain: Run, rounded: Run | None) -> Cell:
-    """Over the texts that both were measured on; nothing where the blocks are not as many."""
-    if rounded is None:
-        return Cell()
+    """Over all texts of the plain run; nothing where the other one lacks one, or was measured on fewer blocks of it."""
     differences = []
     for text, before in plain.entry.nll.items():
-        after = rounded.entry.nll.get(text)
-        if after is None:
-            continue
-        if len(after) != len(before):
+        after = rounded.entry.nll.get(text) if rounded is not None else None
+        if after is None or len(after) != len(before):
             return Cell()
         differences.append((after - before) / plain.entry.predicted[text])
     found = np.concatenate(differences)
