@@ -29,7 +29,7 @@ from larosa.decode.gate import check_plain
 from larosa.decode.gate_model import check_model
 from larosa.decode.matrix import PackedMatrix
 from larosa.decode.prefill import prefill
-from larosa.decode.rules import dense_rules, level_rules, rules_of
+from larosa.decode.rules import SiteRule, dense_rules, level_rules, rules_of
 from larosa.decode.speed import compare, measure
 from larosa.decode.weights import DecodeWeights, random_weights
 from larosa.quantization.model import quantise
@@ -101,10 +101,14 @@ def test_random_codes_pass_the_plain_gate(scheme: str) -> None:
         assert found["relative_logits_error"] <= found["bound"] < 0.3
 
 
-@pytest.mark.parametrize(("scheme", "level"), [("w8", 0.5), ("w4_output", 0.5), ("w8", 0.0), (None, 0.75)], ids=str)
+@pytest.mark.parametrize(
+    ("scheme", "level", "limited"),
+    [("w8", 0.5, False), ("w8", 0.5, True), ("w4_output", 0.5, False), ("w8", 0.0, False), (None, 0.75, False)],
+    ids=str,
+)
 @pytest.mark.usefixtures("few_programs")
 def test_a_fused_step_has_the_bits_and_launch_shapes_of_the_watched_one(
-    scheme: str | None, level: float, monkeypatch: pytest.MonkeyPatch
+    scheme: str | None, level: float, limited: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape = {**SHAPE, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
     own = AutoConfig.for_model("llama", **{**shape, "vocab_size": 40})
@@ -113,7 +117,11 @@ def test_a_fused_step_has_the_bits_and_launch_shapes_of_the_watched_one(
     launched: list[list[int]] = []
     way = functional._way
     monkeypatch.setattr(functional, "_way", lambda *given: (launched.append(way(*given)), launched[-1])[1])
-    found = check_plain(weights, level_rules(weights.shape, level), tokens=1, backend="triton")
+    rules = level_rules(weights.shape, level)
+    if limited:
+        rules = {site: (SiteRule(own.k, limit=0.1 if site == "h1" else 0.01),) for site, (own,) in rules.items()}
+        rules["h4"] = (SiteRule(weights.shape.sites["h4"].width, limit=0.02, gated=True),)
+    found = check_plain(weights, rules, tokens=1, backend="triton")
     assert found["backend"] == "triton"
     assert found["bit_identical"]
     a_step = launched[: 4 + (scheme is not None)]  # the head's codes are a launch too

@@ -6,6 +6,7 @@ GPU: `PYTHONPATH=kernels python -m pytest --noconftest -m "" tests/test_kernels_
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -128,6 +129,40 @@ def test_wide_vectors_take_every_launch_shape(config: str) -> None:
     check_gemv(x, select(x, n // 2 + 1), normal(n, 40, seed=1), GEMV[config])
 
 
+@pytest.mark.parametrize("rule", [{"k": 40}, {"limit": (200, -1)}], ids=["search", "limit"])
+@pytest.mark.parametrize("broken", ["nan", "zeros"])
+def test_padding_that_becomes_no_number_is_not_listed(
+    rule: dict[str, Any], broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """144 entries in a block of 256: behind a norm without a finite scale, nothing behind the scratch changes."""
+    x, made = normal(1, 144), []
+    x[0, 3 if broken == "nan" else slice(None)] = float("nan") if broken == "nan" else 0.0
+    plain = torch.empty
+
+    def guarded(*size: Any, **how: Any) -> Tensor:
+        if how.get("dtype") != torch.int32:
+            return plain(*size, **how)
+        shape = size[0] if isinstance(size[0], tuple) else size
+        made.append(plain(math.prod(shape) + 256, **how).fill_(-7))
+        return made[-1][:-256].view(shape)
+
+    monkeypatch.setattr(torch, "empty", guarded)
+    given = {name: pair(*own) if name == "limit" else own for name, own in rule.items()}
+    config = GemvConfig(32, 2, 1, compact=True)
+    select_gemv(x, normal(144, 32, seed=1), norm=normal(144, seed=2), backend="triton", config=config, **given)
+    assert made
+    assert all((scratch[-256:] == -7).all() for scratch in made)
+
+
+@pytest.mark.parametrize(("entries", "k"), [(["inf", "nan"], 1), (["inf", "inf", "nan"], 2), (["nan", "inf"], 1)])
+def test_what_is_no_number_stays_whatever_is_infinite(entries: list[str], k: int) -> None:
+    x = torch.zeros(1, 64, dtype=torch.bfloat16, device=DEVICE)
+    x[0, 5 : 5 + len(entries)] = torch.tensor([float(own) for own in entries])
+    weight = torch.ones(64, 32, dtype=torch.bfloat16, device=DEVICE)
+    assert select_gemv(x, weight, k, backend="triton", config=LISTED).isnan().all()
+    assert sparse_gemv(x, select(x, k), weight, backend="triton", config=LISTED).isnan().all()
+
+
 def test_lists_are_for_codes_and_for_the_few_of_half_precision() -> None:
     for dtype, listed in (
         (torch.int8, [True, True, True, False]),
@@ -136,7 +171,7 @@ def test_lists_are_for_codes_and_for_the_few_of_half_precision() -> None:
         (torch.float16, [False, True, False, False]),
     ):
         for n in (4096, 14336):
-            found = [launch_config(n, 4096, dtype, kept).compact for kept in (None, int(0.4 * n), n // 2, n)]
+            found = [launch_config(n, 4096, dtype, kept).compact for kept in (None, int(0.45 * n), n // 2, n)]
             assert found == listed
     config = dataclasses.replace(LISTED, unroll=4)
     assert GemvConfig.of(config.numbers) == config

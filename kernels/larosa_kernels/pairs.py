@@ -63,8 +63,8 @@ def _scaled(wide, scale, gamma, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
 def norm_words(words, gamma, n, eps, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
     """RMSNorm times gamma, both as words, rounded where transformers rounds: after the norm and after gamma.
 
-    Squares are summed in float64, far finer than what float32 keeps of the sum: so its bits do not depend on the order,
-    which is another one with other warps or another layout of the words.
+    Squares are summed in float64, far finer than what float32 keeps of the sum: so its bits all but never
+    depend on the order, which is another one with other warps or another layout of the words.
     """
     low = low_half(words, dtype)
     high = high_half(words, dtype)

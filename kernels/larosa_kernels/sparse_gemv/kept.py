@@ -63,10 +63,13 @@ def list_limited(line, words, i, limit, last_index, THREADS: tl.constexpr):
 
 
 @triton.jit
-def list_largest(line, words, i, limit, above, room, THREADS: tl.constexpr):
+def list_largest(line, words, i, limit, above, room, INFINITY: tl.constexpr, THREADS: tl.constexpr):
     """The same of the `above` entries larger than the limit and the first `room` equal to it, unless they are zeros."""
     room = tl.where(limit > 0, room, 0)
     low, high = words & 0x7FFF, (words >> 16) & 0x7FFF
+    if limit >= INFINITY:  # the search does not count what is no number, which stays
+        above = tl.sum((low > limit).to(tl.int32) + (high > limit).to(tl.int32), 0)
+        room = tl.minimum(room, tl.sum((low == limit).to(tl.int32) + (high == limit).to(tl.int32), 0))
     low_tie, high_tie = (low == limit).to(tl.int32), (high == limit).to(tl.int32)
     codes = (low > limit).to(tl.int32) + (high > limit).to(tl.int32) + ((low_tie + high_tie) << 8)
     before = count_before(codes, THREADS)

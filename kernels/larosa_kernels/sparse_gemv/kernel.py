@@ -1,7 +1,8 @@
 """Matrix-vector product over the kept entries of x, with what stands around it in a layer.
 
-Grid (column blocks, B). A program owns COLUMNS outputs and walks all rows of the weight, so nothing is shared between
-programs and every sum has one order. What is small is done by every program again, which is cheaper than a launch:
+Grid (column blocks, B). A program owns COLUMNS outputs and walks all rows of the weight, or those that it lists, so
+nothing is shared between programs and every sum has one order. What is small is done by every program again, which is
+cheaper than a launch:
 1. x is read as words of two entries, normed (NORM) and ranked (search.py); the kept entries, zeros elsewhere, go to a
    line of scratch that only this program reads; COMPACT: a list of them (kept.py) in the place of zeros elsewhere;
 2. UNROLL rows a thread are loaded at once, those of dropped entries not at all, and summed in fp32;
@@ -63,7 +64,7 @@ def sparse_gemv_kernel(
 ):  # fmt: skip
     """RULE: `all`, `search` (the k largest), or `given` (the pairs at keep). Shapes in functional.py.
 
-    width: outputs; that it is a multiple of 16 is known to the compiler where it is one, of half of m it would not be.
+    width: outputs, an argument of its own so that the compiler knows where it is a multiple of 16.
     line: [blocks, B, n] scratch, int32 where COMPACT is set, else of x's dtype; one: a pointer to 1.0, see the loop;
     WIDE: the weight has 2^31 entries or more; KEEP_STRIDE: 2, or 0 for one pair for all rows.
     """
@@ -93,6 +94,8 @@ def sparse_gemv_kernel(
     if NORM or RULE != "all":
         if NORM:
             words = norm_words(words, gamma, n, eps, dtype, INTERPRETED)
+            if COMPACT:  # padding times a scale that is no number would be listed
+                words = tl.where(2 * i + 1 < n, words, tl.where(2 * i < n, words & 0xFFFF, 0))
         if COMPACT:
             source = line + (block * tl.num_programs(1) + batch) * n
             if RULE == "search":
@@ -100,7 +103,7 @@ def sparse_gemv_kernel(
                     words & 0x7FFF7FFF, n, k, first_candidate, second_candidate, INFINITY, PACKED, THREADS, VECTOR
                 )
                 room = (k if STRICT else at_least) - above
-                count = list_largest(source, words, i, limit, above, room, THREADS)
+                count = list_largest(source, words, i, limit, above, room, INFINITY, THREADS)
             else:
                 count = list_limited(source, words, i, limit, last_index, THREADS)
         else:
