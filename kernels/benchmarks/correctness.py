@@ -8,7 +8,7 @@ import torch
 from larosa_kernels import attend, kept_mask, norm_select, select, select_gemv, sparse_gemv, swiglu_select, testing
 from larosa_kernels.search_config import SearchConfig
 from larosa_kernels.select.reference import select_reference
-from larosa_kernels.sparse_gemv.config import GemvConfig, gemv_config
+from larosa_kernels.sparse_gemv.config import GemvConfig, launch_config
 from rows import CONTEXT, EPS, HEAD_WIDTH, HEADS, PROJECTIONS, WIDTHS, Bench
 from torch import Tensor
 
@@ -41,8 +41,9 @@ def gate(bench: Bench, searches: dict[int, list[SearchConfig]]) -> list[str]:
             failed.append(f"norm_select n={n}")
     for n, m in sorted(set(PROJECTIONS.values())):
         x, weight = bench.normal(1, n), bench.normal(n, m)
-        for k in (n // 2, n):
-            failed += gemv_errors(x, weight, k, gemv_config(n, m)) + site_errors(bench, x, weight, k)
+        for k in (n // 4, n // 2, n):
+            config = launch_config(n, m, bench.dtype, k)
+            failed += gemv_errors(x, weight, k, config) + site_errors(bench, x, weight, k)
     return failed + [f"attend {model}" for model in HEADS if not attend_is_right(bench, model)]
 
 
@@ -66,7 +67,7 @@ def site_errors(bench: Bench, x: Tensor, weight: Tensor, k: int) -> list[str]:
     n, m = weight.shape
     gamma, residual = bench.normal(n), bench.normal(1, m)
     z, kept = norm_select(x, gamma, EPS, k)
-    half, whole = gemv_config(n, m // 2), gemv_config(n, m)
+    half, whole = (launch_config(n, outputs, bench.dtype, k) for outputs in (m // 2, m))
     single = {
         "residual": sparse_gemv(x, select(x, k), weight, residual=residual, config=whole),
         "norm": sparse_gemv(z, kept, weight, config=whole),

@@ -26,7 +26,7 @@ from larosa_kernels import attend, norm_select, select, select_gemv
 from larosa_kernels.attend.workspace import AttendConfig, default_attend
 from larosa_kernels.search_config import SearchConfig, default_search
 from larosa_kernels.select.reference import select_reference
-from larosa_kernels.sparse_gemv.config import GemvConfig, gemv_config
+from larosa_kernels.sparse_gemv.config import GemvConfig, launch_config
 from rows import CONTEXT, EPS, HEAD_WIDTH, HEADS, LAYERS, PROJECTIONS, WIDTHS, Bench, table
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
@@ -91,8 +91,10 @@ def time_site(bench: Bench, model: str, site: str, every: bool) -> None:
     bench.time("dense", model, site, "cuBLAS linear, nothing else", (n, m), 0, 2 * n * m, dense)
     del dense
     calls, found = site_calls(bench, model, site), {}
-    configs = list(gemv_candidates(site == "gate+up")) if every else [gemv_config(n, outputs)]
-    for config, level in itertools.product(configs, (0, 0.5) if every else (0, 0.25, 0.4, 0.5, 0.6, 0.75)):
+    levels = (0, 0.5) if every else (0, 0.25, 0.4, 0.5, 0.6, 0.75)
+    present = {level: launch_config(n, outputs, bench.dtype, round(n * (1 - level))) for level in levels}
+    tried = {level: list(gemv_candidates(site == "gate+up")) if every else [own] for level, own in present.items()}
+    for level, config in ((level, config) for level, configs in tried.items() for config in configs):
         read = 2 * max(1, round(n * (1 - level))) * m
         found[config, level] = bench.time("site", model, site, str(config), (n, m), level, read, calls(config, level))
     for level in (0, 0.5) if every else ():
