@@ -23,7 +23,7 @@ def block(model: str, runs: list[Run]) -> Block | None:
     plain = {_place(run): run for run in runs if run.entry.quantization == NONE and run.entry.nll}
     rounded: dict[_Place, dict[str, Run]] = {}
     for run in runs:
-        if run.entry.quantization != NONE and set(run.entry.nll) & set(_texts(plain.get(_place(run)))):
+        if run.entry.quantization != NONE and run.entry.nll and _place(run) in plain:
             rounded.setdefault(_place(run), {})[run.entry.quantization] = run
     columns = sorted({name for own in rounded.values() for name in own})
     if not columns:
@@ -34,7 +34,7 @@ def block(model: str, runs: list[Run]) -> Block | None:
         level, method, schedule = place
         cells = [_added(plain[place], rounded[place].get(name)) for name in columns]
         rows.append([Cell(f"{100 * level:g}"), Cell(names[method]), Cell(schedule), *cells])
-    texts = sorted({text for own in rounded for text in _texts(plain[own])})
+    texts = sorted({text for place in rounded for text in plain[place].entry.nll})
     words = (
         "Against the same method at the same level on weights as they are: mean of the log ratio over the blocks of "
         f"{', '.join(texts)} together, ± its standard error, paired by block; "
@@ -46,10 +46,6 @@ def block(model: str, runs: list[Run]) -> Block | None:
 def _place(run: Run) -> _Place:
     dense = run.entry.family == "dense"
     return 0.0 if dense else run.entry.asked, run.method, "" if dense else run.entry.schedule
-
-
-def _texts(run: Run | None) -> list[str]:
-    return list(run.entry.nll) if run is not None else []
 
 
 def _added(plain: Run, rounded: Run | None) -> Cell:

@@ -39,14 +39,20 @@ def made(kind: str, n: int, m: int) -> tuple[Tensor, dict[str, Any]]:
     return pack_codes(codes), {"scale": (torch.rand(m // GROUP, n, device="cuda") / 512).bfloat16(), "m": m}
 
 
-def cases(model: str, site: str, kind: str) -> list[Callable[[], Tensor]]:
-    """The site's product at level 0, then with half of the entries."""
+def inputs(model: str, site: str, kind: str) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """x [1, n], a weight [n, m] of a kind, and what else a decoder's launch for the site takes."""
     n, m = PROJECTIONS[model, site]
     x, (weight, around) = torch.randn(1, n, device="cuda").bfloat16(), made(kind, n, m)
     if site in ("qkv", "gate+up"):
         around |= {"norm": torch.ones(n, device="cuda").bfloat16(), "eps": EPS, "swiglu": site == "gate+up"}
     else:
         around |= {"residual": torch.randn(1, m, device="cuda").bfloat16()}
+    return x, weight, around
+
+
+def cases(model: str, site: str, kind: str) -> list[Callable[[], Tensor]]:
+    """The site's product at level 0, then with half of the entries."""
+    x, weight, around = inputs(model, site, kind)
     limit = limit_from_threshold(_MEDIAN, torch.bfloat16, "cuda")
     return [partial(select_gemv, x, weight, **around, **given) for given in ({}, {"limit": limit})]
 

@@ -1,7 +1,7 @@
 """Latency of every kernel at the shapes of LLaMA2-7B and LLaMA3-8B, batch 1, beside cuBLAS.
 
     PYTHONPATH=kernels python kernels/benchmarks/kernels.py --json rows.json   # correctness first, then time
-    PYTHONPATH=kernels python kernels/benchmarks/kernels.py --tune             # try launch shapes, print the best
+    PYTHONPATH=kernels python kernels/benchmarks/kernels.py --tune             # other searches and attentions too
 
 Needs a CUDA GPU, torch, triton and numpy. Weights of 8 layers take turns inside one CUDA graph, so that L2 stays cold.
 A row's bytes are what the op must read: kept weight rows, or its vectors, or the cache.
@@ -13,7 +13,7 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -57,13 +57,6 @@ def time_selections(bench: Bench, every: bool) -> None:
         time_select(bench, model, n, every)
 
 
-def gemv_candidates(swiglu: bool) -> Iterator[GemvConfig]:
-    """Launch shapes worth trying on a GPU with some 130 multiprocessors."""
-    for columns, unroll, warps in itertools.product((32, 64, 128), (8, 16), (4, 8, 16)):
-        if not (swiglu and columns == 32) and not (warps == 16 and unroll == 16):
-            yield GemvConfig(columns, unroll, warps)
-
-
 def site_calls(bench: Bench, model: str, site: str) -> Callable[[GemvConfig, float], list[Callable[[], Tensor]]]:
     """What a decoder launches for a site, on the weights of LAYERS layers, by launch shape and level."""
     n, m = PROJECTIONS[model, site]
@@ -83,24 +76,18 @@ def site_calls(bench: Bench, model: str, site: str) -> Callable[[GemvConfig, flo
     return calls
 
 
-def time_site(bench: Bench, model: str, site: str, every: bool) -> None:
-    """cuBLAS alone, and the whole site in one launch by level; with `every`, all launch shapes at 0 and 50 %."""
+def time_site(bench: Bench, model: str, site: str) -> None:
+    """cuBLAS alone, and the whole site in one launch by level; shapes.py tries other launch shapes."""
     n, m = PROJECTIONS[model, site]
     x, outputs = bench.normal(1, n), m // 2 if site == "gate+up" else m
     dense = [partial(linear, x, bench.normal(m, n)) for _ in range(LAYERS)]
     bench.time("dense", model, site, "cuBLAS linear, nothing else", (n, m), 0, 2 * n * m, dense)
     del dense
-    calls, found = site_calls(bench, model, site), {}
-    levels = (0, 0.5) if every else (0, 0.25, 0.4, 0.5, 0.6, 0.75)
-    present = {level: launch_config(n, outputs, bench.dtype, round(n * (1 - level))) for level in levels}
-    tried = {level: list(gemv_candidates(site == "gate+up")) if every else [own] for level, own in present.items()}
-    for level, config in ((level, config) for level, configs in tried.items() for config in configs):
-        read = 2 * max(1, round(n * (1 - level))) * m
-        found[config, level] = bench.time("site", model, site, str(config), (n, m), level, read, calls(config, level))
-    for level in (0, 0.5) if every else ():
-        own = {config: us for (config, at), us in found.items() if at == level}
-        for config in sorted(own, key=own.__getitem__)[:5]:
-            print(f"{model} {site} ({n}, {m}) at {level}: {own[config]:.2f} us {config}", flush=True)
+    calls = site_calls(bench, model, site)
+    for level in (0, 0.25, 0.4, 0.5, 0.6, 0.75):
+        k = max(1, round(n * (1 - level)))
+        config = launch_config(n, outputs, bench.dtype, k)
+        bench.time("site", model, site, str(config), (n, m), level, 2 * k * m, calls(config, level))
 
 
 def time_attention(bench: Bench, model: str, every: bool) -> None:
@@ -124,7 +111,9 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the rows here")
-    parser.add_argument("--tune", action="store_true", help="try all launch shapes")
+    parser.add_argument(
+        "--tune", action="store_true", help="time other ways to search and attend, too; products: shapes.py"
+    )
     parser.add_argument("--ops", default="select,gemv,attend", help="groups to time: select, gemv, attend")
     parser.add_argument("--only", default="", help="products whose `model site` contains this")
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
@@ -150,7 +139,7 @@ def main() -> int:
         time_selections(bench, options.tune)
     for model, site in PROJECTIONS:
         if "gemv" in ops and options.only in f"{model} {site}":
-            time_site(bench, model, site, options.tune)
+            time_site(bench, model, site)
     for model in HEADS:
         if "attend" in ops:
             time_attention(bench, model, options.tune)

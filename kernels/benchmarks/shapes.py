@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 from correctness import bracket_around
-from counters import KINDS, made
-from larosa_kernels import select_gemv
+from counters import KINDS, inputs
+from larosa_kernels import norm_select, select_gemv
 from larosa_kernels.select.reference import select_reference
 from larosa_kernels.sparse_gemv.config import PACKED_COLUMNS, GemvConfig, launch_config
 from larosa_kernels.timing import graph_latency
@@ -74,16 +74,9 @@ class Inputs:
 
     def __init__(self, case: Case, copies: bool) -> None:
         torch.manual_seed(0)
-        n, m = PROJECTIONS[case.model, case.site]
-        self.x = torch.randn(1, n, device="cuda").bfloat16()
-        weight, self.around = made(case.kind, n, m)
-        z = self.x
-        if case.site in ("qkv", "gate+up"):
-            norm = torch.ones(n, device="cuda").bfloat16()
-            self.around |= {"norm": norm, "eps": EPS, "swiglu": case.site == "gate+up"}
-            z = (self.x.float() * torch.rsqrt(self.x.float().square().mean() + EPS)).bfloat16()
-        else:
-            self.around |= {"residual": torch.randn(1, m, device="cuda").bfloat16()}
+        self.x, weight, self.around = inputs(case.model, case.site, case.kind)
+        n, norm = self.x.shape[1], self.around.get("norm")
+        z = self.x if norm is None else norm_select(self.x, norm, EPS)[0]
         more = int(_BEYOND_L2 // (weight.numel() * weight.element_size())) + 1 if copies else 0
         self.weights = [weight, *(weight.clone() for _ in range(more))]
         self.rules: dict[float, dict[str, Any]] = {0.0: {}}
@@ -118,15 +111,15 @@ def jobs(cases: list[Case]) -> list[tuple[Case, GemvConfig]]:
 
 def compile_share(cases: list[Case], share: int, shares: int, until: float) -> list[tuple[Case, GemvConfig]]:
     """Launch every `shares`-th job once, so that the cache on disk holds it; returns those that can be launched."""
-    found, inputs, last = [], None, None
+    found, held, last = [], None, None
     for case, shape in itertools.islice(jobs(cases), share, None, shares):
         if time.time() > until:
             break
-        if inputs is None or case != last:
-            inputs, last = Inputs(case, copies=False), case
+        if held is None or case != last:
+            held, last = Inputs(case, copies=False), case
         try:
             for level in LEVELS[:2]:
-                inputs.call(inputs.weights[0], level, config=shape)
+                held.call(held.weights[0], level, config=shape)
             torch.cuda.synchronize()
             found.append((case, shape))
         except (RuntimeError, ValueError, TritonError) as error:
@@ -136,15 +129,15 @@ def compile_share(cases: list[Case], share: int, shares: int, until: float) -> l
 
 def timed(case: Case, shapes: list[GemvConfig], until: float) -> Iterator[tuple[GemvConfig, list[float]]]:
     """Shape, microseconds at LEVELS; wrong results are named instead."""
-    inputs = Inputs(case, copies=True)
+    held = Inputs(case, copies=True)
     for shape in shapes:
         if time.time() > until:
             return
-        wrong = [level for level in LEVELS if not inputs.right(shape, level)]
+        wrong = [level for level in LEVELS if not held.right(shape, level)]
         if wrong:
             print(f"WRONG {case} {shape} at {wrong}", flush=True)
         else:
-            yield shape, [inputs.time(shape, level) for level in LEVELS]
+            yield shape, [held.time(shape, level) for level in LEVELS]
 
 
 def show(case: Case, found: list[tuple[GemvConfig, list[float]]], most: int) -> None:

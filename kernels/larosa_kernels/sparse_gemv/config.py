@@ -5,7 +5,7 @@ Tuned by `python kernels/benchmarks/shapes.py`; nothing is tuned while the op ru
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import torch
 import triton
@@ -40,7 +40,7 @@ class GemvConfig:
     @property
     def numbers(self) -> list[int]:
         """The fields as an op of torch takes them."""
-        return [self.columns, self.unroll, self.num_warps, int(self.compact), int(self.halves)]
+        return [int(own) for own in astuple(self)]
 
     def rows(self, itemsize: int) -> int:
         """Weight rows that the program's threads load at once, 16 bytes each."""
