@@ -129,7 +129,7 @@ def _identity(
         own["library"] = _library_version()
     weights = [reader.weight for site in SITES for reader in layer.readers(site)]
     return {
-        **own,
+        "settings": own,
         "version": _VERSION,
         "tokens": _sha256([tokens]),
         "weights": _sha256(weights),
