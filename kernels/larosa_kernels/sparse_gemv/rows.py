@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from larosa_kernels.pairs import low_half
-from larosa_kernels.sparse_gemv.codes import place_factor, spread_bytes, spread_nibbles
+from larosa_kernels.sparse_gemv.codes import LIFT, settle, spread_bytes, spread_nibbles
 
 
 @triton.jit
@@ -15,12 +15,12 @@ def _add_two(a, b, c, d):
 
 
 @triton.jit
-def _spread(tile, unit, NIBBLES: tl.constexpr, BYTES: tl.constexpr, HALVES: tl.constexpr, INTERPRETED: tl.constexpr):
-    """A tile as fp32; codes of 4 bits each times its place."""
+def _spread(tile, zero, NIBBLES: tl.constexpr, BYTES: tl.constexpr, INTERPRETED: tl.constexpr):
+    """A tile as fp32; codes as codes.py has them."""
     if NIBBLES:
-        found = spread_nibbles(tile, unit)
+        found = spread_nibbles(tile, zero)
     elif BYTES:
-        found = spread_bytes(tile, unit, HALVES, INTERPRETED)
+        found = spread_bytes(tile, zero, INTERPRETED)
     else:
         found = tile.to(tl.float32)
     return found
@@ -91,21 +91,37 @@ def _load_rows(
 
 @triton.jit
 def _sum_rows(
-    total, total_up, entries, loaded, one, stride,
+    sums, entries, loaded, one, stride,
     UNROLL: tl.constexpr, SWIGLU: tl.constexpr, NIBBLES: tl.constexpr, BYTES: tl.constexpr, LISTED: tl.constexpr,
     HALVES: tl.constexpr, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Both sums with what `_load_rows` gave."""
+    """The sums with what `_load_rows` gave: [ROWS, COLUMNS], the same of up, and of the entries that met codes [ROWS, 1],
+    both times the scales of either where there are any."""
+    total, total_up, met, met_up = sums
     tiles, tiles_up, scales, scales_up = loaded
     unit = _meet(one, stride, HALVES, INTERPRETED)
+    zero = unit.to(tl.int32, bitcast=True) ^ 0x3F800000
+    if NIBBLES or BYTES:
+        unit *= LIFT
     for j in tl.static_range(UNROLL):
         value = (low_half(entries[j], DTYPE) if LISTED else entries[j].to(tl.float32)) * unit
         own = value * scales[j].to(tl.float32) if NIBBLES else value
-        total += _spread(tiles[j], unit, NIBBLES, BYTES, HALVES, INTERPRETED) * own[:, None]
+        total += _spread(tiles[j], zero, NIBBLES, BYTES, INTERPRETED) * own[:, None]
+        if NIBBLES or BYTES:
+            met += own[:, None]
         if SWIGLU:
             own = value * scales_up[j].to(tl.float32) if NIBBLES else value
-            total_up += _spread(tiles_up[j], unit, NIBBLES, BYTES, HALVES, INTERPRETED) * own[:, None]
-    return total, total_up
+            total_up += _spread(tiles_up[j], zero, NIBBLES, BYTES, INTERPRETED) * own[:, None]
+            if NIBBLES:
+                met_up += own[:, None]
+    return total, total_up, met, met_up
+
+
+@triton.jit
+def _no_sums(COLUMNS: tl.constexpr, ROWS: tl.constexpr):
+    total = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
+    met = tl.zeros([ROWS, 1], dtype=tl.float32)
+    return total, total, met, met
 
 
 @triton.jit
@@ -115,8 +131,7 @@ def _walk(
     LISTED: tl.constexpr, DTYPE: tl.constexpr, WIDE: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Turn by turn: UNROLL rows a thread are loaded, then summed."""
-    total = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
-    total_up = total
+    sums = _no_sums(COLUMNS, ROWS)
     entries = _load_entries(source, 0, n, ROWS, UNROLL)
     for first in tl.range(0, n, UNROLL * ROWS, num_stages=1):
         # The next turn's entries first: behind the weights they would wait for them.
@@ -125,12 +140,12 @@ def _walk(
             entries, cells, scale, scale_up, first, n, stride, half, word,
             ROWS, UNROLL, SWIGLU, NIBBLES, ALL, LISTED, WIDE,
         )  # fmt: skip
-        total, total_up = _sum_rows(
-            total, total_up, entries, loaded, one, stride,
+        sums = _sum_rows(
+            sums, entries, loaded, one, stride,
             UNROLL, SWIGLU, NIBBLES, BYTES, LISTED, False, DTYPE, INTERPRETED,
         )  # fmt: skip
         entries = upcoming
-    return total, total_up
+    return sums
 
 
 @triton.jit
@@ -145,8 +160,7 @@ def _walk_in_halves(
     that arrive with the first half's tiles, so one half at most is under way when a turn begins.
     """
     STEP: tl.constexpr = UNROLL * ROWS
-    total = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
-    total_up = total
+    sums = _no_sums(COLUMNS, ROWS)
     this = _load_entries(source, 0, n, ROWS, UNROLL)
     second = _load_entries(source, STEP, n, ROWS, UNROLL)
     loaded = _load_rows(
@@ -158,8 +172,8 @@ def _walk_in_halves(
             second, cells, scale, scale_up, first + STEP, n, stride, half, word,
             ROWS, UNROLL, SWIGLU, NIBBLES, ALL, LISTED, WIDE,
         )  # fmt: skip
-        total, total_up = _sum_rows(
-            total, total_up, this, loaded, one, stride,
+        sums = _sum_rows(
+            sums, this, loaded, one, stride,
             UNROLL, SWIGLU, NIBBLES, BYTES, LISTED, True, DTYPE, INTERPRETED,
         )  # fmt: skip
         fourth = _load_entries(source, first + 3 * STEP, n, ROWS, UNROLL)
@@ -167,13 +181,13 @@ def _walk_in_halves(
             third, cells, scale, scale_up, first + 2 * STEP, n, stride, half, word,
             ROWS, UNROLL, SWIGLU, NIBBLES, ALL, LISTED, WIDE,
         )  # fmt: skip
-        total, total_up = _sum_rows(
-            total, total_up, second, behind, one, stride,
+        sums = _sum_rows(
+            sums, second, behind, one, stride,
             UNROLL, SWIGLU, NIBBLES, BYTES, LISTED, True, DTYPE, INTERPRETED,
         )  # fmt: skip
         this = third
         second = fourth
-    return total, total_up
+    return sums
 
 
 @triton.jit
@@ -192,22 +206,23 @@ def add_rows(
     cells = weight.to(tl.pointer_type(tl.int32)) if per > 1 else weight
     word = block * (COLUMNS // per) + tl.arange(0, COLUMNS // per)
     if HALVES:
-        total, total_up = _walk_in_halves(
+        sums = _walk_in_halves(
             source, cells, scale, scale_up, one, n, stride, half, word,
             COLUMNS, ROWS, UNROLL // 2, SWIGLU, NIBBLES, BYTES, ALL, LISTED, DTYPE, WIDE, INTERPRETED,
         )  # fmt: skip
     else:
-        total, total_up = _walk(
+        sums = _walk(
             source, cells, scale, scale_up, one, n, stride, half, word,
             COLUMNS, ROWS, UNROLL, SWIGLU, NIBBLES, BYTES, ALL, LISTED, DTYPE, WIDE, INTERPRETED,
         )  # fmt: skip
+    total, total_up, met, met_up = sums
+    if NIBBLES or BYTES:
+        total = settle(total, met, NIBBLES)
+        if SWIGLU:
+            total_up = settle(total_up, met_up if NIBBLES else met, NIBBLES)
     if SWIGLU:
         out, up = tl.reduce((total, total_up), 0, _add_two)
     else:
         out = tl.sum(total, 0)
         up = out
-    if NIBBLES:
-        column = block * COLUMNS + tl.arange(0, COLUMNS)
-        out = out * place_factor(column)
-        up = up * place_factor(column)
     return out, up
