@@ -110,6 +110,7 @@ def test_random_codes_pass_the_plain_gate(scheme: str) -> None:
         ("w8", 0.0, "top-k", False),
         (None, 0.75, "top-k", True),
         (None, 0.75, "limit", True),
+        ("w8", 0.75, "limit, unknown", True),
         (None, 0.75, "limit, unknown", False),
     ],
     ids=str,
