@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,11 @@ from larosa.config import MethodConfig
 from larosa.decode.decoder import Decoder, argmax
 from larosa.decode.errors import DecodeError
 from larosa.decode.from_model import weights_of
+from larosa.decode.gate_model import check_model
 from larosa.decode.generate import Sampling, draw, generate
 from larosa.decode.prefill import prefill
-from larosa.decode.rules import dense_rules, level_rules, rules_of
+from larosa.decode.rules import SiteRule, dense_rules, level_rules, rules_of
+from larosa.sparsity.handle import apply
 from larosa.sparsity.top_k import keep_mask
 
 SMALL = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3}
@@ -97,6 +100,29 @@ def test_sparse_decoder_is_the_sparse_model(kind: str, name: str, tokens: Tensor
     close(stepped(Decoder(weights, dense_rules(weights.shape), 16, batch=2), ids), dense)
     close(prefill(decoder, ids, "dense"), dense)
     assert not torch.allclose(dense, expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("name", "sites"), [("teal", SITES), ("threshold", SITES), ("cats", ("h4",))])
+def test_limits_are_expected_to_keep_what_the_plan_does(name: str, sites: tuple[str, ...], tokens: Tensor) -> None:
+    model = small()
+    with applied(model, tokens, chosen(name)) as handle:
+        plan, rules = handle.plan, rules_of(handle)
+        found = check_model(model, handle, weights_of(model, handle), tokens[0])["level_measured"]
+    for site in SITES:
+        width = plan.shape.sites[site].width
+        assert all((rule.limit is not None) == (site in sites) for rule in rules[site])
+        assert all(rule.k == plan.levels.kept[site][0] for rule in rules[site])
+        assert (rules[site][0].k < width) == (site in sites)
+        assert found[site] == pytest.approx(1 - rules[site][0].k / width, abs=0.1)
+    own = {site: tuple(8 * i + layer + 1 for layer in range(3)) for i, site in enumerate(SITES)}
+    with apply(model, replace(plan, levels=replace(plan.levels, kept=own))) as handle:
+        rules = rules_of(handle)
+    assert all(tuple(rule.k for rule in rules[site]) == own[site] for site in sites)
+
+
+def test_a_limit_that_is_expected_to_keep_everything_is_of_unknown_share() -> None:
+    assert [SiteRule(k).expected(64) for k in (20, 64)] == [20, 64]
+    assert [SiteRule(k, limit=0.5).expected(64) for k in (20, 64)] == [20, None]
 
 
 @pytest.mark.parametrize("name", ["magnitude", "layer"])

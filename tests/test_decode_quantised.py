@@ -102,13 +102,22 @@ def test_random_codes_pass_the_plain_gate(scheme: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "level", "limited"),
-    [("w8", 0.5, False), ("w8", 0.5, True), ("w4_output", 0.5, False), ("w8", 0.0, False), (None, 0.75, False)],
+    ("scheme", "level", "rule", "listed"),
+    [
+        ("w8", 0.5, "top-k", True),
+        ("w8", 0.5, "limit", True),
+        ("w4_output", 0.5, "top-k", True),
+        ("w8", 0.0, "top-k", False),
+        (None, 0.75, "top-k", True),
+        (None, 0.75, "limit", True),
+        ("w8", 0.75, "limit, unknown", True),
+        (None, 0.75, "limit, unknown", False),
+    ],
     ids=str,
 )
 @pytest.mark.usefixtures("few_programs")
 def test_a_fused_step_has_the_bits_and_launch_shapes_of_the_watched_one(
-    scheme: str | None, level: float, limited: bool, monkeypatch: pytest.MonkeyPatch
+    scheme: str | None, level: float, rule: str, listed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape = {**SHAPE, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
     own = AutoConfig.for_model("llama", **{**shape, "vocab_size": 40})
@@ -117,16 +126,16 @@ def test_a_fused_step_has_the_bits_and_launch_shapes_of_the_watched_one(
     launched: list[list[int]] = []
     way = functional._way
     monkeypatch.setattr(functional, "_way", lambda *given: (launched.append(way(*given)), launched[-1])[1])
-    rules = level_rules(weights.shape, level)
-    if limited:
+    rules = level_rules(weights.shape, 0.0 if rule == "limit, unknown" else level)
+    if rule != "top-k":
         rules = {site: (SiteRule(own.k, limit=0.1 if site == "h1" else 0.01),) for site, (own,) in rules.items()}
-        rules["h4"] = (SiteRule(weights.shape.sites["h4"].width, limit=0.02, gated=True),)
+        rules["h4"] = (dataclasses.replace(rules["h4"][0], limit=0.02, gated=True),)
     found = check_plain(weights, rules, tokens=1, backend="triton")
     assert found["backend"] == "triton"
     assert found["bit_identical"]
     a_step = launched[: 4 + (scheme is not None)]  # the head's codes are a launch too
     assert launched == a_step * (len(launched) // len(a_step))
-    assert all(GemvConfig.of(numbers).compact == (level > 0) for numbers in a_step[:4])
+    assert all(GemvConfig.of(numbers).compact == listed for numbers in a_step[:4])
 
 
 @pytest.mark.parametrize(("scheme", "bits"), [(None, 32), ("w8", 8), ("w4_output", 4)])

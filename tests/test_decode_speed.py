@@ -101,7 +101,9 @@ def test_calibrated_limits_keep_about_as_much_and_brackets_hold_the_limits(dtype
     for (layer, site), seen in bits.items():
         low, high = bracketed(rules, bits)[site][layer].bracket or (0, 0)
         assert low <= int(seen.min()) <= int(seen.max()) <= high
-    limiting = Decoder(own, limited(rules, bits, dtype), 40)
+    limits = limited(rules, bits, dtype)
+    assert all(each.limit is not None and each.k == rules[site][0].k for site in limits for each in limits[site])
+    limiting = Decoder(own, limits, 40)
     limiting.cache.normal_(generator=torch.Generator().manual_seed(1))
     found = measure(limiting, context=16, new_tokens=16, repeats=1)
     assert all(0.3 < share < 0.7 for share in found["kept_share"].values())

@@ -50,7 +50,7 @@ def bracketed(rules: Rules, bits: dict[tuple[int, str], Tensor]) -> Rules:
 
 
 def limited(rules: Rules, bits: dict[tuple[int, str], Tensor], dtype: torch.dtype) -> Rules:
-    """Thresholds in the place of Top-K: the median of the k-th magnitudes."""
+    """Thresholds in the place of Top-K: the median of the k-th magnitudes. k is what they are expected to keep."""
 
     def own(site: str, layer: int, rule: SiteRule) -> SiteRule:
         if (layer, site) not in bits:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from larosa_kernels.sparse_gemv.config import GemvConfig
 from torch import Tensor
 from torch.nn import functional
 
@@ -194,8 +195,15 @@ class Decoder:
         if rule.gated:
             limit = self._pair(0, -1)  # what did not pass its gate is zero by now
         more |= {"bias": own.biases.get(site), "residual": residual, "backend": self.backend}
-        k = rule.k if limit is None else None
-        return ops.select_gemv(before, own.matrices[site], k, limit=limit, **more)
+        k, shape = rule.k if limit is None else None, self._launch_shape(layer, site)
+        return ops.select_gemv(before, own.matrices[site], k, limit=limit, config=shape, **more)
+
+    def _launch_shape(self, layer: int, site: str) -> GemvConfig:
+        """The same for a site's fused and single product, whose sums then have one order."""
+        matrix = self.weights.layers[layer].matrices[site]
+        width, columns = matrix.shape
+        kept = self.rules[site][layer].expected(width)
+        return ops.launch_shape(matrix, columns // 2 if site == "h3" else columns, kept)
 
     def _limit(self, rule: SiteRule, dtype: torch.dtype) -> Tensor:
         return self._pair(ops.limit_bits(float(rule.limit or 0.0), dtype), -1)
@@ -237,11 +245,9 @@ class Decoder:
 
     def product(self, layer: int, site: str, x: Tensor, keep: Tensor, residual: Tensor | None) -> Tensor:
         """The kept entries of x [B, width] times what reads the site, plus bias and residual."""
-        own, rule = self.weights.layers[layer], self.rules[site][layer]
-        matrix = own.matrices[site]
-        outputs = matrix.shape[1] // 2 if site == "h3" else matrix.shape[1]  # the launch shape of the fused step
-        shape = ops.launch_shape(matrix, outputs, rule.k if rule.limit is None else None)
-        return ops.sparse_gemv(x, keep, matrix, own.biases.get(site), residual, backend=self.backend, config=shape)
+        own, shape = self.weights.layers[layer], self._launch_shape(layer, site)
+        matrix, bias = own.matrices[site], own.biases.get(site)
+        return ops.sparse_gemv(x, keep, matrix, bias, residual, backend=self.backend, config=shape)
 
     def _transformed(self, own: LayerWeights, site: str, before: Tensor, backend: str) -> Tensor:
         """norm(before) behind the site's transform."""

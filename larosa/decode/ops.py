@@ -112,7 +112,7 @@ def sparse_gemv(
 
 
 def launch_shape(matrix: Matrix, outputs: int, kept: int | None) -> GemvConfig:
-    """What a fused launch that gives `outputs` takes for this matrix of which `kept` rows stay, None: by a limit."""
+    """What a fused launch that gives `outputs` takes for this matrix of which `kept` rows stay; None: unknown."""
     return launch_config(len(matrix), outputs, _parts(matrix)[0].dtype, kept)
 
 

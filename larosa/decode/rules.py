@@ -19,14 +19,18 @@ class SiteRule:
     """One site of one layer."""
 
     k: int
-    """Entries that stay; the width drops nothing."""
+    """Entries that stay; the width drops nothing. With a limit: as many as are expected to, the width if unknown."""
     ties: str = "strict"
     limit: float | None = None
-    """In the place of k: what exceeds it in magnitude stays."""
+    """In the place of k: what exceeds it in magnitude stays; of k only the launch shape follows."""
     gated: bool = False
     """The limit is for |silu(gate)|, before it meets up's output (CATS)."""
     bracket: tuple[int, int] | None = None
     """Magnitude bits between which the k-th was found in calibration: searched first, exact where it misses too."""
+
+    def expected(self, width: int) -> int | None:
+        """Of `width` entries, how many a launch may count on; None where a limit's share is unknown."""
+        return None if self.limit is not None and self.k >= width else self.k
 
 
 Rules = dict[str, tuple[SiteRule, ...]]
@@ -48,13 +52,17 @@ def level_rules(shape: ModelShape, level: float | dict[str, float], ties: str = 
 
 
 def rules_of(handle: SparsityHandle) -> Rules:
-    """The rules that a sparse transformers model follows; a site that drops nothing keeps its whole width."""
+    """The rules that a sparse transformers model follows; a site that drops nothing keeps its whole width.
+
+    A limit is expected to keep what the plan does at its level; how many really stay varies by token and text.
+    """
     rules = {site: list(layers) for site, layers in dense_rules(handle.plan.shape).items()}
     for site in handle.sites:
         rule, width = site.rule, site.rule.width
         limit = getattr(rule, "limit", None)
         if limit is not None:
-            own = SiteRule(width, limit=float(limit), gated=site.gated)
+            planned = handle.plan.levels.kept[site.site][site.layer]
+            own = SiteRule(planned, limit=float(limit), gated=site.gated)
         else:
             own = SiteRule(int(getattr(rule, "k", width)), str(getattr(rule, "ties", "strict")))
         rules[site.site][site.layer] = own

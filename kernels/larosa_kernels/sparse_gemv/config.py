@@ -90,12 +90,14 @@ def _columns(outputs: int) -> int:
 
 
 FEW = 0.45
-"""Where at most this share of the rows stays, bf16 and fp16 go by a list too: at 50 % it is behind by 1 to 2 % of a
-site, at 75 % ahead by 13 to 25 % (two sites of LLaMA2-7B, bf16, H100)."""
+"""Where at most this share of the rows stays, by a limit as expected, bf16 and fp16 go by a list too: at 50 % it is
+behind by 1 to 2 % of a site, at 75 % ahead by 13 to 25 % (two sites of LLaMA2-7B, bf16, H100, Top-K)."""
 
 
 def launch_config(n: int, outputs: int, weight: torch.dtype, kept: int | None) -> GemvConfig:
-    """The launch shape for a weight of this dtype of which `kept` rows stay; None: as a limit has it, unknown here.
+    """The launch shape for a weight of this dtype of which `kept` rows stay, or are expected to by a limit.
+
+    None: unknown, as of a limit without its calibration; bf16 and fp16 then go by the mask.
 
     Codes go by a list wherever rows are dropped: under a mask a dropped row costs as many instructions as a kept one.
     """

@@ -200,6 +200,7 @@ def select_gemv(
     y [B, I] = silu(gate) * up, zero where |silu(gate)| does not pass the pair `gate_limit` [2] (CATS).
     Otherwise as `sparse_gemv`; the roundings are those of the single ops, and with one launch shape so are the bits
     (of `sparse_gemv` without `compact` where nothing is dropped: no list is made here then, and zeros take part).
+    Without config the launch shape follows k; a limit's share is unknown here, who knows it gives launch_config's.
     """
     triton = use_triton(backend, x)
     expect_vector("x", x, triton)
