@@ -7,11 +7,7 @@ import triton.language as tl
 
 from larosa_kernels.pairs import low_half
 from larosa_kernels.sparse_gemv.codes import LIFT, settle, spread_bytes, spread_nibbles
-
-
-@triton.jit
-def _add_two(a, b, c, d):
-    return a + c, b + d
+from larosa_kernels.sparse_gemv.sums import sum_both_columns, sum_columns
 
 
 @triton.jit
@@ -220,9 +216,10 @@ def add_rows(
         total = settle(total, met, NIBBLES)
         if SWIGLU:
             total_up = settle(total_up, met_up if NIBBLES else met, NIBBLES)
+    held: tl.constexpr = 32 if NIBBLES else 128 // weight.dtype.element_ty.primitive_bitwidth
     if SWIGLU:
-        out, up = tl.reduce((total, total_up), 0, _add_two)
+        out, up = sum_both_columns(total, total_up, held)
     else:
-        out = tl.sum(total, 0)
+        out = sum_columns(total, held)
         up = out
     return out, up
