@@ -6,17 +6,17 @@ import triton
 import triton.language as tl
 
 from larosa_kernels.pairs import low_half
-from larosa_kernels.sparse_gemv.codes import LIFT, settle, spread_bytes, spread_nibbles
+from larosa_kernels.sparse_gemv.codes import place_factor, spread_bytes, spread_nibbles
 from larosa_kernels.sparse_gemv.sums import sum_both_columns, sum_columns
 
 
 @triton.jit
-def _spread(tile, zero, NIBBLES: tl.constexpr, BYTES: tl.constexpr, INTERPRETED: tl.constexpr):
-    """A tile as fp32; codes as codes.py has them."""
+def _spread(tile, unit, NIBBLES: tl.constexpr, BYTES: tl.constexpr, HALVES: tl.constexpr, INTERPRETED: tl.constexpr):
+    """A tile as fp32; codes of 4 bits each times its place."""
     if NIBBLES:
-        found = spread_nibbles(tile, zero)
+        found = spread_nibbles(tile, unit)
     elif BYTES:
-        found = spread_bytes(tile, zero, INTERPRETED)
+        found = spread_bytes(tile, unit, HALVES, INTERPRETED)
     else:
         found = tile.to(tl.float32)
     return found
@@ -87,37 +87,21 @@ def _load_rows(
 
 @triton.jit
 def _sum_rows(
-    sums, entries, loaded, one, stride,
+    total, total_up, entries, loaded, one, stride,
     UNROLL: tl.constexpr, SWIGLU: tl.constexpr, NIBBLES: tl.constexpr, BYTES: tl.constexpr, LISTED: tl.constexpr,
     HALVES: tl.constexpr, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """The sums with what `_load_rows` gave: [ROWS, COLUMNS], the same of up, and of the entries that met codes [ROWS, 1],
-    both times the scales of either where there are any."""
-    total, total_up, met, met_up = sums
+    """Both sums with what `_load_rows` gave."""
     tiles, tiles_up, scales, scales_up = loaded
     unit = _meet(one, stride, HALVES, INTERPRETED)
-    zero = unit.to(tl.int32, bitcast=True) ^ 0x3F800000
-    if NIBBLES or BYTES:
-        unit *= LIFT
     for j in tl.static_range(UNROLL):
         value = (low_half(entries[j], DTYPE) if LISTED else entries[j].to(tl.float32)) * unit
         own = value * scales[j].to(tl.float32) if NIBBLES else value
-        total += _spread(tiles[j], zero, NIBBLES, BYTES, INTERPRETED) * own[:, None]
-        if NIBBLES or BYTES:
-            met += own[:, None]
+        total += _spread(tiles[j], unit, NIBBLES, BYTES, HALVES, INTERPRETED) * own[:, None]
         if SWIGLU:
             own = value * scales_up[j].to(tl.float32) if NIBBLES else value
-            total_up += _spread(tiles_up[j], zero, NIBBLES, BYTES, INTERPRETED) * own[:, None]
-            if NIBBLES:
-                met_up += own[:, None]
-    return total, total_up, met, met_up
-
-
-@triton.jit
-def _no_sums(COLUMNS: tl.constexpr, ROWS: tl.constexpr):
-    total = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
-    met = tl.zeros([ROWS, 1], dtype=tl.float32)
-    return total, total, met, met
+            total_up += _spread(tiles_up[j], unit, NIBBLES, BYTES, HALVES, INTERPRETED) * own[:, None]
+    return total, total_up
 
 
 @triton.jit
@@ -127,7 +111,8 @@ def _walk(
     LISTED: tl.constexpr, DTYPE: tl.constexpr, WIDE: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Turn by turn: UNROLL rows a thread are loaded, then summed."""
-    sums = _no_sums(COLUMNS, ROWS)
+    total = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
+    total_up = total
     entries = _load_entries(source, 0, n, ROWS, UNROLL)
     for first in tl.range(0, n, UNROLL * ROWS, num_stages=1):
         # The next turn's entries first: behind the weights they would wait for them.
@@ -136,12 +121,12 @@ def _walk(
             entries, cells, scale, scale_up, first, n, stride, half, word,
             ROWS, UNROLL, SWIGLU, NIBBLES, ALL, LISTED, WIDE,
         )  # fmt: skip
-        sums = _sum_rows(
-            sums, entries, loaded, one, stride,
+        total, total_up = _sum_rows(
+            total, total_up, entries, loaded, one, stride,
             UNROLL, SWIGLU, NIBBLES, BYTES, LISTED, False, DTYPE, INTERPRETED,
         )  # fmt: skip
         entries = upcoming
-    return sums
+    return total, total_up
 
 
 @triton.jit
@@ -156,7 +141,8 @@ def _walk_in_halves(
     that arrive with the first half's tiles, so one half at most is under way when a turn begins.
     """
     STEP: tl.constexpr = UNROLL * ROWS
-    sums = _no_sums(COLUMNS, ROWS)
+    total = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
+    total_up = total
     this = _load_entries(source, 0, n, ROWS, UNROLL)
     second = _load_entries(source, STEP, n, ROWS, UNROLL)
     loaded = _load_rows(
@@ -168,8 +154,8 @@ def _walk_in_halves(
             second, cells, scale, scale_up, first + STEP, n, stride, half, word,
             ROWS, UNROLL, SWIGLU, NIBBLES, ALL, LISTED, WIDE,
         )  # fmt: skip
-        sums = _sum_rows(
-            sums, this, loaded, one, stride,
+        total, total_up = _sum_rows(
+            total, total_up, this, loaded, one, stride,
             UNROLL, SWIGLU, NIBBLES, BYTES, LISTED, True, DTYPE, INTERPRETED,
         )  # fmt: skip
         fourth = _load_entries(source, first + 3 * STEP, n, ROWS, UNROLL)
@@ -177,13 +163,13 @@ def _walk_in_halves(
             third, cells, scale, scale_up, first + 2 * STEP, n, stride, half, word,
             ROWS, UNROLL, SWIGLU, NIBBLES, ALL, LISTED, WIDE,
         )  # fmt: skip
-        sums = _sum_rows(
-            sums, second, behind, one, stride,
+        total, total_up = _sum_rows(
+            total, total_up, second, behind, one, stride,
             UNROLL, SWIGLU, NIBBLES, BYTES, LISTED, True, DTYPE, INTERPRETED,
         )  # fmt: skip
         this = third
         second = fourth
-    return sums
+    return total, total_up
 
 
 @triton.jit
@@ -202,24 +188,23 @@ def add_rows(
     cells = weight.to(tl.pointer_type(tl.int32)) if per > 1 else weight
     word = block * (COLUMNS // per) + tl.arange(0, COLUMNS // per)
     if HALVES:
-        sums = _walk_in_halves(
+        total, total_up = _walk_in_halves(
             source, cells, scale, scale_up, one, n, stride, half, word,
             COLUMNS, ROWS, UNROLL // 2, SWIGLU, NIBBLES, BYTES, ALL, LISTED, DTYPE, WIDE, INTERPRETED,
         )  # fmt: skip
     else:
-        sums = _walk(
+        total, total_up = _walk(
             source, cells, scale, scale_up, one, n, stride, half, word,
             COLUMNS, ROWS, UNROLL, SWIGLU, NIBBLES, BYTES, ALL, LISTED, DTYPE, WIDE, INTERPRETED,
         )  # fmt: skip
-    total, total_up, met, met_up = sums
-    if NIBBLES or BYTES:
-        total = settle(total, met, NIBBLES)
-        if SWIGLU:
-            total_up = settle(total_up, met_up if NIBBLES else met, NIBBLES)
     held: tl.constexpr = 32 if NIBBLES else 128 // weight.dtype.element_ty.primitive_bitwidth
     if SWIGLU:
         out, up = sum_both_columns(total, total_up, held)
     else:
         out = sum_columns(total, held)
         up = out
+    if NIBBLES:
+        column = block * COLUMNS + tl.arange(0, COLUMNS)
+        out = out * place_factor(column)
+        up = up * place_factor(column)
     return out, up
