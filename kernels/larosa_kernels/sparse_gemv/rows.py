@@ -23,16 +23,20 @@ def _spread(tile, unit, NIBBLES: tl.constexpr, BYTES: tl.constexpr, HALVES: tl.c
 
 
 @triton.jit
-def _meet(one, stride, HALVES: tl.constexpr, INTERPRETED: tl.constexpr):
+def _meet(one, stride, HALVES: tl.constexpr, LISTED: tl.constexpr, INTERPRETED: tl.constexpr):
     """1.0 behind a barrier: what needs it is not moved between the loads in front, where it would wait for a tile.
 
     From memory it arrives behind all tiles, for loads return in order. HALVES: from the barrier itself, which counts
-    threads of negative stride, so that the tiles in front may still be under way.
+    threads of negative stride, so that the tiles in front may still be under way. LISTED too: from a vote of the warp,
+    for then warps that run apart gain more than the order of their loads.
     """
     if HALVES and not INTERPRETED:
+        if LISTED:
+            count: tl.constexpr = "vote.sync.ballot.b32 $0, p, 0xffffffff;"
+        else:
+            count: tl.constexpr = "barrier.cta.red.popc.aligned.u32 $0, 0, p;"
         ones = tl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.lt.s32 p, $1, 0; barrier.cta.red.popc.aligned.u32 $0, 0, p;"
-            " or.b32 $0, $0, 0x3F800000; }",
+            "{ .reg .pred p; setp.lt.s32 p, $1, 0; " + count + " or.b32 $0, $0, 0x3F800000; }",
             "=r,r", [stride], dtype=tl.int32, is_pure=False, pack=1,
         )  # fmt: skip
         unit = ones.to(tl.float32, bitcast=True)
@@ -93,7 +97,7 @@ def _sum_rows(
 ):  # fmt: skip
     """Both sums with what `_load_rows` gave."""
     tiles, tiles_up, scales, scales_up = loaded
-    unit = _meet(one, stride, HALVES, INTERPRETED)
+    unit = _meet(one, stride, HALVES, LISTED, INTERPRETED)
     for j in tl.static_range(UNROLL):
         value = (low_half(entries[j], DTYPE) if LISTED else entries[j].to(tl.float32)) * unit
         own = value * scales[j].to(tl.float32) if NIBBLES else value
