@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from conftest import build_model
 from larosa.architecture import SITES
 from larosa.config import MethodConfig
-from larosa.decode.decoder import Decoder, argmax
+from larosa.decode.decoder import Decoder
 from larosa.decode.errors import DecodeError
 from larosa.decode.from_model import weights_of
 from larosa.decode.gate_model import check_model
@@ -172,11 +172,6 @@ def test_sampled_generation_repeats_with_its_seed(tokens: Tensor) -> None:
     assert torch.equal(generate(decoder, tokens[:1, :4], 36, how), first)
     assert torch.equal(decoder.tokens[:, :40], first)
     assert not torch.equal(generate(decoder, tokens[:1, :4], 36, Sampling(1.0, seed=4)), first)
-
-
-def test_argmax_takes_the_first_of_equals() -> None:
-    logits = torch.tensor([[0.0, 3.0] * 128, [5.0] * 256])
-    assert argmax(logits).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("ties", ["strict", "keep"])

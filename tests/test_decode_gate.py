@@ -16,6 +16,8 @@ from transformers import AutoConfig
 
 from conftest import SHAPE
 from larosa.decode import ops
+from larosa.decode.decoder import Decoder
+from larosa.decode.dense import DenseDecoder, transposed
 from larosa.decode.errors import GateError
 from larosa.decode.from_model import weights_of
 from larosa.decode.gate import check_plain
@@ -129,6 +131,35 @@ def test_one_launch_a_site_has_the_bits_of_the_watched_step(kind: str, layers: i
     found = check_plain(weights, level_rules(weights.shape, 0.5), tokens=TOKENS, backend="triton")
     assert found["bit_identical"]
     assert found["level_measured"]["h4"] == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize("layout", [None, "linear"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.usefixtures("few_programs")
+def test_a_step_keeps_what_it_read_and_picks_what_comes(dtype: torch.dtype, layout: str | None, backend: str) -> None:
+    """Sparse and dense; in a graph on a GPU."""
+    device = torch.device("cuda" if ON_GPU else "cpu")
+    config = AutoConfig.for_model("llama", **{**INTERPRETED, "vocab_size": 3001})
+    weights = random_weights(config, dtype, device, 0, layers=1)
+    how: dict[str, Any] = {"batch": 2, "backend": backend}
+    if layout is None:
+        decoder = Decoder(weights, level_rules(weights.shape, 0.5 if ON_GPU else 0.0), 5, **how)  # searches are slow
+    else:
+        decoder = DenseDecoder(weights, layout, 5, transposed(weights), **how)
+    decoder.tokens.fill_(-7)
+    decoder.place(2)
+    read = torch.tensor([3, 2999], device=device)
+    wanted, logits = decoder.tokens.clone(), decoder.step(read)
+    last = 4 if ON_GPU else 3
+    for at in range(2, last + 1):
+        wanted[:, at], read = read, logits.double().argmax(-1)
+        assert torch.equal(decoder.tokens, wanted)
+        assert torch.equal(decoder.token, read)
+        assert decoder.position.tolist() == [decoder.length] == [at + 1]
+        if at < last:
+            logits = decoder.advance()
+    assert len(set(wanted[:, 2:].flatten().tolist())) > 3  # else it shows little
 
 
 @pytest.mark.usefixtures("few_programs")

@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from larosa_kernels import attend, norm_select, select, select_gemv, sparse_gemv, swiglu_select
+from larosa_kernels import attend, norm_select, pick, select, select_gemv, sparse_gemv, swiglu_select
 from larosa_kernels import testing as kt
 from larosa_kernels.search_config import SearchConfig
 from larosa_kernels.sparse_gemv import functional
 from larosa_kernels.sparse_gemv.config import GemvConfig
-from test_kernels import DEVICE, ON_GPU, check_gemv, normal
+from test_kernels import DEVICE, HALF, ON_GPU, check_gemv, normal
 from torch import Tensor
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")]
@@ -105,3 +105,25 @@ def test_attend_at_model_widths(heads: tuple[int, int], at: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(caches, other, strict=True))
     assert (out.float() - wanted.float()).abs().amax() <= 3 * kt.EPSILON[out.dtype] * other[1].float().abs().amax()
     assert all(torch.equal(out, attend(qkv, table, table, *caches, position)) for _ in range(20))
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=["bf16", "fp16"])
+@pytest.mark.parametrize(("rows", "n"), [(1, 32_000), (1, 128_256), (3, 151_936), (3, 262_147)], ids=str)
+def test_replays_of_pick_go_on_where_the_last_one_ended(rows: int, n: int, dtype: torch.dtype) -> None:
+    steps = [kt.vector("ties", rows, n, dtype, DEVICE, seed=s) for s in range(8)] * 25
+    token, tokens, position = (torch.zeros(s, device=DEVICE).long() for s in (rows, (rows, len(steps) + 1), 1))
+    static = steps[0].clone()
+    pick(static, token, tokens, position)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        pick(static, token, tokens, position)
+    token.fill_(-7)
+    position.zero_()
+    for logits in steps:
+        static.copy_(logits)
+        graph.replay()
+    wanted = torch.stack([logits.double().argmax(-1) for logits in steps], 1)
+    assert position.tolist() == [len(steps)]
+    assert (tokens[:, 0] == -7).all()
+    assert torch.equal(tokens[:, 1:-1], wanted[:, :-1])
+    assert torch.equal(token, wanted[:, -1])

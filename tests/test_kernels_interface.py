@@ -74,10 +74,11 @@ def op_cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
             (x, w, keep, 64, True, None, None, 0.0, False, None, None, None, None, w.shape[1], [64, 4, 1, 1, 1]),
         ),
         "attend": (ops.attend, (x, table, table, cache, cache.clone(), position, [2, 16, 4, 0])),
+        "pick": (ops.pick, (w[:3], *(torch.zeros(size, dtype=torch.int64, device=DEVICE) for size in (3, (3, 8), 1)))),
     }
 
 
-@pytest.mark.parametrize("op", ["select", "norm_select", "swiglu_select", "sparse_gemv", "attend"])
+@pytest.mark.parametrize("op", ["select", "norm_select", "swiglu_select", "sparse_gemv", "attend", "pick"])
 def test_ops_are_registered_for_compilation(op: str) -> None:
     function, arguments = op_cases()[op]
     torch.library.opcheck(function.default, arguments, test_utils=("test_schema", "test_faketensor"))

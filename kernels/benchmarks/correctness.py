@@ -5,12 +5,24 @@ from __future__ import annotations
 import itertools
 
 import torch
-from larosa_kernels import attend, kept_mask, norm_select, select, select_gemv, sparse_gemv, swiglu_select, testing
+from larosa_kernels import (
+    attend,
+    kept_mask,
+    norm_select,
+    pick,
+    select,
+    select_gemv,
+    sparse_gemv,
+    swiglu_select,
+    testing,
+)
 from larosa_kernels.search_config import SearchConfig
 from larosa_kernels.select.reference import select_reference
 from larosa_kernels.sparse_gemv.config import GemvConfig, launch_config
 from rows import CONTEXT, EPS, HEAD_WIDTH, HEADS, PROJECTIONS, WIDTHS, Bench
 from torch import Tensor
+
+VOCABULARIES = (32_000, 128_256, 152_064)
 
 
 def bracket_around(keep: Tensor, width: int) -> Tensor:
@@ -44,6 +56,7 @@ def gate(bench: Bench, searches: dict[int, list[SearchConfig]]) -> list[str]:
         for k in (n // 4, n // 2, n):
             config = launch_config(n, m, bench.dtype, k)
             failed += gemv_errors(x, weight, k, config) + site_errors(bench, x, weight, k)
+    failed += [f"pick n={n}" for n in VOCABULARIES if not pick_is_right(bench, n)]
     return failed + [f"attend {model}" for model in HEADS if not attend_is_right(bench, model)]
 
 
@@ -100,3 +113,16 @@ def attend_is_right(bench: Bench, model: str) -> bool:
     wanted = attend(qkv, cos, sin, k2, v2, position, backend="reference")
     near = (out.float() - wanted.float()).abs().max() <= 3 * testing.EPSILON[bench.dtype] * v2.abs().max()
     return bool(near) and torch.equal(k, k2) and torch.equal(v, v2)
+
+
+def pick_is_right(bench: Bench, n: int) -> bool:
+    """Of normal and of many equal logits, ten steps' tokens, history and position against the reference."""
+    sizes = ((1,), (1, 11), (1,))  # token, tokens, position
+    found, wanted = ([torch.zeros(s, dtype=torch.int64, device="cuda") for s in sizes] for _ in range(2))
+    for step in range(10):
+        logits = testing.vector("ties" if step % 2 else "normal", 1, n, bench.dtype, "cuda", seed=step)
+        pick(logits, *found)
+        pick(logits, *wanted, backend="reference")
+        if not all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)):
+            return False
+    return True

@@ -6,6 +6,7 @@ They know shapes, not models: a `Keep` pair [B, 2] says which entries of a vecto
 
 from larosa_kernels.attend.functional import attend
 from larosa_kernels.norm_select.functional import norm_select
+from larosa_kernels.pick.functional import pick
 from larosa_kernels.select.functional import select
 from larosa_kernels.select.reference import kept_mask, limit_from_threshold
 from larosa_kernels.sparse_gemv.functional import select_gemv, sparse_gemv
@@ -16,6 +17,7 @@ __all__ = [
     "kept_mask",
     "limit_from_threshold",
     "norm_select",
+    "pick",
     "select",
     "select_gemv",
     "sparse_gemv",

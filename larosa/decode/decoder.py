@@ -1,14 +1,13 @@
 """One token at a time: the sparse step, its static KV cache, and the CUDA graph that holds the whole of it.
 
 Per layer: [adapter] norm, select h1, q k v, attention, select h2, o + residual, [adapter] norm, select h3, gate up,
-SwiGLU, select h4, down + residual; then the final norm, the dense head and argmax. Nothing waits for the host.
-With Triton a site is one launch: norm, selection, product and SwiGLU or residual (`select_gemv`). A watched step runs
-them one by one instead, which gives the same bits and shows what lies between.
+SwiGLU, select h4, down + residual; then the final norm, the dense head, and argmax with all bookkeeping (`pick`).
+Nothing waits for the host. With Triton a site is one launch: norm, selection, product and SwiGLU or residual
+(`select_gemv`). A watched step runs them one by one instead, which gives the same bits and shows what lies between.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -119,10 +118,8 @@ class Decoder:
         return logits
 
     def _advance(self) -> None:
-        self.tokens.index_copy_(1, self.position, self.token[:, None])
         self.logits = self._forward(self.token)  # of a graph, the memory that every replay writes
-        self.position += 1
-        self.token.copy_(argmax(self.logits))
+        ops.pick(self.logits, self.token, self.tokens, self.position, backend=self.backend)
 
     @torch.no_grad()
     def _capture(self) -> None:
@@ -276,11 +273,3 @@ class Decoder:
             pair = torch.tensor([first, second], dtype=torch.int32, device=self.weights.device)
             self._constants[key] = pair.repeat(rows, 1) if rows else pair
         return self._constants[key]
-
-
-def argmax(logits: Tensor) -> Tensor:
-    """The first index of the largest entry of each row, by way of parts that a GPU reduces side by side."""
-    parts = math.gcd(logits.shape[1], 128)
-    values, inner = logits.view(len(logits), parts, -1).max(-1)
-    outer = values.argmax(-1, keepdim=True)
-    return (outer * (logits.shape[1] // parts) + inner.gather(1, outer)).squeeze(1)

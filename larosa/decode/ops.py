@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from larosa_kernels import attend, kept_mask, select
+from larosa_kernels import attend, kept_mask, pick, select
 from larosa_kernels import norm_select as _norm_select
 from larosa_kernels import select_gemv as _select_gemv
 from larosa_kernels import sparse_gemv as _sparse_gemv
@@ -28,6 +28,7 @@ __all__ = [
     "kept",
     "launch_shape",
     "magnitude_bits",
+    "pick",
     "rotate",
     "select",
     "select_gemv",
