@@ -54,9 +54,16 @@ def high_half(words, dtype: tl.constexpr):
 
 
 @triton.jit
-def _scaled(wide, scale, gamma, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
-    inner = round_to(wide * scale, dtype, INTERPRETED).to(tl.float32)
-    return bits(round_to(gamma * inner, dtype, INTERPRETED))
+def pack(low, high, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Words of two fp32 entries, each rounded to `dtype`: one instruction a word, single conversions are slow."""
+    if INTERPRETED:
+        words = bits(round_to(low, dtype, INTERPRETED)) | (bits(round_to(high, dtype, INTERPRETED)) << 16)
+    else:
+        kind: tl.constexpr = "bf16" if dtype == tl.bfloat16 else "f16"
+        words = tl.inline_asm_elementwise(
+            "cvt.rn." + kind + "x2.f32 $0, $1, $2;", "=r,f,f", [high, low], dtype=tl.int32, is_pure=True, pack=1
+        )
+    return words
 
 
 @triton.jit
@@ -70,9 +77,10 @@ def norm_words(words, gamma, n, eps, dtype: tl.constexpr, INTERPRETED: tl.conste
     high = high_half(words, dtype)
     squares = tl.sum((low * low + high * high).to(tl.float64), 0).to(tl.float32)
     scale = tl.rsqrt(squares / n + eps)
-    normed_low = _scaled(low, scale, low_half(gamma, dtype), dtype, INTERPRETED)
-    normed_high = _scaled(high, scale, high_half(gamma, dtype), dtype, INTERPRETED)
-    return normed_low | (normed_high << 16)
+    inner = pack(low * scale, high * scale, dtype, INTERPRETED)
+    low = low_half(gamma, dtype) * low_half(inner, dtype)
+    high = high_half(gamma, dtype) * high_half(inner, dtype)
+    return pack(low, high, dtype, INTERPRETED)
 
 
 @triton.jit
@@ -94,4 +102,4 @@ def swiglu_words(gate, up, gate_limit, dtype: tl.constexpr, GATED: tl.constexpr,
     """`swiglu` of words."""
     low = swiglu(low_half(gate, dtype), low_half(up, dtype), gate_limit, dtype, GATED, INTERPRETED)
     high = swiglu(high_half(gate, dtype), high_half(up, dtype), gate_limit, dtype, GATED, INTERPRETED)
-    return bits(round_to(low, dtype, INTERPRETED)) | (bits(round_to(high, dtype, INTERPRETED)) << 16)
+    return pack(low, high, dtype, INTERPRETED)

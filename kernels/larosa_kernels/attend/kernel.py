@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 
 from larosa_kernels.attend.lines import finish, leave_lines
-from larosa_kernels.attend.rotary import angle_of, halves, heads_of, rotate, words
+from larosa_kernels.attend.rotary import angle_of, halves, heads_of, rotate
+from larosa_kernels.pairs import pack
 from larosa_kernels.search import round_to
 
 LOWEST = tl.constexpr(-1e30)  # the maximum of no scores: finite, for its difference to itself is taken
@@ -73,7 +74,7 @@ def _start_slots(
     cell = slot * 0 + tl.arange(0, HALF)[None, :]
     v = tl.load((row + value * WIDTH).to(tl.pointer_type(tl.int32)) + cell, mask=own & (slot == 0), other=0)
     tl.store(v_new_at + cell, v, mask=fits & (slot == 0))
-    copies = tl.broadcast_to(words(k_even, k_odd, dtype, INTERPRETED), (GROUP, 1, SLOTS, HALF))
+    copies = tl.broadcast_to(pack(k_even, k_odd, dtype, INTERPRETED), (GROUP, 1, SLOTS, HALF))
     copy = tl.arange(0, GROUP * SLOTS)[:, None]
     cell = copy * 0 + tl.arange(0, HALF)[None, :]
     tl.store(k_new_at + cell, tl.reshape(copies, (GROUP * SLOTS, HALF)), mask=fits & (copy == 0))

@@ -62,10 +62,3 @@ def halves(pairs, dtype: tl.constexpr):
     else:
         even = pairs.to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
         return even, (pairs >> 16).to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
-
-
-@triton.jit
-def words(even, odd, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
-    """int32 words of two entries each, from two fp32 halves that `dtype` holds exactly."""
-    low = round_to(even, dtype, INTERPRETED).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
-    return low | (round_to(odd, dtype, INTERPRETED).to(tl.int16, bitcast=True).to(tl.int32) << 16)

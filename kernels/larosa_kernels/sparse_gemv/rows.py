@@ -31,12 +31,10 @@ def _meet(one, stride, HALVES: tl.constexpr, LISTED: tl.constexpr, INTERPRETED: 
     for then warps that run apart gain more than the order of their loads.
     """
     if HALVES and not INTERPRETED:
-        if LISTED:
-            count: tl.constexpr = "vote.sync.ballot.b32 $0, p, 0xffffffff;"
-        else:
-            count: tl.constexpr = "barrier.cta.red.popc.aligned.u32 $0, 0, p;"
+        vote: tl.constexpr = "vote.sync.ballot.b32 $0, p, 0xffffffff;"
+        barrier: tl.constexpr = "barrier.cta.red.popc.aligned.u32 $0, 0, p;"
         ones = tl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.lt.s32 p, $1, 0; " + count + " or.b32 $0, $0, 0x3F800000; }",
+            "{ .reg .pred p; setp.lt.s32 p, $1, 0; " + (vote if LISTED else barrier) + " or.b32 $0, $0, 0x3F800000; }",
             "=r,r", [stride], dtype=tl.int32, is_pure=False, pack=1,
         )  # fmt: skip
         unit = ones.to(tl.float32, bitcast=True)
