@@ -187,3 +187,20 @@ def test_a_launch_takes_the_shape_of_what_stays(monkeypatch: pytest.MonkeyPatch)
     select_gemv(x, weight, limit=limit_from_threshold(0.5, x.dtype, DEVICE), backend="triton")
     sparse_gemv(x, select(x, 20), weight, backend="triton")
     assert asked == [20, 64, None, None]
+
+
+@pytest.mark.parametrize("kind", ["ties", "equal"])
+def test_ties_in_many_turns_of_one_warp(kind: str) -> None:
+    """More than 16 turns a warp: their sets come in several words."""
+    n = 1300
+    x = kt.vector(kind, 1, n, torch.bfloat16, DEVICE)
+    config = GemvConfig(columns=32, unroll=4, num_warps=1, compact=True)
+    weight = normal(n, 32, seed=1)
+    for k in (1, 700, 1299):
+        keep = select(x, k, backend="triton")
+        assert torch.equal(keep, select_reference(x, k))
+        y = select_gemv(x, weight, k, backend="triton", config=config)
+        assert torch.equal(y, sparse_gemv(x, keep, weight, backend="triton", config=config))
+        exact = kt.exact_gemv(x, kept_mask(x, keep), weight)
+        tolerance = kt.gemv_tolerance(x, weight)
+        assert ((y.double() - exact).abs() <= kt.EPSILON[x.dtype] * exact.abs() * 1.001 + tolerance).all()

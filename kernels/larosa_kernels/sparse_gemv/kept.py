@@ -1,12 +1,15 @@
 """The list of kept rows: device functions of the sparse product.
 
 An item is an int32: the row, below 2^15 (search_config.MAX_WIDTH), in its high half, the 16 bits of the entry in its
-low half. Rows ascend, zeros are not listed, so an item is never 0. Word i of x, two entries, is held by lane i % 32 and
-by no other: then what a warp stores at once lies side by side, in 4 or 5 sectors of 32 bytes where half is kept. (With
-four words a lane, as they are loaded without a list, it would be 16.)
+low half. Zeros are not listed, so an item is never 0. A warp owns a run of neighbouring words of x, two entries each,
+32 of them, one a lane, in each of its turns. The list has the warps in order; a warp's items come by two turns,
+half its turns from each other: low halves of both, then high halves of both, lane by lane. So what a warp stores
+at once lies side by side, in 2 or 3 sectors of 32 bytes where half is kept. The order depends on what is kept and the
+launch shape only.
 
-Ties at the limit and the places of the items come out of one scan: 8 bits count entries above the limit, 8 those at
-it, of two turns of the program's threads in one word; only totals of warps cross warps.
+Sets of a lane's entries are int32 of up to 16 turns: bit `_places` for the low half of a turn's word, 16 further for
+the high half. Of a warp, all that others need to know is how many entries it has above the limit and how many at it:
+the warps meet once.
 """
 
 from __future__ import annotations
@@ -14,67 +17,200 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from larosa_kernels.search import stays
+
+@triton.jit
+def word_indices(COUNT: tl.constexpr, THREADS: tl.constexpr):
+    """0 .. COUNT - 1 as threads hold them: a warp a run, 32 neighbours a turn.
+
+    The hint keeps loads from being 16 bytes wide.
+    """
+    at = tl.arange(0, COUNT)
+    of_warp = (at % THREADS) // 32 * (COUNT // THREADS * 32)
+    return tl.max_contiguous(of_warp + at // THREADS * 32 + at % 32, 1)
 
 
 @triton.jit
-def word_indices(COUNT: tl.constexpr):
-    """0 .. COUNT - 1, one neighbouring word a lane: the hint keeps loads from being 16 bytes wide."""
-    return tl.max_contiguous(tl.arange(0, COUNT), 1)
+def _above_and_at(words, limit, INFINITY: tl.constexpr, PACKED: tl.constexpr):
+    """Which halves are larger than the limit, which equal it: masks of 0xFFFF. words: signs cleared."""
+    pattern = tl.minimum(tl.maximum(limit, 0), INFINITY) * 0x10001
+    if PACKED == "bf16":
+        above = tl.inline_asm_elementwise(
+            "set.gtu.u32.bf16x2 $0, $1, $2;", "=r,r,r", [words, pattern], dtype=tl.int32, is_pure=True, pack=1
+        )
+        equal = tl.inline_asm_elementwise(
+            "set.eq.u32.bf16x2 $0, $1, $2;", "=r,r,r", [words, pattern], dtype=tl.int32, is_pure=True, pack=1
+        )
+    elif PACKED == "fp16":
+        above = tl.inline_asm_elementwise(
+            "set.gtu.u32.f16x2 $0, $1, $2;", "=r,r,r", [words, pattern], dtype=tl.int32, is_pure=True, pack=1
+        )
+        equal = tl.inline_asm_elementwise(
+            "set.eq.u32.f16x2 $0, $1, $2;", "=r,r,r", [words, pattern], dtype=tl.int32, is_pure=True, pack=1
+        )
+    else:
+        # Bit 15 of each half, set by -0x7FFF8000 (0x80008000), survives iff the half is > (below >=) the limit.
+        ones = (((words | -0x7FFF8000) - pattern - 0x10001) >> 15) & 0x00010001
+        above = (ones << 16) - ones
+        ones = (((words | -0x7FFF8000) - pattern) >> 15) & 0x00010001
+        equal = ((ones << 16) - ones) ^ above
+    return above, equal
 
 
 @triton.jit
-def count_before(codes, THREADS: tl.constexpr):
-    """How many were counted in front of each word. codes: [words], counts to 2 in bits 0 and 8 -> bits 0 and 16."""
+def _spread(low_turns, TURNS: tl.constexpr):
+    """Bit t of each half -> bit `_places` of turn t: the second half of the turns begins at bit 8."""
+    APART: tl.constexpr = max(TURNS // 2, 1)
+    FIRST: tl.constexpr = (2**APART - 1) * 0x10001
+    return (low_turns & FIRST) | (((low_turns >> APART) & FIRST) << 8)
+
+
+@triton.jit
+def _places(TURNS: tl.constexpr):
+    """[TURNS]: a turn's bit."""
+    APART: tl.constexpr = max(TURNS // 2, 1)
+    turn = tl.arange(0, TURNS)
+    return turn % APART + turn // APART * 8
+
+
+@triton.jit
+def _gathered(masks, TURNS: tl.constexpr, THREADS: tl.constexpr):
+    """Masks of halves [words] -> sets [chunks, warps, 32]."""
+    CHUNKS: tl.constexpr = masks.shape[0] // THREADS // TURNS
+    bit = 0x10001 << _places(TURNS)
+    masks = tl.reshape(masks, (CHUNKS, TURNS, THREADS // 32, 32))
+    return tl.xor_sum(masks & bit[None, :, None, None], 1)
+
+
+@triton.jit
+def _size(sets, PACKED: tl.constexpr):
+    """Members of each set."""
+    if PACKED != "none":
+        count = tl.inline_asm_elementwise("popc.b32 $0, $1;", "=r,r", [sets], dtype=tl.int32, is_pure=True, pack=1)
+    else:
+        bits = sets.to(tl.uint32, bitcast=True)
+        bits = bits - ((bits >> 1) & 0x55555555)
+        bits = (bits & 0x33333333) + ((bits >> 2) & 0x33333333)
+        bits = (bits + (bits >> 4)) & 0x0F0F0F0F
+        count = ((bits * 0x01010101) >> 24).to(tl.int32, bitcast=True)
+    return count
+
+
+@triton.jit
+def _in_front(of_warp):
+    """int32 [warps] -> (sums of the warps in front [warps], sum of all). The warps meet once, lanes add."""
+    WARPS: tl.constexpr = of_warp.shape[0]
+    COPIES: tl.constexpr = 32 // WARPS
+    theirs = of_warp[None, :]
+    # 32 numbers a warp, so that, as Triton lays the tensor out, its own lanes add them.
+    in_front = tl.arange(0, WARPS)[None, None, :] < tl.arange(0, WARPS)[:, None, None]
+    once = tl.arange(0, COPIES)[None, :, None] == 0
+    front = tl.sum(tl.reshape(tl.where(in_front & once, theirs[:, None, :], 0), (WARPS, 32)), 1)
+    return front, tl.sum(tl.sum(theirs, 1), 0)
+
+
+@triton.jit
+def _passed(left, room, turn, BITS: tl.constexpr, PACKED: tl.constexpr):
+    """BITS turns further on if all ties of the next ones stay and room is left."""
+    MASK: tl.constexpr = (2**BITS - 1) * 0x10001
+    some = tl.sum(_size(left & MASK, PACKED), 2)
+    further = some < room
+    room = tl.where(further, room - some, room)
+    turn = tl.where(further, turn + BITS, turn)
+    return tl.where(further[:, :, None], left >> BITS, left), room, turn
+
+
+@triton.jit
+def _first_ties(ties, room, TURNS: tl.constexpr, PACKED: tl.constexpr):
+    """The set of those entries at which at most `room` ties of the warp's chunk are reached, by turn, lane, half.
+
+    ties: [chunks, warps, 32], room: [chunks, warps]. Only what the result says of ties counts.
+    """
+    left = ties
+    turn = tl.zeros_like(room)
+    if TURNS > 1:
+        left, room, turn = _passed(left, room, turn, 8, PACKED)
+    if TURNS > 8:
+        left, room, turn = _passed(left, room, turn, 4, PACKED)
+    if TURNS > 4:
+        left, room, turn = _passed(left, room, turn, 2, PACKED)
+    if TURNS > 2:
+        left, room, turn = _passed(left, room, turn, 1, PACKED)
+    low = left & 1
+    own = low + ((left >> 16) & 1)
+    before = tl.cumsum(own, 2) - own
+    here = (before < room[:, :, None]).to(tl.int32) | ((before + low < room[:, :, None]).to(tl.int32) << 16)
+    return (((1 << turn) - 1) * 0x10001)[:, :, None] | (here << turn[:, :, None])
+
+
+@triton.jit
+def _store_items(line, words, i, kept, start, TURNS: tl.constexpr, THREADS: tl.constexpr):
+    """Items of the set kept [chunks, warps, 32] to line, a warp's from start [warps] on."""
+    CHUNKS: tl.constexpr = kept.shape[0]
     WARPS: tl.constexpr = THREADS // 32
-    TURNS: tl.constexpr = codes.shape[0] // THREADS
-    PAIR: tl.constexpr = 2 if TURNS > 1 else 1
-    place = (16 * tl.arange(0, PAIR))[None, :, None]
-    pairs = tl.reshape(codes, (TURNS // PAIR, PAIR, WARPS, 32)) << place[:, :, :, None]
-    pairs = tl.sum(pairs, 1)
-    of_warp = tl.reshape(_widened(tl.sum(pairs, 2)[:, None, :] >> place), (TURNS * WARPS,))
-    in_front = tl.reshape(tl.cumsum(of_warp, 0) - of_warp, (TURNS // PAIR, PAIR, WARPS))
-    within = _widened((tl.cumsum(pairs, 2) - pairs)[:, None, :, :] >> place[:, :, :, None])
-    return tl.reshape(within + in_front[:, :, :, None], (codes.shape[0],))
+    APART: tl.constexpr = max(TURNS // 2, 1)
+    PAIR: tl.constexpr = TURNS // APART
+    # Bytes: low halves of a turn and of the one APART turns further, then high halves of both.
+    own = (kept[:, None, :, :] >> tl.arange(0, APART)[None, :, None, None]) & 0x01010101
+    of_turns = tl.sum(own, 3, keep_dims=True)
+    before = tl.cumsum(own, 3) - own + of_turns * 0x01010100
+    # For every lane, not once a warp: so no layout changes on the way.
+    both = tl.broadcast_to(((of_turns * 0x01010101) >> 24) & 0xFF, (CHUNKS, APART, WARPS, 32))
+    both = tl.reshape(both, (CHUNKS * APART, WARPS, 32))
+    begin = line + tl.reshape(tl.cumsum(both, 0) - both + start[None, :, None], (CHUNKS, 1, APART, WARPS, 32))
+    byte = (8 * tl.arange(0, PAIR))[None, :, None, None, None]
+    before = before[:, None, :, :, :]
+    low_at = tl.reshape(begin + ((before >> byte) & 0xFF), words.shape)
+    high_at = tl.reshape(begin + ((before >> (byte + 16)) & 0xFF), words.shape)
+    bit = (1 << _places(TURNS))[None, :, None, None]
+    low_kept = tl.reshape((kept[:, None, :, :] & bit) != 0, words.shape)
+    high_kept = tl.reshape((kept[:, None, :, :] & (bit << 16)) != 0, words.shape)
+    tl.store(low_at, (2 * i << 16) | (words & 0xFFFF), mask=low_kept)
+    tl.store(high_at, ((2 * i + 1) << 16) | ((words >> 16) & 0xFFFF), mask=high_kept)
 
 
 @triton.jit
-def _widened(counts):
-    """Counts in bits 0 and 8 -> in bits 0 and 16."""
-    return (counts & 0xFF) | ((counts & 0xFF00) << 8)
-
-
-@triton.jit
-def _store_items(line, at, words, i, low_kept, high_kept):
-    tl.store(line + at, (2 * i << 16) | (words & 0xFFFF), mask=low_kept)
-    at += low_kept.to(tl.int32)
-    tl.store(line + at, ((2 * i + 1) << 16) | ((words >> 16) & 0xFFFF), mask=high_kept)
-
-
-@triton.jit
-def list_limited(line, words, i, limit, last_index, THREADS: tl.constexpr):
+def list_limited(
+    line, words, i, limit, last_index, INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr
+):
     """Items of what the pair keeps to line [n] int32 -> their count. words: [BLOCK / 2], at i of `word_indices`."""
-    low, high = words & 0x7FFF, (words >> 16) & 0x7FFF
-    low_kept = stays(low, 2 * i, limit, last_index) & (low > 0)
-    high_kept = stays(high, 2 * i + 1, limit, last_index) & (high > 0)
-    codes = low_kept.to(tl.int32) + high_kept.to(tl.int32)
-    _store_items(line, count_before(codes, THREADS), words, i, low_kept, high_kept)
-    return tl.sum(codes, 0)
+    TURNS: tl.constexpr = min(words.shape[0] // THREADS, 16)
+    CHUNKS: tl.constexpr = words.shape[0] // THREADS // TURNS
+    WARPS: tl.constexpr = THREADS // 32
+    above, equal = _above_and_at(words & 0x7FFF7FFF, limit, INFINITY, PACKED)
+    chunk = (tl.arange(0, WARPS)[None, :] * CHUNKS + tl.arange(0, CHUNKS)[:, None]) * TURNS
+    behind = tl.where(limit > 0, last_index, -1) - 2 * (32 * chunk[:, :, None] + tl.arange(0, 32)[None, None, :])
+    low = tl.minimum(tl.maximum((behind >> 6) + 1, 0), TURNS)
+    high = tl.minimum(tl.maximum(((behind - 1) >> 6) + 1, 0), TURNS)
+    ties = _spread(((1 << low) - 1) | (((1 << high) - 1) << 16), TURNS)
+    kept = _gathered(above, TURNS, THREADS) | (_gathered(equal, TURNS, THREADS) & ties)
+    front, count = _in_front(tl.sum(tl.sum(_size(kept, PACKED), 0), 1))
+    _store_items(line, words, i, kept, front, TURNS, THREADS)
+    return count
 
 
 @triton.jit
-def list_largest(line, words, i, limit, above, room, INFINITY: tl.constexpr, THREADS: tl.constexpr):
+def list_largest(
+    line, words, i, limit, above, room, INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr
+):
     """The same of the `above` entries larger than the limit and the first `room` equal to it, unless they are zeros."""
+    TURNS: tl.constexpr = min(words.shape[0] // THREADS, 16)
     room = tl.where(limit > 0, room, 0)
-    low, high = words & 0x7FFF, (words >> 16) & 0x7FFF
+    larger, equal = _above_and_at(words & 0x7FFF7FFF, limit, INFINITY, PACKED)
+    larger = _gathered(larger, TURNS, THREADS)
+    equal = _gathered(equal, TURNS, THREADS)
+    sizes = _size(larger, PACKED) + (_size(equal, PACKED) << 16)
+    of_warp = tl.sum(tl.sum(sizes, 0), 1)
+    front, _ = _in_front(of_warp)
+    ties_front = (front >> 16) & 0xFFFF
+    left = room - ties_front[None, :]
+    if equal.shape[0] > 1:
+        ties = tl.broadcast_to(tl.sum(_size(equal, PACKED), 2, keep_dims=True), equal.shape)
+        left -= tl.max(tl.cumsum(ties, 0) - ties, 2)
+    kept = larger | (equal & _first_ties(equal, left, TURNS, PACKED))
+    start = (front & 0xFFFF) + tl.minimum(ties_front, room)
+    _store_items(line, words, i, kept, start, TURNS, THREADS)
     if limit >= INFINITY:  # the search does not count what is no number, which stays
-        above = tl.sum((low > limit).to(tl.int32) + (high > limit).to(tl.int32), 0)
-        room = tl.minimum(room, tl.sum((low == limit).to(tl.int32) + (high == limit).to(tl.int32), 0))
-    low_tie, high_tie = (low == limit).to(tl.int32), (high == limit).to(tl.int32)
-    codes = (low > limit).to(tl.int32) + (high > limit).to(tl.int32) + ((low_tie + high_tie) << 8)
-    before = count_before(codes, THREADS)
-    ties = before >> 16
-    low_kept = (low > limit) | ((low == limit) & (ties < room))
-    high_kept = (high > limit) | ((high == limit) & (ties + low_tie < room))
-    _store_items(line, (before & 0xFFFF) + tl.minimum(ties, room), words, i, low_kept, high_kept)
+        found = tl.sum(of_warp, 0)
+        above = found & 0xFFFF
+        room = tl.minimum(room, (found >> 16) & 0xFFFF)
     return above + room

@@ -73,7 +73,7 @@ def sparse_gemv_kernel(
     dtype: tl.constexpr = x.dtype.element_ty
     column = block * COLUMNS + tl.arange(0, COLUMNS)
     fit = column < width
-    i = word_indices(BLOCK // 2) if COMPACT else tl.arange(0, BLOCK // 2)
+    i = word_indices(BLOCK // 2, THREADS) if COMPACT else tl.arange(0, BLOCK // 2)
     if NORM:
         gamma = load_words(norm, i, n, EVEN)
     source = x + batch * n
@@ -103,9 +103,9 @@ def sparse_gemv_kernel(
                     words & 0x7FFF7FFF, n, k, first_candidate, second_candidate, INFINITY, PACKED, THREADS, VECTOR
                 )
                 room = (k if STRICT else at_least) - above
-                count = list_largest(source, words, i, limit, above, room, INFINITY, THREADS)
+                count = list_largest(source, words, i, limit, above, room, INFINITY, PACKED, THREADS)
             else:
-                count = list_limited(source, words, i, limit, last_index, THREADS)
+                count = list_limited(source, words, i, limit, last_index, INFINITY, PACKED, THREADS)
         else:
             if RULE == "search":
                 limit, last_index = find_limit(
