@@ -150,14 +150,15 @@ def machine(records: list[Record]) -> str:
 
 
 def _conditions(records: list[Record]) -> str:
-    selection = [us for r in records for own in r["selection_us"].values() for us in own.values()]
+    plain = [record for record in records if record.get("quantization", NONE) == NONE]
+    selection = [us for r in plain for own in r["selection_us"].values() for us in own.values()]
     text = (
         f"Tokens a second on {machine(records)}. `dense` is the fastest of cuBLAS in three layouts and of these "
         "kernels, in the same process; in brackets the speed-up over it, and what the bytes would allow. The gate was "
         "green before every time."
     )
     if selection:
-        text += f" One exact selection costs {min(selection):.1f} to {max(selection):.1f} us."
+        text += f" Of weights that are no codes, one exact selection costs {min(selection):.1f} to {max(selection):.1f} us."
     return text
 
 

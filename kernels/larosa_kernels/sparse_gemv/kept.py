@@ -185,6 +185,10 @@ def list_limited(
     kept = _gathered(above, TURNS, THREADS) | (_gathered(equal, TURNS, THREADS) & ties)
     front, count = _in_front(tl.sum(tl.sum(_size(kept, PACKED), 0), 1))
     _store_items(line, words, i, kept, front, TURNS, THREADS)
+    if PACKED != "none":  # alike in all lanes, which the assembler learns this way: else it walks the list with care
+        count = tl.inline_asm_elementwise(
+            "redux.sync.max.s32 $0, $1, 0xffffffff;", "=r,r", [count], dtype=tl.int32, is_pure=False, pack=1
+        )
     return count
 
 
