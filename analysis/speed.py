@@ -158,7 +158,9 @@ def _conditions(records: list[Record]) -> str:
         "green before every time."
     )
     if selection:
-        text += f" Of weights that are no codes, one exact selection costs {min(selection):.1f} to {max(selection):.1f} us."
+        text += (
+            f" Of weights that are no codes, one exact selection costs {min(selection):.1f} to {max(selection):.1f} us."
+        )
     return text
 
 
