@@ -78,7 +78,7 @@ def _gathered(masks, TURNS: tl.constexpr, THREADS: tl.constexpr):
     CHUNKS: tl.constexpr = masks.shape[0] // THREADS // TURNS
     bit = 0x10001 << _places(TURNS)
     masks = tl.reshape(masks, (CHUNKS, TURNS, THREADS // 32, 32))
-    return tl.xor_sum(masks & bit[None, :, None, None], 1)
+    return tl.sum(masks & bit[None, :, None, None], 1)
 
 
 @triton.jit

@@ -23,8 +23,8 @@ def _add_two(a, b, c, d):
 def _exchange(sent):
     """fp32 [r, 2, d, c] with the two of dimension 1 in each other's place, exactly."""
     bits = sent.to(tl.int32, bitcast=True)
-    # One shuffle a value: bits ^ (bits ^ the other's) is the other's, which the compiler sees too.
-    return (bits ^ tl.xor_sum(bits, 1, keep_dims=True)).to(tl.float32, bitcast=True)
+    # One shuffle a value: the sum of both less its own is the other's, which the compiler sees too.
+    return (tl.sum(bits, 1, keep_dims=True) - bits).to(tl.float32, bitcast=True)
 
 
 @triton.jit
