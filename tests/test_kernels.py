@@ -186,9 +186,8 @@ GEMV = {
 
 
 def both_ways(config: GemvConfig) -> list[GemvConfig]:
-    """All rows under a mask, a list of kept ones, and that in halves of a turn."""
-    ways = [(False, False), (True, False), (True, True), *([(False, True)] if ON_GPU else [])]
-    return [dataclasses.replace(config, compact=compact, halves=halves) for compact, halves in ways]
+    """All rows under a mask, and a list of kept ones."""
+    return [dataclasses.replace(config, compact=compact) for compact in (False, True)]
 
 
 def check_gemv(x: Tensor, keep: Tensor, weight: Tensor, config: GemvConfig | None, **more: Any) -> None:

@@ -69,7 +69,7 @@ def test_a_norm_has_the_same_bits_with_any_warps_and_with_a_list(n: int) -> None
         h = kt.vector("outliers", 1, n, torch.bfloat16, DEVICE) * (1 + seed)
         z, keep = norm_select(h, gamma, 1e-5, n // 2)
         assert all(torch.equal(z, norm_select(h, gamma, 1e-5, n // 2, config=SearchConfig(w))[0]) for w in (4, 16))
-        for config in (GemvConfig(64, 4, warps, compact, compact) for warps in (4, 8, 16) for compact in (True, False)):
+        for config in (GemvConfig(64, 4, warps, compact) for warps in (4, 8, 16) for compact in (True, False)):
             single = sparse_gemv(z, keep, weight, config=config)
             assert torch.equal(select_gemv(h, weight, n // 2, norm=gamma, eps=1e-5, config=config), single)
 

@@ -5,17 +5,15 @@ GPU: `PYTHONPATH=kernels python -m pytest --noconftest -m "" tests/test_kernels_
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
 import torch
 from larosa_kernels import kept_mask, limit_from_threshold, norm_select, select, select_gemv, sparse_gemv, swiglu_select
 from larosa_kernels import testing as kt
-from larosa_kernels.sparse_gemv.config import GemvConfig, packed_config
+from larosa_kernels.sparse_gemv.config import GemvConfig
 from larosa_kernels.sparse_gemv.packing import pack_codes, unpack_codes, unpacked
 from larosa_kernels.sparse_gemv.reference import sparse_gemv_reference
-from test_kernels import both_ways
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -23,9 +21,9 @@ ON_GPU = DEVICE == "cuda"
 HALF = [torch.bfloat16, torch.float16]
 WAYS: dict[str, Any] = {
     "default": None,
-    "64": GemvConfig(columns=64, unroll=2, num_warps=2),
-    "32": GemvConfig(columns=32, unroll=4, num_warps=1),
-    "8": GemvConfig(columns=8, unroll=1, num_warps=1),
+    "8 warps": GemvConfig(unroll=2, num_warps=8),
+    "split": GemvConfig(unroll=4, num_warps=4, splits=2),
+    "many splits": GemvConfig(unroll=2, num_warps=1, splits=7),
 }
 
 
@@ -49,15 +47,11 @@ def check(
     poisoned, other = scale.clone(), weight.clone()
     poisoned[:, ~kept.any(0)] = float("nan")
     other[~kept.any(0)] = 0xFF
-    found = [sparse_gemv_reference(x, keep, other, scale=poisoned, m=m, **more)]
-    for way in both_ways(config or packed_config(x.shape[1], m)):
-        with kt.poisoned_empty():
-            runs = [
-                sparse_gemv(x, keep, other, scale=poisoned, m=m, backend="triton", config=way, **more)
-                for _ in range(1 + ON_GPU)
-            ]
-        assert torch.equal(runs[0], runs[-1])
-        found.append(runs[0])
+    around = {"scale": poisoned, "m": m, "largest_scale": float(scale.abs().max()), **more}
+    with kt.poisoned_empty():
+        runs = [sparse_gemv(x, keep, other, backend="triton", config=config, **around) for _ in range(1 + ON_GPU)]
+    assert torch.equal(runs[0], runs[-1])
+    found = [sparse_gemv_reference(x, keep, other, scale=poisoned, m=m, **more), runs[0]]
     allowed = kt.EPSILON[x.dtype] * exact.abs() * 1.001 + 2 * kt.gemv_tolerance(x, dense)
     for y in found:
         assert ((y.double() - exact).abs() <= allowed).all()
@@ -77,7 +71,7 @@ def test_packing_is_undone(m: int) -> None:
 
 @pytest.mark.parametrize(("name", "dtype"), list(zip(WAYS, HALF * 2, strict=True)), ids=str)
 def test_launch_shapes(name: str, dtype: torch.dtype) -> None:
-    n, m = (577, 200) if ON_GPU else (97, 24) if name == "8" else (201, 100)
+    n, m = (577, 300) if ON_GPU else (201, 300)
     x, (weight, scale) = kt.vector("sorted", 1, n, dtype, DEVICE), packed(n, m)
     check(x, select(x, n * 3 // 7), weight, scale, m, WAYS[name], residual=normal(1, m, seed=2, dtype=dtype))
 
@@ -85,13 +79,13 @@ def test_launch_shapes(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("m", [1, 63, 65, 130])
 def test_odd_widths_batch_bias(m: int) -> None:
     x, (weight, scale) = normal(2, 97), packed(97, m, seed=m)
-    check(x, select(x, 40), weight, scale, m, WAYS["32"], bias=normal(m, seed=3))
+    check(x, select(x, 40), weight, scale, m, WAYS["split"], bias=normal(m, seed=3))
 
 
 def test_everything_and_nothing_kept() -> None:
     x, (weight, scale) = normal(1, 128), packed(128, 70)
-    check(x, select(x, 128), weight, scale, 70, WAYS["64"])
-    check(x, torch.tensor([[0x7F80, -1]], dtype=torch.int32, device=DEVICE), weight, scale, 70, WAYS["64"])
+    check(x, select(x, 128), weight, scale, 70, WAYS["many splits"])
+    check(x, torch.tensor([[0x7F80, -1]], dtype=torch.int32, device=DEVICE), weight, scale, 70, WAYS["many splits"])
 
 
 SITES: dict[str, dict[str, Any]] = {
@@ -105,28 +99,28 @@ SITES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("compact", [False, True], ids=["masked", "listed"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize(("n", "dtype"), [(600, HALF[0]), (577, HALF[1])] if ON_GPU else [(161, HALF[0])], ids=str)
-def test_one_launch_a_site_has_the_bits_of_single_ops(n: int, dtype: torch.dtype, site: str, compact: bool) -> None:
+def test_one_launch_a_site_has_the_bits_of_single_ops(n: int, dtype: torch.dtype, site: str, way: str) -> None:
+    """Whatever the launch shape, for sums of codes are exact."""
     asked = SITES[site]
     m = 128 if "swiglu" in asked else 72
     k, ties, (weight, scale) = asked.get("k", n * 3 // 7), asked.get("ties", "strict"), packed(n, m)
     x = kt.vector("outliers", 1, n, dtype, DEVICE) / 30  # an odd width is read entry by entry
     norm = 1 + normal(n, seed=2, dtype=dtype) / 4 if "norm" in asked else None
-    way = dataclasses.replace(packed_config(n, m) if ON_GPU else WAYS["64"], compact=compact)
     limits = {name: limit_from_threshold(0.05, dtype, DEVICE) for name in ("limit", "gate_limit") if name in asked}
     around: dict[str, Any] = {"scale": scale, "m": m}
     around |= {"bias": normal(m, seed=3, dtype=dtype)} if "bias" in asked else {}
     around |= {"residual": normal(1, m, seed=4, dtype=dtype)} if "residual" in asked else {}
     more: dict[str, Any] = {"norm": norm, "eps": 1e-5, "swiglu": "swiglu" in asked, **limits, **around}
     with kt.poisoned_empty():
-        y = select_gemv(x, weight, k, ties, **more, backend="triton", config=way)
+        y = select_gemv(x, weight, k, ties, **more, backend="triton", config=WAYS[way])
     if norm is not None:
         z, keep = norm_select(x, norm, 1e-5, k, ties, backend="triton")
     else:
         z, keep = x, limits["limit"][None] if "limit" in limits else select(x, k or n, ties, backend="triton")
-    wanted = sparse_gemv(z, keep, weight, **around, backend="triton", config=way)
+    wanted = sparse_gemv(z, keep, weight, **around, backend="triton")
     if "swiglu" in asked:
         wanted, _ = swiglu_select(wanted, gate_limit=limits.get("gate_limit"), backend="triton")
     assert torch.equal(y, wanted)
@@ -149,6 +143,3 @@ def test_what_does_not_fit_is_named() -> None:
         sparse_gemv(x, keep, weight, scale=scale.float(), m=128)
     with pytest.raises(ValueError, match="whole groups of 64"):
         select_gemv(x, *packed(64, 100)[:1], scale=packed(64, 100)[1], m=100, swiglu=True)
-    if ON_GPU:
-        with pytest.raises(ValueError, match="8 to 64"):
-            sparse_gemv(x, keep, weight, scale=scale, m=128, config=GemvConfig(columns=128))

@@ -54,7 +54,7 @@ def gate(bench: Bench, searches: dict[int, list[SearchConfig]]) -> list[str]:
     for n, m in sorted(set(PROJECTIONS.values())):
         x, weight = bench.normal(1, n), bench.normal(n, m)
         for k in (n // 4, n // 2, n):
-            config = launch_config(n, m, bench.dtype, k)
+            config = launch_config(m, weight, k)
             failed += gemv_errors(x, weight, k, config) + site_errors(bench, x, weight, k)
     failed += [f"pick n={n}" for n in VOCABULARIES if not pick_is_right(bench, n)]
     return failed + [f"attend {model}" for model in HEADS if not attend_is_right(bench, model)]
@@ -80,7 +80,7 @@ def site_errors(bench: Bench, x: Tensor, weight: Tensor, k: int) -> list[str]:
     n, m = weight.shape
     gamma, residual = bench.normal(n), bench.normal(1, m)
     z, kept = norm_select(x, gamma, EPS, k)
-    half, whole = (launch_config(n, outputs, bench.dtype, k) for outputs in (m // 2, m))
+    half, whole = (launch_config(outputs, weight, k) for outputs in (m // 2, m))
     single = {
         "residual": sparse_gemv(x, select(x, k), weight, residual=residual, config=whole),
         "norm": sparse_gemv(z, kept, weight, config=whole),

@@ -86,7 +86,7 @@ def time_site(bench: Bench, model: str, site: str) -> None:
     calls = site_calls(bench, model, site)
     for level in (0, 0.25, 0.4, 0.5, 0.6, 0.75):
         k = max(1, round(n * (1 - level)))
-        config = launch_config(n, outputs, bench.dtype, k)
+        config = launch_config(outputs, torch.empty(n, m, dtype=bench.dtype, device="meta"), k)
         bench.time("site", model, site, str(config), (n, m), level, 2 * k * m, calls(config, level))
 
 

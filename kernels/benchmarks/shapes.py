@@ -1,4 +1,4 @@
-"""Launch shapes of a site's product, with all rows under a mask or a list of kept ones, whole turns or halves.
+"""Launch shapes of a site's product: of bf16 with all rows under a mask or a list of kept ones, of codes with splits.
 
     PYTHONPATH=kernels python kernels/benchmarks/shapes.py --model LLaMA3-8B --sites gate+up,down --weights w8,w4
 
@@ -25,7 +25,7 @@ from correctness import bracket_around
 from counters import KINDS, inputs
 from larosa_kernels import norm_select, select_gemv
 from larosa_kernels.select.reference import select_reference
-from larosa_kernels.sparse_gemv.config import PACKED_COLUMNS, GemvConfig, launch_config
+from larosa_kernels.sparse_gemv.config import PIECE, GemvConfig, launch_config
 from larosa_kernels.timing import graph_latency
 from rows import EPS, PROJECTIONS
 from torch import Tensor
@@ -54,19 +54,26 @@ class Case:
 
     def present(self) -> GemvConfig:
         """The shape that is taken without a word where half of the rows stay."""
+        n, m = PROJECTIONS[self.model, self.site]
         dtype = {"bf16": torch.bfloat16, "w8": torch.int8, "w4": torch.uint8}[self.kind]
-        n = PROJECTIONS[self.model, self.site][0]
-        return launch_config(n, self.outputs, dtype, n // 2)
+        weight = torch.empty(n, m // 2 if self.kind == "w4" else m, dtype=dtype, device="meta")
+        return launch_config(self.outputs, weight, n // 2)
 
     def shapes(self) -> list[GemvConfig]:
-        """The present one, the same in all ways, then others."""
-        ways = [(True, True), (True, False), (False, False), (False, True)]
-        own, found = self.present(), []
-        sizes = itertools.product((32, 64, 128, 16), (4, 8, 16, 2), (8, 16, 4))
-        for columns, unroll, warps in [(own.columns, own.unroll, own.num_warps), *sizes]:
-            if columns <= PACKED_COLUMNS or self.kind != "w4":
-                found += [GemvConfig(columns, unroll, warps, *way) for way in ways]
-        return list(dict.fromkeys([own, *found]))
+        """The present one, then others."""
+        own = self.present()
+        if self.kind == "bf16":
+            sizes = itertools.product((32, 64, 128, 16), (4, 8, 16, 2), (8, 16, 4))
+            shapes = [GemvConfig(*size, compact) for size in [(own.columns, own.unroll, own.num_warps), *sizes]
+                      for compact in (True, False)]  # fmt: skip
+        else:
+            blocks = -(-PROJECTIONS[self.model, self.site][1] // (PIECE * (2 if self.kind == "w4" else 1)))
+            shapes = []
+            for unroll, warps in itertools.product((4, 2, 8), (8, 16, 4)):
+                fitting = 2112 // warps // blocks  # 16 warps a multiprocessor
+                splits = {max(1, each) for each in (fitting, fitting // 2, fitting + 1)}
+                shapes += [GemvConfig(own.columns, unroll, warps, True, each) for each in sorted(splits)]
+        return list(dict.fromkeys([own, *shapes]))
 
 
 class Inputs:
@@ -146,8 +153,8 @@ def show(case: Case, found: list[tuple[GemvConfig, list[float]]], most: int) -> 
     fastest = sorted(found, key=lambda own: own[1][1])[:most]
     present = case.present()
     for shape, us in dict.fromkeys((shape, tuple(us)) for shape, us in [*found[:1], *fastest]):
-        sizes = f"{shape.columns:4d} {shape.unroll:3d} {shape.num_warps:3d}"
-        way = f"{'list' if shape.compact else 'mask'}{' halves' if shape.halves else ''}"
+        sizes = f"{shape.columns:4d} {shape.unroll:3d} {shape.num_warps:3d} {shape.splits:3d}"
+        way = "list" if shape.compact else "mask"
         print("  ", " ".join(f"{own:6.1f}" for own in us), sizes, way, "(present)" * (shape == present), flush=True)
 
 

@@ -67,8 +67,8 @@ def pack(low, high, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def norm_words(words, gamma, n, eps, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
-    """RMSNorm times gamma, both as words, rounded where transformers rounds: after the norm and after gamma.
+def norm_scale(words, n, eps, dtype: tl.constexpr):
+    """What RMSNorm multiplies n entries with, fp32.
 
     Squares are summed in float64, far finer than what float32 keeps of the sum: so its bits all but never
     depend on the order, which is another one with other warps or another layout of the words.
@@ -76,11 +76,22 @@ def norm_words(words, gamma, n, eps, dtype: tl.constexpr, INTERPRETED: tl.conste
     low = low_half(words, dtype)
     high = high_half(words, dtype)
     squares = tl.sum((low * low + high * high).to(tl.float64), 0).to(tl.float32)
-    scale = tl.rsqrt(squares / n + eps)
-    inner = pack(low * scale, high * scale, dtype, INTERPRETED)
+    return tl.rsqrt(squares / n + eps)
+
+
+@triton.jit
+def scale_words(words, gamma, scale, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Words times scale times gamma, rounded where transformers rounds: after the norm and after gamma."""
+    inner = pack(low_half(words, dtype) * scale, high_half(words, dtype) * scale, dtype, INTERPRETED)
     low = low_half(gamma, dtype) * low_half(inner, dtype)
     high = high_half(gamma, dtype) * high_half(inner, dtype)
     return pack(low, high, dtype, INTERPRETED)
+
+
+@triton.jit
+def norm_words(words, gamma, n, eps, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
+    """RMSNorm times gamma, both as words."""
+    return scale_words(words, gamma, norm_scale(words, n, eps, dtype), dtype, INTERPRETED)
 
 
 @triton.jit

@@ -16,11 +16,12 @@ from larosa.quantization.grid import Quantised
 @dataclass(frozen=True)
 class PackedMatrix:
     """weight: int8 [n, m] with scale [m] float32, or uint8, two codes a byte, with scale [groups of 64 outputs, n]
-    bfloat16 (larosa_kernels.sparse_gemv.packing)."""
+    bfloat16 (larosa_kernels.sparse_gemv.packing). largest_scale: no |scale| exceeds it."""
 
     weight: Tensor
     scale: Tensor
     outputs: int
+    largest_scale: float
 
     @classmethod
     def of(cls, found: Quantised) -> PackedMatrix:
@@ -29,7 +30,7 @@ class PackedMatrix:
             raise DecodeError("the decoder runs w4 in groups along the output, not along the input")
         packs = found.scheme == "w4_output"
         weight = pack_codes(found.codes) if packs else found.codes.contiguous()
-        return cls(weight, found.scale.contiguous(), found.codes.shape[1])
+        return cls(weight, found.scale.contiguous(), found.codes.shape[1], float(found.scale.abs().max()))
 
     @property
     def shape(self) -> torch.Size:
@@ -40,7 +41,7 @@ class PackedMatrix:
     def around(self) -> dict[str, Any]:
         """What the sparse product is told besides the weight."""
         packed = self.weight.dtype == torch.uint8
-        return {"scale": self.scale} | ({"m": self.outputs} if packed else {})
+        return {"scale": self.scale} | ({"m": self.outputs, "largest_scale": self.largest_scale} if packed else {})
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """[n, m] in `dtype`."""

@@ -114,7 +114,7 @@ def sparse_gemv(
 
 def launch_shape(matrix: Matrix, outputs: int, kept: int | None) -> GemvConfig:
     """What a fused launch that gives `outputs` takes for this matrix of which `kept` rows stay; None: unknown."""
-    return launch_config(len(matrix), outputs, _parts(matrix)[0].dtype, kept)
+    return launch_config(outputs, _parts(matrix)[0], kept)
 
 
 def _parts(matrix: Matrix) -> tuple[Tensor, dict[str, Any]]:

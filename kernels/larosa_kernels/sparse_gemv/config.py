@@ -14,14 +14,17 @@ import triton
 @dataclass(frozen=True)
 class GemvConfig:
     """columns: outputs a program owns; unroll: loads of 16 bytes a thread has in flight (half as many a matrix where
-    gate and up are read side by side); compact: walk a list of kept rows in the place of all rows under a mask; halves:
-    load one half of them while the other is summed."""
+    gate and up are read side by side); compact: walk a list of kept rows in the place of all rows under a mask.
+
+    A program of codes owns 128 bytes of a row, whatever columns says, always goes by a list where rows are dropped, and
+    has between unroll and twice as many loads in flight. splits: programs that share the rows of the same columns.
+    """
 
     columns: int = 64
     unroll: int = 16
     num_warps: int = 8
     compact: bool = False
-    halves: bool = False
+    splits: int = 1
 
     def __post_init__(self) -> None:
         for name in ("columns", "unroll", "num_warps"):
@@ -30,12 +33,14 @@ class GemvConfig:
                 raise ValueError(f"{name}: expected a power of two, got {value}")
         if self.num_warps > 16:
             raise ValueError(f"num_warps: expected at most 16 (128 registers a thread), got {self.num_warps}")
+        if self.splits < 1:
+            raise ValueError(f"splits: expected at least 1, got {self.splits}")
 
     @classmethod
     def of(cls, numbers: list[int]) -> GemvConfig:
         """The inverse of `numbers`."""
-        columns, unroll, num_warps, compact, halves = numbers
-        return cls(columns, unroll, num_warps, bool(compact), bool(halves))
+        columns, unroll, num_warps, compact, splits = numbers
+        return cls(columns, unroll, num_warps, bool(compact), splits)
 
     @property
     def numbers(self) -> list[int]:
@@ -44,15 +49,7 @@ class GemvConfig:
 
     def rows(self, itemsize: int) -> int:
         """Weight rows that the program's threads load at once, 16 bytes each."""
-        return self._lines(16 // itemsize)
-
-    @property
-    def packed_rows(self) -> int:
-        """The same of a weight of 4-bit codes."""
-        return self._lines(32)
-
-    def _lines(self, weights: int) -> int:
-        return max(1, 32 * self.num_warps * weights // self.columns)
+        return max(1, 32 * self.num_warps * (16 // itemsize) // self.columns)
 
     def blocks(self, outputs: int) -> int:
         """The number of programs a row of x."""
@@ -64,23 +61,23 @@ TABLE: dict[tuple[int, int], GemvConfig] = {
 }
 
 
-PACKED_COLUMNS = 64
-"""Outputs at most that a program owns of packed 4-bit codes: those of one group."""
+PIECE = 128
+"""Bytes of a row that a program of codes owns: a whole line of L2, and what eight lanes of a warp load at once."""
 
 
-def packed_config(n: int, outputs: int) -> GemvConfig:
-    """For packed 4-bit codes."""
-    return _of_codes(n, _columns(outputs))
+def code_config(n: int, row_bytes: int) -> GemvConfig:
+    """For codes of 8 or 4 bits, rows of `row_bytes`.
 
-
-def int8_config(n: int, outputs: int) -> GemvConfig:
-    """For int8."""
-    return _of_codes(n, 128 if triton.cdiv(outputs, 64) > 264 else _columns(outputs))
-
-
-def _of_codes(n: int, columns: int) -> GemvConfig:
-    """Codes take as many sums a thread as a load holds, so fewer loads are under way."""
-    return GemvConfig(columns, 4, halves=True) if n <= 8192 else GemvConfig(min(columns, 32), 4, 16, halves=True)
+    One program a piece where those fill most of 132 multiprocessors; else as many share a piece's rows as fit, with at
+    least 256 rows each. Two programs of 8 warps fit a multiprocessor, of 16 warps one; of 8, a search over more than
+    8192 entries would spill.
+    """
+    blocks = int(triton.cdiv(row_bytes, PIECE))
+    if blocks >= 100:
+        return GemvConfig(unroll=4, num_warps=16 if blocks <= 132 else 8, compact=True)
+    num_warps = 16 if n > 8192 else 8
+    splits = max(1, min(2112 // num_warps // blocks, n // 256))
+    return GemvConfig(unroll=4, num_warps=num_warps, compact=True, splits=splits)
 
 
 def _columns(outputs: int) -> int:
@@ -94,16 +91,19 @@ FEW = 0.45
 behind by 1 to 2 % of a site, at 75 % ahead by 13 to 25 % (two sites of LLaMA2-7B, bf16, H100, Top-K)."""
 
 
-def launch_config(n: int, outputs: int, weight: torch.dtype, kept: int | None) -> GemvConfig:
-    """The launch shape for a weight of this dtype of which `kept` rows stay, or are expected to by a limit.
+def in_words(weight: torch.Tensor, outputs: int) -> bool:
+    """Whether codes can be read four bytes at a time, which their kernel does: int8 where outputs come in fours."""
+    return weight.dtype == torch.uint8 or (weight.dtype == torch.int8 and not outputs % 4 and not weight.shape[1] % 4)
+
+
+def launch_config(outputs: int, weight: torch.Tensor, kept: int | None) -> GemvConfig:
+    """The launch shape for a weight [n, ...] of which `kept` rows stay, or are expected to by a limit.
 
     None: unknown, as of a limit without its calibration; bf16 and fp16 then go by the mask.
-
-    Codes go by a list wherever rows are dropped: under a mask a dropped row costs as many instructions as a kept one.
     """
-    rules = {torch.uint8: packed_config, torch.int8: int8_config}
-    if weight in rules:
-        return replace(rules[weight](n, outputs), compact=kept is None or kept < n)
+    n = weight.shape[0]
+    if in_words(weight, outputs):
+        return code_config(n, weight.shape[1])
     return replace(gemv_config(n, outputs), compact=kept is not None and kept <= FEW * n)
 
 

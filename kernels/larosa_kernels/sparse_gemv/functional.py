@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from larosa_kernels.dispatch import (
@@ -19,8 +20,9 @@ from larosa_kernels.dispatch import (
     refuse_first_use_in_capture,
     use_triton,
 )
-from larosa_kernels.search_config import search_arguments
-from larosa_kernels.sparse_gemv.config import PACKED_COLUMNS, GemvConfig, launch_config
+from larosa_kernels.search_config import MAX_WIDTH, block_of, search_arguments
+from larosa_kernels.sparse_gemv.code_kernel import code_gemv_kernel
+from larosa_kernels.sparse_gemv.config import PIECE, GemvConfig, in_words, launch_config
 from larosa_kernels.sparse_gemv.kernel import sparse_gemv_kernel
 from larosa_kernels.sparse_gemv.packing import GROUP
 from larosa_kernels.sparse_gemv.reference import select_gemv_reference, sparse_gemv_reference
@@ -34,6 +36,13 @@ def _one(device: torch.device) -> Tensor:
     """1.0 where a kernel can read it."""
     refuse_first_use_in_capture("sparse_gemv")
     return torch.ones(1, dtype=torch.float32, device=device)
+
+
+@cache
+def _counters(device: torch.device) -> Tensor:
+    """Zeros, which every launch leaves as zeros; shared by all calls on the device's one stream."""
+    refuse_first_use_in_capture("sparse_gemv")
+    return torch.zeros(1 << 16, dtype=torch.int32, device=device)
 
 
 @torch.library.custom_op("larosa::sparse_gemv", mutates_args=())
@@ -52,34 +61,75 @@ def _sparse_gemv(
     bias: Tensor | None,
     residual: Tensor | None,
     m: int,
+    largest_scale: float,
     config: list[int],
 ) -> Tensor:
-    (batch, n), way, packed = x.shape, GemvConfig.of(config), weight.dtype == torch.uint8
+    (batch, n), way = x.shape, GemvConfig.of(config)
     outputs = m // 2 if swiglu else m
     rule = "given" if keep is not None else "search" if k < n else "all"
-    blocks, rows = way.blocks(outputs), way.packed_rows if packed else way.rows(weight.element_size())
-    unroll = max(1, min(way.unroll // 2 if swiglu else way.unroll, 2 ** (-(-n // rows) - 1).bit_length()))
+    needed = norm is not None or rule != "all"
     y = torch.empty(batch, outputs, dtype=x.dtype, device=x.device)
-    # int8 in words of four codes, where outputs come in fours.
-    in_words = weight.dtype == torch.int8 and not (m % 4 or outputs % 4 or way.columns < 4 or weight.data_ptr() % 4)
-    compact = way.compact and rule != "all"
-    scratch = (blocks, batch, n) if norm is not None or rule != "all" else 1
+    around: dict[str, Any] = {
+        "RULE": rule, "NORM": norm is not None, "SWIGLU": swiglu, "GATED": gate_limit is not None,
+        "HAS_BIAS": bias is not None, "HAS_RESIDUAL": residual is not None,
+        "KEEP_STRIDE": 2 if keep is not None and keep.dim() == 2 else 0, "WIDE": n * m >= 2**31,
+        "INTERPRETED": INTERPRETED, "maxnreg": _REGISTERS,
+    }  # fmt: skip
+    tensors = [x if each is None else each for each in (x, norm, bracket, keep, weight, scale, bias, gate_limit)]
+    tensors += [x if residual is None else residual, y]
+    ranked = x if needed else x[:, :1]  # any width goes where one program need not hold it
+    search = search_arguments(ranked, strict, bracket is not None, way.num_warps, True, x if norm is None else norm)
+    if in_words(weight, outputs):
+        _launch_codes(tensors, n, m, outputs, k, eps, largest_scale, way, around | search)
+        return y
+    rows, compact = way.rows(weight.element_size()), way.compact and rule != "all"
+    unroll = max(1, min(way.unroll // 2 if swiglu else way.unroll, 2 ** (-(-n // rows) - 1).bit_length()))
+    scratch = (way.blocks(outputs), batch, n) if needed else 1
     line = torch.empty(scratch, dtype=torch.int32 if compact else x.dtype, device=x.device)
-    ranked = x if norm is not None or rule != "all" else x[:, :1]  # any width goes where one program need not hold it
-    words = search_arguments(ranked, strict, bracket is not None, way.num_warps, True, x if norm is None else norm)
     if compact:
-        words["VECTOR"] = 1  # neighbouring words in neighbouring lanes, see kept.py
-    sparse_gemv_kernel[(blocks, batch)](
-        x, norm if norm is not None else x, bracket if bracket is not None else x, keep if keep is not None else x,
-        weight, scale if scale is not None else x, bias if bias is not None else x,
-        gate_limit if gate_limit is not None else x, residual if residual is not None else x, y, line, _one(x.device),
-        n, outputs, k, eps, RULE=rule, NORM=norm is not None, SWIGLU=swiglu, GATED=gate_limit is not None,
-        HAS_SCALE=scale is not None and not packed, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
-        KEEP_STRIDE=2 if keep is not None and keep.dim() == 2 else 0, COLUMNS=way.columns, ROWS=rows, UNROLL=unroll,
-        WIDE=n * m >= 2**31, INTERPRETED=INTERPRETED, NIBBLES=packed, BYTES=in_words, COMPACT=compact,
-        HALVES=way.halves and unroll > 1, maxnreg=_REGISTERS, **words,
+        search["VECTOR"] = 1  # neighbouring words in neighbouring lanes, see kept.py
+    sparse_gemv_kernel[(way.blocks(outputs), batch)](
+        *tensors, line, _one(x.device), n, outputs, k, eps, HAS_SCALE=scale is not None, COLUMNS=way.columns,
+        ROWS=rows, UNROLL=unroll, COMPACT=compact, **around, **search,
     )  # fmt: skip
     return y
+
+
+def _launch_codes(
+    tensors: list[Tensor],
+    n: int,
+    m: int,
+    outputs: int,
+    k: int,
+    eps: float,
+    largest_scale: float,
+    way: GemvConfig,
+    more: dict[str, Any],
+) -> None:
+    """The kernel of codes; tensors are those of both kernels, more what is known when they are compiled."""
+    x, weight = tensors[0], tensors[4]
+    batch, nibbles, drops = len(x), weight.dtype == torch.uint8, more["RULE"] != "all"
+    stride = weight.shape[1] // 4
+    half = outputs // (8 if nibbles else 4)
+    blocks = int(triton.cdiv(weight.shape[1], PIECE))
+    own = 2 * int(triton.cdiv(triton.cdiv(n, 2), way.splits))
+    held = more["NORM"] or drops or n <= MAX_WIDTH
+    least, empty = 64 * way.num_warps, partial(torch.empty, device=x.device)
+    scratch = (blocks * way.splits, batch, own) if drops or more["NORM"] else 1
+    line = empty(scratch, dtype=torch.int32 if drops else x.dtype)
+    piece = PIECE * (2 if nibbles else 1)
+    parts = empty((way.splits, batch, blocks, piece) if way.splits > 1 else 1, dtype=torch.int64)
+    counters = _counters(x.device)
+    if way.splits > 1 and batch * blocks > len(counters):
+        raise ValueError(f"x: expected at most {len(counters) // blocks} rows with config.splits > 1, got {batch}")
+    del more["THREADS"], more["VECTOR"]
+    more |= {"BLOCK": max(least, block_of(n) if held else 4096), "OWN": max(least, triton.next_power_of_2(own))}
+    more["EVEN"] = n % 2 == 0 and all(each.data_ptr() % 4 == 0 for each in tensors[:2])
+    code_gemv_kernel[(blocks * way.splits, batch)](
+        *tensors, line, parts, counters, n, own, outputs, stride, half, k, eps, largest_scale,
+        SPLITS=way.splits, STEP=max(2, way.unroll), WARPS=way.num_warps, NIBBLES=nibbles,
+        ALIGNED=stride % 4 == 0 and half % 4 == 0 and weight.data_ptr() % 16 == 0, HELD=held, **more,
+    )  # fmt: skip
 
 
 @_sparse_gemv.register_fake
@@ -98,6 +148,7 @@ def _(
     bias: Tensor | None,
     residual: Tensor | None,
     m: int,
+    largest_scale: float,
     config: list[int],
 ) -> Tensor:
     return x.new_empty((x.shape[0], m // (2 if swiglu else 1)))
@@ -108,14 +159,14 @@ def _check(
     weight: Tensor,
     m: int,
     outputs: int,
-    triton: bool,
+    compiled: bool,
     scale: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
 ) -> None:
     rows, n = x.shape
     groups, packed = -(-m // GROUP), weight.dtype == torch.uint8
-    kinds = [*HALF, torch.int8, torch.uint8, *([] if triton else [torch.float32])]
+    kinds = [*HALF, torch.int8, torch.uint8, *([] if compiled else [torch.float32])]
     expect("weight", weight, [n, groups * GROUP // 2 if packed else m], kinds, x.device)
     if (weight.dtype in (torch.int8, torch.uint8)) != (scale is not None):
         raise ValueError(f"scale goes with an int8 or uint8 weight, and only with one: weight is {weight.dtype}")
@@ -137,11 +188,11 @@ def _columns(x: Tensor, weight: Tensor, m: int | None) -> int:
     return weight.shape[1] if m is None else m
 
 
-def _way(config: GemvConfig | None, n: int, outputs: int, weight: Tensor, kept: int | None) -> list[int]:
-    config = config or launch_config(n, outputs, weight.dtype, kept)
-    if weight.dtype == torch.uint8 and not 8 <= config.columns <= PACKED_COLUMNS:
-        raise ValueError(f"config.columns: expected 8 to {PACKED_COLUMNS} for a uint8 weight, got {config.columns}")
-    return config.numbers
+def _largest_of(scale: Tensor | None, weight: Tensor, given: float | None) -> float:
+    """The bound of the scales that the product of 4-bit codes wants."""
+    if weight.dtype != torch.uint8 or scale is None:
+        return 1.0
+    return float(scale.abs().max()) if given is None else given
 
 
 def sparse_gemv(
@@ -152,25 +203,29 @@ def sparse_gemv(
     residual: Tensor | None = None,
     scale: Tensor | None = None,
     m: int | None = None,
+    largest_scale: float | None = None,
     backend: str = "auto",
     config: GemvConfig | None = None,
 ) -> Tensor:
     """x: [B, n], keep: [B, 2], weight: [n, m] input-major -> y [B, m] in x's dtype.
 
     fp32 sums in a fixed order; bias [m] and residual [B, m] are added in fp32 before the one rounding. An int8 weight
-    comes with scale [m] fp32, one an output; packed 4-bit codes (uint8, packing.py) with scale [groups, n] bf16 and m.
+    comes with scale [m] fp32, one an output; packed 4-bit codes (uint8, packing.py) with scale [groups, n] bf16, m, and
+    largest_scale, which no |scale| exceeds; without it the GPU is asked and waited for. Sums of codes are exact
+    (codes.py), so their bits depend on no launch shape.
     Weight rows of dropped entries are never read, nor need those be that a kept zero would meet.
     """
-    triton = use_triton(backend, x)
-    expect_vector("x", x, triton)
+    compiled = use_triton(backend, x)
+    expect_vector("x", x, compiled)
     expect("keep", keep, [x.shape[0], 2], [torch.int32], x.device)
     m = _columns(x, weight, m)
-    _check(x, weight, m, m, triton, scale, bias, residual)
-    if not triton:
+    _check(x, weight, m, m, compiled, scale, bias, residual)
+    if not compiled:
         return sparse_gemv_reference(x, keep, weight, bias, residual, scale, m)
-    way = _way(config, x.shape[1], m, weight, None)
+    way = (config or launch_config(m, weight, None)).numbers
+    bound = _largest_of(scale, weight, largest_scale)
     result: Tensor = _sparse_gemv(
-        x, weight, keep, x.shape[1], True, None, None, 0.0, False, None, scale, bias, residual, m, way
+        x, weight, keep, x.shape[1], True, None, None, 0.0, False, None, scale, bias, residual, m, bound, way
     )
     return result
 
@@ -190,6 +245,7 @@ def select_gemv(
     residual: Tensor | None = None,
     scale: Tensor | None = None,
     m: int | None = None,
+    largest_scale: float | None = None,
     backend: str = "auto",
     config: GemvConfig | None = None,
 ) -> Tensor:
@@ -198,12 +254,12 @@ def select_gemv(
     norm: [n], x is normed with eps and multiplied by it first. The k largest entries stay (None: all), or what passes
     the calibrated pair `limit` [2]; bracket: as in `select`. swiglu: weight [n, 2 I] holds gate, then up, and
     y [B, I] = silu(gate) * up, zero where |silu(gate)| does not pass the pair `gate_limit` [2] (CATS).
-    Otherwise as `sparse_gemv`; the roundings are those of the single ops, and with one launch shape so are the bits
-    (of `sparse_gemv` without `compact` where nothing is dropped: no list is made here then, and zeros take part).
+    Otherwise as `sparse_gemv`; the roundings are those of the single ops, and with one launch shape so are the bits,
+    of codes with any (else of `sparse_gemv` without `compact` where nothing is dropped: no list is made here then).
     Without config the launch shape follows k; a limit's share is unknown here, who knows it gives launch_config's.
     """
-    triton = use_triton(backend, x)
-    expect_vector("x", x, triton)
+    compiled = use_triton(backend, x)
+    expect_vector("x", x, compiled)
     n, m = x.shape[1], _columns(x, weight, m)
     if swiglu and m % 2:
         raise ValueError(f"weight: expected an even width (gates, then ups), got {m}")
@@ -223,12 +279,14 @@ def select_gemv(
     if norm is not None:
         expect("norm", norm, [n], [x.dtype], x.device)
     outputs = m // 2 if swiglu else m
-    _check(x, weight, m, outputs, triton, scale, bias, residual)
+    _check(x, weight, m, outputs, compiled, scale, bias, residual)
     around: dict[str, Any] = {"bias": bias, "residual": residual, "scale": scale, "m": m}
-    if not triton:
+    if not compiled:
         return select_gemv_reference(x, weight, k, ties, limit, norm, eps, swiglu, gate_limit, **around)
-    way = _way(config, n, outputs, weight, k if limit is None else None)
+    way = (config or launch_config(outputs, weight, k if limit is None else None)).numbers
+    bound = _largest_of(scale, weight, largest_scale)
     result: Tensor = _sparse_gemv(
-        x, weight, limit, k, ties == "strict", bracket, norm, eps, swiglu, gate_limit, scale, bias, residual, m, way
-    )
+        x, weight, limit, k, ties == "strict", bracket, norm, eps, swiglu, gate_limit, scale, bias, residual, m, bound,
+        way,
+    )  # fmt: skip
     return result

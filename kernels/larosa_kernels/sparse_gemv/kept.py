@@ -169,6 +169,16 @@ def _store_items(line, words, i, kept, start, TURNS: tl.constexpr, THREADS: tl.c
 
 
 @triton.jit
+def _alike(count, PACKED: tl.constexpr):
+    """A count that all lanes share, which the assembler learns this way: else it walks the list with care."""
+    if PACKED != "none":
+        count = tl.inline_asm_elementwise(
+            "redux.sync.max.s32 $0, $1, 0xffffffff;", "=r,r", [count], dtype=tl.int32, is_pure=False, pack=1
+        )
+    return count
+
+
+@triton.jit
 def list_limited(
     line, words, i, limit, last_index, INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr
 ):
@@ -185,26 +195,20 @@ def list_limited(
     kept = _gathered(above, TURNS, THREADS) | (_gathered(equal, TURNS, THREADS) & ties)
     front, count = _in_front(tl.sum(tl.sum(_size(kept, PACKED), 0), 1))
     _store_items(line, words, i, kept, front, TURNS, THREADS)
-    if PACKED != "none":  # alike in all lanes, which the assembler learns this way: else it walks the list with care
-        count = tl.inline_asm_elementwise(
-            "redux.sync.max.s32 $0, $1, 0xffffffff;", "=r,r", [count], dtype=tl.int32, is_pure=False, pack=1
-        )
-    return count
+    return _alike(count, PACKED)
 
 
 @triton.jit
-def list_largest(
-    line, words, i, limit, above, room, INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr
-):
-    """The same of the `above` entries larger than the limit and the first `room` equal to it, unless they are zeros."""
+def list_largest(line, words, i, limit, room, INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr):
+    """The same of the entries larger than the limit and the first `room` equal to it, unless they are zeros."""
     TURNS: tl.constexpr = min(words.shape[0] // THREADS, 16)
-    room = tl.where(limit > 0, room, 0)
+    room = tl.where(limit > 0, tl.maximum(room, 0), 0)
     larger, equal = _above_and_at(words & 0x7FFF7FFF, limit, INFINITY, PACKED)
     larger = _gathered(larger, TURNS, THREADS)
     equal = _gathered(equal, TURNS, THREADS)
     sizes = _size(larger, PACKED) + (_size(equal, PACKED) << 16)
     of_warp = tl.sum(tl.sum(sizes, 0), 1)
-    front, _ = _in_front(of_warp)
+    front, found = _in_front(of_warp)
     ties_front = (front >> 16) & 0xFFFF
     left = room - ties_front[None, :]
     if equal.shape[0] > 1:
@@ -213,8 +217,5 @@ def list_largest(
     kept = larger | (equal & _first_ties(equal, left, TURNS, PACKED))
     start = (front & 0xFFFF) + tl.minimum(ties_front, room)
     _store_items(line, words, i, kept, start, TURNS, THREADS)
-    if limit >= INFINITY:  # the search does not count what is no number, which stays
-        found = tl.sum(of_warp, 0)
-        above = found & 0xFFFF
-        room = tl.minimum(room, (found >> 16) & 0xFFFF)
-    return above + room
+    ties = tl.minimum(room, (found >> 16) & 0xFFFF)
+    return _alike((found & 0xFFFF) + ties, PACKED)

@@ -7,8 +7,7 @@ cheaper than a launch:
    line of scratch that only this program reads; COMPACT: a list of them (kept.py) in the place of zeros elsewhere;
 2. UNROLL rows a thread are loaded at once, those of dropped entries not at all, and summed in fp32;
 3. the warps' sums meet; scale, bias, SwiGLU and its gate, residual; one rounding.
-NIBBLES: the weight is packed 4-bit codes (packing.py) in words of 8; a row's entry meets the scale of its group, the
-only one that a program's outputs have, before it meets the codes.
+Codes of 8 and 4 bits have a kernel of their own, code_kernel.py.
 """
 
 from __future__ import annotations
@@ -59,8 +58,7 @@ def sparse_gemv_kernel(
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, KEEP_STRIDE: tl.constexpr, COLUMNS: tl.constexpr,
     ROWS: tl.constexpr, UNROLL: tl.constexpr, WIDE: tl.constexpr, INTERPRETED: tl.constexpr,
     BLOCK: tl.constexpr, EVEN: tl.constexpr, STRICT: tl.constexpr, INFINITY: tl.constexpr, PACKED: tl.constexpr,
-    BRACKETED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr, NIBBLES: tl.constexpr,
-    BYTES: tl.constexpr, COMPACT: tl.constexpr, HALVES: tl.constexpr,
+    BRACKETED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr, COMPACT: tl.constexpr,
 ):  # fmt: skip
     """RULE: `all`, `search` (the k largest), or `given` (the pairs at keep). Shapes in functional.py.
 
@@ -103,7 +101,7 @@ def sparse_gemv_kernel(
                     words & 0x7FFF7FFF, n, k, first_candidate, second_candidate, INFINITY, PACKED, THREADS, VECTOR
                 )
                 room = (k if STRICT else at_least) - above
-                count = list_largest(source, words, i, limit, above, room, INFINITY, PACKED, THREADS)
+                count = list_largest(source, words, i, limit, room, INFINITY, PACKED, THREADS)
             else:
                 count = list_limited(source, words, i, limit, last_index, INFINITY, PACKED, THREADS)
         else:
@@ -118,15 +116,9 @@ def sparse_gemv_kernel(
             store_words(source, i, words, n, EVEN)
         tl.debug_barrier()  # the line is read by other threads than wrote it
 
-    per: tl.constexpr = 8 if NIBBLES else 4 if BYTES else 1
-    # Codes of 4 bits and their scales lie in groups of 64 outputs, up's groups behind gate's.
-    half = tl.cdiv(width, 64) * 8 if NIBBLES else width // per
-    if NIBBLES:
-        scale += (block * COLUMNS // 64).to(tl.int64) * n
-    scale_up = scale + (half // 8).to(tl.int64) * n
     out, up = add_rows(
-        source, weight, scale, scale_up, one, count, 2 * half if SWIGLU else half, block, half, COLUMNS, ROWS, UNROLL,
-        SWIGLU, NIBBLES, BYTES, RULE == "all", COMPACT, HALVES, dtype, WIDE, INTERPRETED,
+        source, weight, one, count, 2 * width if SWIGLU else width, block, width,
+        COLUMNS, ROWS, UNROLL, SWIGLU, RULE == "all", COMPACT, dtype, WIDE,
     )  # fmt: skip
     out = finish(out, factor, summand, HAS_SCALE, HAS_BIAS)
     if SWIGLU:

@@ -1,0 +1,189 @@
+"""Matrix-vector product of 8-bit or 4-bit codes over the kept entries of x, with what stands around it in a layer.
+
+Grid (blocks of columns times SPLITS, B). A program owns 128 bytes of each row, of the rows from `lo` to `hi`, a
+SPLITS-th of all; what all programs of a column block share is summed by the last of them, in whole numbers (codes.py).
+What is small is done by every program again, which is cheaper than a launch:
+1. x is read as words of two entries, normed (NORM) and ranked (search.py); its largest entry sets the fixed point;
+2. the kept entries of the program's own rows go to a list (kept.py) that only this program reads;
+3. their rows are multiplied and summed, and the sums become fp32: scale, bias, SwiGLU and its gate, residual; one
+   rounding.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from larosa_kernels.pairs import load_words, low_half, norm_scale, scale_words, store_words, swiglu
+from larosa_kernels.search import first_candidates, kth_magnitude, round_to
+from larosa_kernels.sparse_gemv.codes import add_codes, add_codes_plainly, fixed_point, places
+from larosa_kernels.sparse_gemv.kept import list_largest, list_limited, word_indices
+from larosa_kernels.sparse_gemv.kernel import finish, load_around
+
+
+@triton.jit
+def _largest(x, words, n, BLOCK: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr, DTYPE: tl.constexpr):
+    """The largest magnitude of n entries, fp32: of `words`, or of x where a program cannot hold it (not HELD)."""
+    if HELD:
+        top = tl.maximum(words & 0x7FFF, (words >> 16) & 0x7FFF)
+    else:
+        i = tl.arange(0, BLOCK // 2)
+        top = tl.zeros((BLOCK // 2,), tl.int32)
+        for first in tl.range(0, n // 2 + 1, BLOCK // 2):
+            some = load_words(x, first + i, n, EVEN)
+            top = tl.maximum(top, tl.maximum(some & 0x7FFF, (some >> 16) & 0x7FFF))
+    return low_half(tl.max(top, 0), DTYPE)
+
+
+@triton.jit
+def _ties_in_front(words, i, limit, end):
+    """How many entries before `end`, an even number, have the limit's magnitude."""
+    low = ((words & 0x7FFF) == limit).to(tl.int32)
+    high = (((words >> 16) & 0x7FFF) == limit).to(tl.int32)
+    return tl.sum(tl.where(2 * i < end, low + high, 0), 0)
+
+
+@triton.jit
+def _leave(
+    y, total, factor, summand, factor_up, summand_up, old, down, at, fit, gate_limit,
+    SWIGLU: tl.constexpr, GATED: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Whole sums to outputs; with SWIGLU the first half of them are gates, the second ups."""
+    out = total.to(tl.float32) * down
+    if SWIGLU:
+        HALF: tl.constexpr = total.shape[0] // 2
+        out, up = tl.split(tl.trans(tl.reshape(out, (2, HALF))))
+        up = finish(up, factor_up, summand_up, HAS_SCALE, HAS_BIAS)
+    out = finish(out, factor, summand, HAS_SCALE, HAS_BIAS)
+    if SWIGLU:
+        gate = round_to(out, DTYPE, INTERPRETED).to(tl.float32)
+        out = swiglu(gate, round_to(up, DTYPE, INTERPRETED).to(tl.float32), gate_limit, DTYPE, GATED, INTERPRETED)
+    if HAS_RESIDUAL:
+        out += old
+    tl.store(y + at, round_to(out, DTYPE, INTERPRETED), mask=fit)
+
+
+@triton.jit(do_not_specialize=["k"])
+def code_gemv_kernel(
+    x, norm, bracket, keep, weight, scale, bias, gate_limit, residual, y, line, parts, counters,
+    n, own, width, stride, half, k, eps, largest_scale,
+    RULE: tl.constexpr, NORM: tl.constexpr, SWIGLU: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, KEEP_STRIDE: tl.constexpr, SPLITS: tl.constexpr, STEP: tl.constexpr,
+    WARPS: tl.constexpr, NIBBLES: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr, INTERPRETED: tl.constexpr,
+    BLOCK: tl.constexpr, OWN: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr, STRICT: tl.constexpr,
+    INFINITY: tl.constexpr, PACKED: tl.constexpr, BRACKETED: tl.constexpr,
+):  # fmt: skip
+    """RULE: `all`, `search` (the k largest), or `given` (the pairs at keep). Shapes in functional.py.
+
+    own: entries a program owns, even; OWN: a power of two above it; stride, half: words of 4 bytes a row and up to
+    up's; line: [programs, B, own] scratch, int32 where rows are dropped, else of x's dtype; parts: [SPLITS, B, blocks,
+    128 or 256] int64; counters: [B, blocks] zeros.
+    """
+    dtype: tl.constexpr = x.dtype.element_ty
+    THREADS: tl.constexpr = 32 * WARPS
+    PIECE: tl.constexpr = 256 if NIBBLES else 128
+    blocks = tl.num_programs(0) // SPLITS
+    block = tl.program_id(0) % blocks
+    split = tl.program_id(0) // blocks
+    batch = tl.program_id(1).to(tl.int64)
+    lo = split * own
+    hi = tl.minimum(lo + own, n)
+    source = x + batch * n
+    i = word_indices(BLOCK // 2, THREADS)
+    own_i = i
+    if HELD:
+        words = load_words(source, i, n, EVEN)
+        own_words = words
+        if NORM:
+            gamma = load_words(norm, i, n, EVEN)
+            own_gamma = gamma
+    else:
+        words = i
+    if SPLITS > 1:
+        own_i = word_indices(OWN // 2, THREADS) + lo // 2
+        if NORM or RULE != "all":
+            own_words = load_words(source, own_i, hi, EVEN)
+        if NORM:
+            own_gamma = load_words(norm, own_i, hi, EVEN)
+    # Small things first, all of them: behind the weights they would wait for them.
+    keep += batch * KEEP_STRIDE
+    if RULE == "search":
+        first_candidate, second_candidate = first_candidates(bracket, INFINITY, BRACKETED)
+    elif RULE == "given":
+        limit, last_index = tl.load(keep), tl.load(keep + 1)
+    if SWIGLU:
+        HALF: tl.constexpr = PIECE // 2
+        column = block * HALF + places(HALF, NIBBLES)
+    else:
+        column = block * PIECE + places(PIECE, NIBBLES)
+    fit = column < width
+    HAS_SCALE: tl.constexpr = not NIBBLES
+    factor, summand = load_around(scale, bias, column, fit, HAS_SCALE, HAS_BIAS)
+    factor_up, summand_up = factor, summand
+    if SWIGLU:
+        factor_up, summand_up = load_around(scale, bias, column + width, fit, HAS_SCALE, HAS_BIAS)
+    old = summand
+    if HAS_RESIDUAL:
+        old = tl.load(residual + batch * width + column, mask=fit, other=0.0).to(tl.float32)
+
+    if NORM:
+        factor_of_norm = norm_scale(words, n, eps, dtype)
+        words = scale_words(words, gamma, factor_of_norm, dtype, INTERPRETED)
+        if SPLITS > 1:
+            own_words = scale_words(own_words, own_gamma, factor_of_norm, dtype, INTERPRETED)
+        else:
+            own_words = words
+        # Padding times a scale that is no number would be listed.
+        own_words = tl.where(2 * own_i + 1 < hi, own_words, tl.where(2 * own_i < hi, own_words & 0xFFFF, 0))
+    largest = _largest(source, words, n, BLOCK, HELD, EVEN, dtype)
+    up, down = fixed_point(largest * largest_scale if NIBBLES else largest)
+    if NIBBLES:
+        down = down * 0.0625
+    count = hi - lo
+    source += lo
+    if NORM or RULE != "all":
+        source = line + (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + batch) * own
+        if RULE == "search":
+            limit, at_least, above = kth_magnitude(
+                words & 0x7FFF7FFF, n, k, first_candidate, second_candidate, INFINITY, PACKED, THREADS, 1
+            )
+            room = (k if STRICT else at_least) - above
+            if STRICT and SPLITS > 1:
+                room -= _ties_in_front(words, i, limit, lo)
+            count = list_largest(source, own_words, own_i, limit, room, INFINITY, PACKED, THREADS)
+        elif RULE == "given":
+            count = list_limited(source, own_words, own_i, limit, last_index - lo, INFINITY, PACKED, THREADS)
+        else:
+            store_words(source, own_i - lo // 2, own_words, count, EVEN)
+        tl.debug_barrier()  # the line is read by other threads than wrote it
+
+    if INTERPRETED:
+        total = add_codes_plainly(
+            source, weight, scale, n, lo, count, stride, half, block, up, SWIGLU, NIBBLES, RULE != "all", dtype
+        )
+    else:
+        total = add_codes(
+            source, weight, scale, n, lo, count, stride, half, block, up,
+            STEP, WARPS, SWIGLU, NIBBLES, RULE != "all", dtype, ALIGNED, WIDE, INTERPRETED,
+        )  # fmt: skip
+    at = batch * width + column
+    if SPLITS == 1:
+        _leave(
+            y, total, factor, summand, factor_up, summand_up, old, down, at, fit, gate_limit,
+            SWIGLU, GATED, HAS_SCALE, HAS_BIAS, HAS_RESIDUAL, dtype, INTERPRETED,
+        )  # fmt: skip
+    else:
+        line_of_parts = (batch * blocks + block) * PIECE + tl.arange(0, PIECE)
+        apart = tl.num_programs(1).to(tl.int64) * blocks * PIECE
+        tl.store(parts + split * apart + line_of_parts, total)
+        tl.debug_barrier()  # every thread's part comes before the release below
+        if tl.atomic_add(counters + batch * blocks + block, 1, sem="acq_rel") == SPLITS - 1:
+            whole = tl.zeros((PIECE,), tl.int64)
+            for each in tl.static_range(SPLITS):
+                whole += tl.load(parts + each * apart + line_of_parts, cache_modifier=".cg")
+            _leave(
+                y, whole, factor, summand, factor_up, summand_up, old, down, at, fit, gate_limit,
+                SWIGLU, GATED, HAS_SCALE, HAS_BIAS, HAS_RESIDUAL, dtype, INTERPRETED,
+            )  # fmt: skip
+            tl.store(counters + batch * blocks + block, 0)  # ready for the next launch, a graph's replay included
