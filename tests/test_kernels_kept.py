@@ -16,7 +16,7 @@ from larosa_kernels import testing as kt
 from larosa_kernels.select.reference import kept_mask, select_reference
 from larosa_kernels.sparse_gemv import functional
 from larosa_kernels.sparse_gemv.config import GemvConfig, launch_config
-from larosa_kernels.sparse_gemv.packing import pack_codes, unpacked
+from larosa_kernels.sparse_gemv.packing import pack_codes, pack_scales, unpacked
 from test_kernels import DEVICE, GEMV, HALF, check_gemv, normal, pair
 from torch import Tensor
 
@@ -25,7 +25,9 @@ LISTED = GemvConfig(columns=64, unroll=2, num_warps=4, compact=True)
 WEIGHTS = ("half", "int8", "packed")
 
 
-def weight_of(kind: str, n: int, m: int, dtype: torch.dtype) -> tuple[Tensor, dict[str, Any], Tensor]:
+def weight_of(
+    kind: str, n: int, m: int, dtype: torch.dtype, paired: bool = False
+) -> tuple[Tensor, dict[str, Any], Tensor]:
     """A weight of a kind, what goes with it, and its values as float32."""
     draw = torch.Generator().manual_seed(n)
     if kind == "half":
@@ -35,9 +37,9 @@ def weight_of(kind: str, n: int, m: int, dtype: torch.dtype) -> tuple[Tensor, di
         weight = torch.randint(-128, 128, (n, m), generator=draw, dtype=torch.int8).to(DEVICE)
         scale = ((0.5 + torch.rand(m, generator=draw)) / 256).to(DEVICE)
         return weight, {"scale": scale}, weight.float() * scale
-    weight = pack_codes(torch.randint(-8, 8, (n, m), generator=draw, dtype=torch.int8).to(DEVICE))
-    scale = (torch.randn(-(-m // 64), n, generator=draw) / 16).bfloat16().to(DEVICE)
-    return weight, {"scale": scale, "m": m}, unpacked(weight, scale, m)
+    weight = pack_codes(torch.randint(-8, 8, (n, m), generator=draw, dtype=torch.int8).to(DEVICE), paired)
+    scale = pack_scales((torch.randn(-(-m // 64), n, generator=draw) / 16).bfloat16().to(DEVICE), m, paired)
+    return weight, {"scale": scale, "m": m, "paired": paired}, unpacked(weight, scale, m, paired)
 
 
 def check_pair(x: Tensor, keep: Tensor, kind: str, m: int = 72, config: GemvConfig = LISTED) -> None:
@@ -95,7 +97,7 @@ def test_a_chosen_list_is_a_given_one(kind: str, dtype: torch.dtype) -> None:
     """Search, gate and up, and two rows of x in one launch have the bits of the single ops."""
     n, m, k = 202, 128, 95
     x = normal(2, n, dtype=dtype)
-    weight, around, _ = weight_of(kind, n, m, dtype)
+    weight, around, _ = weight_of(kind, n, m, dtype, paired=kind == "packed")
     keep = select(x, k, backend="triton")
     for columns in (64, 32) if ON_GPU else (32,):
         way = dataclasses.replace(LISTED, columns=columns)

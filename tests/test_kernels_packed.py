@@ -12,7 +12,7 @@ import torch
 from larosa_kernels import kept_mask, limit_from_threshold, norm_select, select, select_gemv, sparse_gemv, swiglu_select
 from larosa_kernels import testing as kt
 from larosa_kernels.sparse_gemv.config import GemvConfig
-from larosa_kernels.sparse_gemv.packing import pack_codes, unpack_codes, unpacked
+from larosa_kernels.sparse_gemv.packing import pack_codes, pack_scales, unpack_codes, unpacked
 from larosa_kernels.sparse_gemv.reference import sparse_gemv_reference
 from torch import Tensor
 
@@ -31,11 +31,11 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> T
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype).to(DEVICE)
 
 
-def packed(n: int, m: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def packed(n: int, m: int, seed: int = 0, paired: bool = False) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(seed)
     codes = torch.randint(-8, 8, (n, m), generator=draw, dtype=torch.int8)
     scale = (torch.randn(-(-m // 64), n, generator=draw) / 16).bfloat16()
-    return pack_codes(codes.to(DEVICE)), scale.to(DEVICE)
+    return pack_codes(codes.to(DEVICE), paired), pack_scales(scale.to(DEVICE), m, paired)
 
 
 def check(
@@ -57,16 +57,39 @@ def check(
         assert ((y.double() - exact).abs() <= allowed).all()
 
 
-@pytest.mark.parametrize("m", [1, 63, 64, 65, 200])
-def test_packing_is_undone(m: int) -> None:
-    codes = torch.randint(-8, 8, (5, m), generator=torch.Generator().manual_seed(m), dtype=torch.int8)
-    found = pack_codes(codes)
-    assert found.shape == (5, 32 * -(-m // 64))
-    assert torch.equal(unpack_codes(found, m), codes)
+@pytest.mark.parametrize(("m", "paired"), [(1, False), (63, False), (256, False), (300, False), (128, True), (640, True)])
+def test_packing_is_undone(m: int, paired: bool) -> None:
+    draw = torch.Generator().manual_seed(m)
+    codes = torch.randint(-8, 8, (5, m), generator=draw, dtype=torch.int8)
+    scale = torch.randn(-(-m // 64), 5, generator=draw).bfloat16()
+    found, scales = pack_codes(codes, paired), pack_scales(scale, m, paired)
+    blocks = -(-m // 2 // 128) if paired else -(-m // 256)
+    assert found.shape == (5, 128 * blocks)
+    assert scales.shape == (blocks, 5, 4)
+    assert torch.equal(unpack_codes(found, m, paired), codes)
+    wanted = codes.float() * scale.float().repeat_interleave(64, 0)[:m].T
+    assert torch.equal(unpacked(found, scales, m, paired), wanted)
+
+
+def test_what_cannot_be_packed_is_refused() -> None:
+    codes = torch.full((5, 64), 8, dtype=torch.int8)
     with pytest.raises(ValueError, match="-8 to 7"):
-        pack_codes(codes.clone().fill_(8))
+        pack_codes(codes)
     with pytest.raises(ValueError, match="int8"):
         pack_codes(codes.int())
+    with pytest.raises(ValueError, match="whole groups of 64"):
+        pack_codes(codes - 8, paired=True)
+    with pytest.raises(ValueError, match=r"expected \[2, n\]"):
+        pack_scales(torch.ones(1, 5), 100)
+
+
+def test_words_of_a_group_are_shared_out_among_lanes() -> None:
+    """The layout of packing.py's docstring, place by place."""
+    codes = torch.randint(-8, 8, (1, 256), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
+    words = pack_codes(codes).view(torch.int32)[0]
+    for output in range(256):
+        c, g, j = output // 64, output % 64 // 8, output % 8
+        assert ((int(words[4 * g + c]) >> (4 * j)) & 15) - 8 == codes[0, output]
 
 
 @pytest.mark.parametrize(("name", "dtype"), list(zip(WAYS, HALF * 2, strict=True)), ids=str)
@@ -105,12 +128,13 @@ SITES: dict[str, dict[str, Any]] = {
 def test_one_launch_a_site_has_the_bits_of_single_ops(n: int, dtype: torch.dtype, site: str, way: str) -> None:
     """Whatever the launch shape, for sums of codes are exact."""
     asked = SITES[site]
-    m = 128 if "swiglu" in asked else 72
-    k, ties, (weight, scale) = asked.get("k", n * 3 // 7), asked.get("ties", "strict"), packed(n, m)
+    m = 384 if "swiglu" in asked else 72
+    paired = "swiglu" in asked
+    k, ties, (weight, scale) = asked.get("k", n * 3 // 7), asked.get("ties", "strict"), packed(n, m, paired=paired)
     x = kt.vector("outliers", 1, n, dtype, DEVICE) / 30  # an odd width is read entry by entry
     norm = 1 + normal(n, seed=2, dtype=dtype) / 4 if "norm" in asked else None
     limits = {name: limit_from_threshold(0.05, dtype, DEVICE) for name in ("limit", "gate_limit") if name in asked}
-    around: dict[str, Any] = {"scale": scale, "m": m}
+    around: dict[str, Any] = {"scale": scale, "m": m, "paired": paired}
     around |= {"bias": normal(m, seed=3, dtype=dtype)} if "bias" in asked else {}
     around |= {"residual": normal(1, m, seed=4, dtype=dtype)} if "residual" in asked else {}
     more: dict[str, Any] = {"norm": norm, "eps": 1e-5, "swiglu": "swiglu" in asked, **limits, **around}
@@ -137,9 +161,11 @@ def test_what_does_not_fit_is_named() -> None:
         sparse_gemv(x, keep, normal(64, 128), m=128)
     with pytest.raises(ValueError, match="scale goes with"):
         sparse_gemv(x, keep, weight, m=128)
-    with pytest.raises(ValueError, match=r"expected shape \[64, 96\]"):
-        sparse_gemv(x, keep, weight, scale=scale, m=129)
+    with pytest.raises(ValueError, match=r"expected shape \[64, 256\]"):
+        sparse_gemv(x, keep, weight, scale=scale, m=257)
     with pytest.raises(TypeError, match="bfloat16"):
         sparse_gemv(x, keep, weight, scale=scale.float(), m=128)
-    with pytest.raises(ValueError, match="whole groups of 64"):
-        select_gemv(x, *packed(64, 100)[:1], scale=packed(64, 100)[1], m=100, swiglu=True)
+    with pytest.raises(ValueError, match="that are paired"):
+        select_gemv(x, weight, scale=scale, m=128, swiglu=True)
+    with pytest.raises(ValueError, match="groups of 64"):
+        sparse_gemv(x, keep, weight, scale=scale, m=100, paired=True)

@@ -69,9 +69,9 @@ class Case:
         else:
             blocks = -(-PROJECTIONS[self.model, self.site][1] // (PIECE * (2 if self.kind == "w4" else 1)))
             shapes = []
-            for unroll, warps in itertools.product((4, 2, 8), (8, 16, 4)):
+            for unroll, warps in itertools.product((4, 2), (8, 16, 4)):
                 fitting = 2112 // warps // blocks  # 16 warps a multiprocessor
-                splits = {max(1, each) for each in (fitting, fitting // 2, fitting + 1)}
+                splits = {max(1, fitting), max(1, fitting // 2)}
                 shapes += [GemvConfig(own.columns, unroll, warps, True, each) for each in sorted(splits)]
         return list(dict.fromkeys([own, *shapes]))
 

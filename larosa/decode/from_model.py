@@ -87,7 +87,7 @@ def _layer(
         readers = layer.readers(name)
         matrix, transform = _behind(readers, site)
         codes = None if handle is None else handle.quantised.get((layer.index, name))
-        matrices[name] = matrix if codes is None else PackedMatrix.of(codes)
+        matrices[name] = matrix if codes is None else PackedMatrix.of(codes, paired=name == "h3")
         bias = _bias(readers)
         if bias is not None:
             biases[name] = bias

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from larosa_kernels.sparse_gemv.packing import pack_codes, unpacked
+from larosa_kernels.sparse_gemv.packing import pack_codes, pack_scales, unpacked
 from torch import Tensor
 
 from larosa.decode.errors import DecodeError
@@ -15,22 +15,28 @@ from larosa.quantization.grid import Quantised
 
 @dataclass(frozen=True)
 class PackedMatrix:
-    """weight: int8 [n, m] with scale [m] float32, or uint8, two codes a byte, with scale [groups of 64 outputs, n]
-    bfloat16 (larosa_kernels.sparse_gemv.packing). largest_scale: no |scale| exceeds it."""
+    """weight: int8 [n, m] with scale [m] float32, or uint8, two codes a byte, with scale [blocks, n, 4] bfloat16
+    (larosa_kernels.sparse_gemv.packing), paired where gates and ups alternate. largest_scale: no |scale| exceeds it."""
 
     weight: Tensor
     scale: Tensor
     outputs: int
     largest_scale: float
+    paired: bool = False
 
     @classmethod
-    def of(cls, found: Quantised) -> PackedMatrix:
-        """The same codes in the decoder's layout. Raises DecodeError for groups along the input."""
+    def of(cls, found: Quantised, paired: bool = False) -> PackedMatrix:
+        """The same codes in the decoder's layout; paired: of gates and ups, which 4-bit codes then alternate.
+
+        Raises DecodeError for groups along the input.
+        """
         if found.scheme == "w4_input":
             raise DecodeError("the decoder runs w4 in groups along the output, not along the input")
-        packs = found.scheme == "w4_output"
-        weight = pack_codes(found.codes) if packs else found.codes.contiguous()
-        return cls(weight, found.scale.contiguous(), found.codes.shape[1], float(found.scale.abs().max()))
+        m = found.codes.shape[1]
+        if found.scheme != "w4_output":
+            return cls(found.codes.contiguous(), found.scale.contiguous(), m, 1.0)
+        scale = pack_scales(found.scale, m, paired)
+        return cls(pack_codes(found.codes, paired), scale, m, float(scale.abs().max()), paired)
 
     @property
     def shape(self) -> torch.Size:
@@ -40,13 +46,15 @@ class PackedMatrix:
     @property
     def around(self) -> dict[str, Any]:
         """What the sparse product is told besides the weight."""
-        packed = self.weight.dtype == torch.uint8
-        return {"scale": self.scale} | ({"m": self.outputs, "largest_scale": self.largest_scale} if packed else {})
+        around: dict[str, Any] = {"scale": self.scale}
+        if self.weight.dtype == torch.uint8:
+            around |= {"m": self.outputs, "largest_scale": self.largest_scale, "paired": self.paired}
+        return around
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """[n, m] in `dtype`."""
         if self.weight.dtype == torch.uint8:
-            return unpacked(self.weight, self.scale, self.outputs).to(dtype)
+            return unpacked(self.weight, self.scale, self.outputs, self.paired).to(dtype)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         return (self.weight.to(wide) * self.scale.to(wide)).to(dtype)
 

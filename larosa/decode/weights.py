@@ -133,7 +133,8 @@ class DecodeWeights:
 
         def own(matrices: dict[str, Matrix], scheme: str) -> dict[str, Matrix]:
             return {
-                site: PackedMatrix.of(quantised(dense(each, self.dtype), scheme)) for site, each in matrices.items()
+                site: PackedMatrix.of(quantised(dense(each, self.dtype), scheme), paired=site == "h3")
+                for site, each in matrices.items()
             }
 
         layers = self.layers

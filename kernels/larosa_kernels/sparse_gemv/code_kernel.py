@@ -46,14 +46,20 @@ def _ties_in_front(words, i, limit, end):
 @triton.jit
 def _leave(
     y, total, factor, summand, factor_up, summand_up, old, down, at, fit, gate_limit,
-    SWIGLU: tl.constexpr, GATED: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    SWIGLU: tl.constexpr, NIBBLES: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Whole sums to outputs; with SWIGLU the first half of them are gates, the second ups."""
+    """Whole sums to outputs; with SWIGLU half of them are gates, half ups."""
+    HAS_SCALE: tl.constexpr = not NIBBLES
     out = total.to(tl.float32) * down
     if SWIGLU:
         HALF: tl.constexpr = total.shape[0] // 2
-        out, up = tl.split(tl.trans(tl.reshape(out, (2, HALF))))
+        if NIBBLES:  # groups 0 and 1 of four are gates
+            out, up = tl.split(tl.permute(tl.reshape(out, (64, 2, 2)), (0, 2, 1)))
+            out = tl.reshape(out, (HALF,))
+            up = tl.reshape(up, (HALF,))
+        else:
+            out, up = tl.split(tl.trans(tl.reshape(out, (2, HALF))))
         up = finish(up, factor_up, summand_up, HAS_SCALE, HAS_BIAS)
     out = finish(out, factor, summand, HAS_SCALE, HAS_BIAS)
     if SWIGLU:
@@ -70,7 +76,8 @@ def code_gemv_kernel(
     n, own, width, stride, half, k, eps, largest_scale,
     RULE: tl.constexpr, NORM: tl.constexpr, SWIGLU: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, KEEP_STRIDE: tl.constexpr, SPLITS: tl.constexpr, STEP: tl.constexpr,
-    WARPS: tl.constexpr, NIBBLES: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr, INTERPRETED: tl.constexpr,
+    WARPS: tl.constexpr, NIBBLES: tl.constexpr, PAIRED: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
+    INTERPRETED: tl.constexpr,
     BLOCK: tl.constexpr, OWN: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr, STRICT: tl.constexpr,
     INFINITY: tl.constexpr, PACKED: tl.constexpr, BRACKETED: tl.constexpr,
 ):  # fmt: skip
@@ -112,12 +119,21 @@ def code_gemv_kernel(
         first_candidate, second_candidate = first_candidates(bracket, INFINITY, BRACKETED)
     elif RULE == "given":
         limit, last_index = tl.load(keep), tl.load(keep + 1)
-    if SWIGLU:
-        HALF: tl.constexpr = PIECE // 2
-        column = block * HALF + places(HALF, NIBBLES)
+    HALF: tl.constexpr = PIECE // 2
+    if SWIGLU and NIBBLES:
+        column = block * HALF + places(2, True)
+        fit = column < width
+    elif SWIGLU:
+        column = block * HALF + places(2, False)
+        column, _ = tl.split(tl.trans(tl.reshape(column, (2, HALF))))
+        fit = column < width
+    elif PAIRED:
+        column = places(4, True)
+        fit = block * HALF + column % HALF < width // 2
+        column = block * HALF + column % HALF + column // HALF * (width // 2)
     else:
-        column = block * PIECE + places(PIECE, NIBBLES)
-    fit = column < width
+        column = block * PIECE + places(PIECE // 64, NIBBLES)
+        fit = column < width
     HAS_SCALE: tl.constexpr = not NIBBLES
     factor, summand = load_around(scale, bias, column, fit, HAS_SCALE, HAS_BIAS)
     factor_up, summand_up = factor, summand
@@ -165,13 +181,13 @@ def code_gemv_kernel(
     else:
         total = add_codes(
             source, weight, scale, n, lo, count, stride, half, block, up,
-            STEP, WARPS, SWIGLU, NIBBLES, RULE != "all", dtype, ALIGNED, WIDE, INTERPRETED,
+            STEP, WARPS, SWIGLU, NIBBLES, RULE != "all", dtype, ALIGNED, WIDE,
         )  # fmt: skip
     at = batch * width + column
     if SPLITS == 1:
         _leave(
             y, total, factor, summand, factor_up, summand_up, old, down, at, fit, gate_limit,
-            SWIGLU, GATED, HAS_SCALE, HAS_BIAS, HAS_RESIDUAL, dtype, INTERPRETED,
+            SWIGLU, NIBBLES, GATED, HAS_BIAS, HAS_RESIDUAL, dtype, INTERPRETED,
         )  # fmt: skip
     else:
         line_of_parts = (batch * blocks + block) * PIECE + tl.arange(0, PIECE)
@@ -184,6 +200,6 @@ def code_gemv_kernel(
                 whole += tl.load(parts + each * apart + line_of_parts, cache_modifier=".cg")
             _leave(
                 y, whole, factor, summand, factor_up, summand_up, old, down, at, fit, gate_limit,
-                SWIGLU, GATED, HAS_SCALE, HAS_BIAS, HAS_RESIDUAL, dtype, INTERPRETED,
+                SWIGLU, NIBBLES, GATED, HAS_BIAS, HAS_RESIDUAL, dtype, INTERPRETED,
             )  # fmt: skip
             tl.store(counters + batch * blocks + block, 0)  # ready for the next launch, a graph's replay included

@@ -24,7 +24,7 @@ from larosa_kernels.search_config import MAX_WIDTH, block_of, search_arguments
 from larosa_kernels.sparse_gemv.code_kernel import code_gemv_kernel
 from larosa_kernels.sparse_gemv.config import PIECE, GemvConfig, in_words, launch_config
 from larosa_kernels.sparse_gemv.kernel import sparse_gemv_kernel
-from larosa_kernels.sparse_gemv.packing import GROUP
+from larosa_kernels.sparse_gemv.packing import BLOCK, GROUP, block_count
 from larosa_kernels.sparse_gemv.reference import select_gemv_reference, sparse_gemv_reference
 
 _REGISTERS = 128
@@ -62,6 +62,7 @@ def _sparse_gemv(
     residual: Tensor | None,
     m: int,
     largest_scale: float,
+    paired: bool,
     config: list[int],
 ) -> Tensor:
     (batch, n), way = x.shape, GemvConfig.of(config)
@@ -80,7 +81,7 @@ def _sparse_gemv(
     ranked = x if needed else x[:, :1]  # any width goes where one program need not hold it
     search = search_arguments(ranked, strict, bracket is not None, way.num_warps, True, x if norm is None else norm)
     if in_words(weight, outputs):
-        _launch_codes(tensors, n, m, outputs, k, eps, largest_scale, way, around | search)
+        _launch_codes(tensors, n, outputs, k, eps, largest_scale, way, around | search | {"PAIRED": paired})
         return y
     rows, compact = way.rows(weight.element_size()), way.compact and rule != "all"
     unroll = max(1, min(way.unroll // 2 if swiglu else way.unroll, 2 ** (-(-n // rows) - 1).bit_length()))
@@ -98,7 +99,6 @@ def _sparse_gemv(
 def _launch_codes(
     tensors: list[Tensor],
     n: int,
-    m: int,
     outputs: int,
     k: int,
     eps: float,
@@ -149,6 +149,7 @@ def _(
     residual: Tensor | None,
     m: int,
     largest_scale: float,
+    paired: bool,
     config: list[int],
 ) -> Tensor:
     return x.new_empty((x.shape[0], m // (2 if swiglu else 1)))
@@ -163,15 +164,19 @@ def _check(
     scale: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
+    paired: bool,
 ) -> None:
     rows, n = x.shape
-    groups, packed = -(-m // GROUP), weight.dtype == torch.uint8
+    packed = weight.dtype == torch.uint8
+    if paired and not (packed and m % (2 * GROUP) == 0):
+        raise ValueError(f"paired: expected a uint8 weight, gates and ups in groups of {GROUP}; got {weight.dtype}, {m}")
+    blocks = block_count(m, paired)
     kinds = [*HALF, torch.int8, torch.uint8, *([] if compiled else [torch.float32])]
-    expect("weight", weight, [n, groups * GROUP // 2 if packed else m], kinds, x.device)
+    expect("weight", weight, [n, blocks * BLOCK // 2 if packed else m], kinds, x.device)
     if (weight.dtype in (torch.int8, torch.uint8)) != (scale is not None):
         raise ValueError(f"scale goes with an int8 or uint8 weight, and only with one: weight is {weight.dtype}")
     if scale is not None and packed:
-        expect("scale", scale, [groups, n], [torch.bfloat16], x.device)
+        expect("scale", scale, [blocks, n, 4], [torch.bfloat16], x.device)
     elif scale is not None:
         expect("scale", scale, [m], [torch.float32], x.device)
     if bias is not None:
@@ -204,29 +209,31 @@ def sparse_gemv(
     scale: Tensor | None = None,
     m: int | None = None,
     largest_scale: float | None = None,
+    paired: bool = False,
     backend: str = "auto",
     config: GemvConfig | None = None,
 ) -> Tensor:
     """x: [B, n], keep: [B, 2], weight: [n, m] input-major -> y [B, m] in x's dtype.
 
     fp32 sums in a fixed order; bias [m] and residual [B, m] are added in fp32 before the one rounding. An int8 weight
-    comes with scale [m] fp32, one an output; packed 4-bit codes (uint8, packing.py) with scale [groups, n] bf16, m, and
-    largest_scale, which no |scale| exceeds; without it the GPU is asked and waited for. Sums of codes are exact
-    (codes.py), so their bits depend on no launch shape.
+    comes with scale [m] fp32, one an output; packed 4-bit codes (uint8, packing.py) with scale [blocks, n, 4] bf16,
+    m, whether they are paired, and largest_scale, which no |scale| exceeds; without it the GPU is asked and waited for.
+    Sums of codes are exact (codes.py), so their bits depend on no launch shape.
     Weight rows of dropped entries are never read, nor need those be that a kept zero would meet.
     """
     compiled = use_triton(backend, x)
     expect_vector("x", x, compiled)
     expect("keep", keep, [x.shape[0], 2], [torch.int32], x.device)
     m = _columns(x, weight, m)
-    _check(x, weight, m, m, compiled, scale, bias, residual)
+    _check(x, weight, m, m, compiled, scale, bias, residual, paired)
     if not compiled:
-        return sparse_gemv_reference(x, keep, weight, bias, residual, scale, m)
+        return sparse_gemv_reference(x, keep, weight, bias, residual, scale, m, paired)
     way = (config or launch_config(m, weight, None)).numbers
     bound = _largest_of(scale, weight, largest_scale)
     result: Tensor = _sparse_gemv(
-        x, weight, keep, x.shape[1], True, None, None, 0.0, False, None, scale, bias, residual, m, bound, way
-    )
+        x, weight, keep, x.shape[1], True, None, None, 0.0, False, None, scale, bias, residual, m, bound, paired,
+        way,
+    )  # fmt: skip
     return result
 
 
@@ -246,6 +253,7 @@ def select_gemv(
     scale: Tensor | None = None,
     m: int | None = None,
     largest_scale: float | None = None,
+    paired: bool = False,
     backend: str = "auto",
     config: GemvConfig | None = None,
 ) -> Tensor:
@@ -263,8 +271,8 @@ def select_gemv(
     n, m = x.shape[1], _columns(x, weight, m)
     if swiglu and m % 2:
         raise ValueError(f"weight: expected an even width (gates, then ups), got {m}")
-    if swiglu and weight.dtype == torch.uint8 and m % (2 * GROUP):
-        raise ValueError(f"m: with swiglu expected gates and ups of whole groups of {GROUP}, got {m}")
+    if swiglu and weight.dtype == torch.uint8 and not paired:
+        raise ValueError("weight: with swiglu expected packed codes that are paired (packing.py)")
     if k is not None and limit is not None:
         raise ValueError("k and limit: expected at most one of them")
     if gate_limit is not None and not swiglu:
@@ -279,14 +287,14 @@ def select_gemv(
     if norm is not None:
         expect("norm", norm, [n], [x.dtype], x.device)
     outputs = m // 2 if swiglu else m
-    _check(x, weight, m, outputs, compiled, scale, bias, residual)
-    around: dict[str, Any] = {"bias": bias, "residual": residual, "scale": scale, "m": m}
+    _check(x, weight, m, outputs, compiled, scale, bias, residual, paired)
+    around: dict[str, Any] = {"bias": bias, "residual": residual, "scale": scale, "m": m, "paired": paired}
     if not compiled:
         return select_gemv_reference(x, weight, k, ties, limit, norm, eps, swiglu, gate_limit, **around)
     way = (config or launch_config(outputs, weight, k if limit is None else None)).numbers
     bound = _largest_of(scale, weight, largest_scale)
     result: Tensor = _sparse_gemv(
         x, weight, limit, k, ties == "strict", bracket, norm, eps, swiglu, gate_limit, scale, bias, residual, m, bound,
-        way,
+        paired, way,
     )  # fmt: skip
     return result

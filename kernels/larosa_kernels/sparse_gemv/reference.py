@@ -22,14 +22,15 @@ def sparse_gemv_reference(
     residual: Tensor | None = None,
     scale: Tensor | None = None,
     m: int | None = None,
+    paired: bool = False,
 ) -> Tensor:
     """x: [B, n], keep: [B, 2], weight: [n, m] -> y [B, m] in x's dtype, summed in fp32 and rounded once.
 
-    scale: [m] fp32 for an int8 weight; a uint8 one with scale [groups, n] and m is packed (packing.py). Rows of
+    scale: [m] fp32 for an int8 weight; a uint8 one with scale [blocks, n, 4], m and paired is packed (packing.py). Rows of
     dropped inputs may hold anything, NaN included.
     """
     if weight.dtype == torch.uint8 and scale is not None and m is not None:
-        weight, scale = unpacked(weight, scale, m), None
+        weight, scale = unpacked(weight, scale, m, paired), None
     kept = kept_mask(x, keep)
     if bool(kept.all()):
         y = x.float() @ weight.float()
@@ -62,9 +63,10 @@ def select_gemv_reference(
     residual: Tensor | None = None,
     scale: Tensor | None = None,
     m: int | None = None,
+    paired: bool = False,
 ) -> Tensor:
     """The single ops, one after another; see functional.py."""
     z = x if norm is None else norm_reference(x, norm, eps)
     keep = select_reference(z, k, ties) if limit is None else limit.repeat(x.shape[0], 1)
-    y = sparse_gemv_reference(z, keep, weight, bias, residual, scale, m)
+    y = sparse_gemv_reference(z, keep, weight, bias, residual, scale, m, paired)
     return swiglu_reference(y, gate_limit) if swiglu else y
