@@ -14,6 +14,10 @@ from larosa_kernels.attend.workspace import AttendConfig, cached_workspace, defa
 from larosa_kernels.dispatch import HALF, INTERPRETED, expect, expect_vector, use_triton
 
 
+import os
+PDL = int(os.environ.get('PDL', '0'))
+
+
 @torch.library.custom_op("larosa::attend", mutates_args=("k_cache", "v_cache"))
 def _attend(
     qkv: Tensor,
@@ -41,7 +45,7 @@ def _attend(
     kernel[(kv_heads, way.splits, rows)](
         qkv, cos, sin, k_cache, v_cache, position, out, space.mix, space.maxima, space.sums, space.counters,
         width**-0.5 / math.log(2), max_len, PER=per, GROUP=way.group(per), WIDTH=width, SPLITS=way.splits, **shape,
-        INTERPRETED=INTERPRETED, num_warps=way.num_warps,
+        INTERPRETED=INTERPRETED, PDL=PDL, launch_pdl=PDL > 0, num_warps=way.num_warps,
     )  # fmt: skip
     return out
 

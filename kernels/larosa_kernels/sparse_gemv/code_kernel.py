@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from larosa_kernels.pairs import load_words, low_half, norm_scale, scale_words, store_words, swiglu
 from larosa_kernels.search import first_candidates, kth_magnitude, round_to
@@ -76,8 +77,8 @@ def code_gemv_kernel(
     n, own, width, stride, half, k, eps, largest_scale,
     RULE: tl.constexpr, NORM: tl.constexpr, SWIGLU: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, KEEP_STRIDE: tl.constexpr, SPLITS: tl.constexpr, STEP: tl.constexpr,
-    WARPS: tl.constexpr, NIBBLES: tl.constexpr, PAIRED: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
-    INTERPRETED: tl.constexpr,
+    WARPS: tl.constexpr, NIBBLES: tl.constexpr, PAIRED: tl.constexpr, WIDE: tl.constexpr,
+    INTERPRETED: tl.constexpr, PDL: tl.constexpr,
     BLOCK: tl.constexpr, OWN: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr, STRICT: tl.constexpr,
     INFINITY: tl.constexpr, PACKED: tl.constexpr, BRACKETED: tl.constexpr,
 ):  # fmt: skip
@@ -99,19 +100,12 @@ def code_gemv_kernel(
     source = x + batch * n
     i = word_indices(BLOCK // 2, THREADS)
     own_i = i
-    if HELD:
-        words = load_words(source, i, n, EVEN)
-        own_words = words
-        if NORM:
-            gamma = load_words(norm, i, n, EVEN)
-            own_gamma = gamma
-    else:
-        words = i
     if SPLITS > 1:
         own_i = word_indices(OWN // 2, THREADS) + lo // 2
-        if NORM or RULE != "all":
-            own_words = load_words(source, own_i, hi, EVEN)
-        if NORM:
+    if NORM:
+        gamma = load_words(norm, i, n, EVEN)
+        own_gamma = gamma
+        if SPLITS > 1:
             own_gamma = load_words(norm, own_i, hi, EVEN)
     # Small things first, all of them: behind the weights they would wait for them.
     keep += batch * KEEP_STRIDE
@@ -140,6 +134,18 @@ def code_gemv_kernel(
     if SWIGLU:
         factor_up, summand_up = load_around(scale, bias, column + width, fit, HAS_SCALE, HAS_BIAS)
     old = summand
+    if PDL == 1:
+        gdc_launch_dependents()
+    if PDL > 0:
+        gdc_wait()
+    if HELD:
+        words = load_words(source, i, n, EVEN)
+        own_words = words
+    else:
+        words = i
+    if SPLITS > 1:
+        if NORM or RULE != "all":
+            own_words = load_words(source, own_i, hi, EVEN)
     if HAS_RESIDUAL:
         old = tl.load(residual + batch * width + column, mask=fit, other=0.0).to(tl.float32)
 
@@ -181,8 +187,10 @@ def code_gemv_kernel(
     else:
         total = add_codes(
             source, weight, scale, n, lo, count, stride, half, block, up,
-            STEP, WARPS, SWIGLU, NIBBLES, RULE != "all", dtype, ALIGNED, WIDE,
+            STEP, WARPS, SWIGLU, NIBBLES, RULE != "all", dtype, WIDE,
         )  # fmt: skip
+    if PDL == 2:
+        gdc_launch_dependents()
     at = batch * width + column
     if SPLITS == 1:
         _leave(

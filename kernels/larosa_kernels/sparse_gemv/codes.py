@@ -126,7 +126,7 @@ def _load_items(
 @triton.jit
 def _load_words(
     cells, fit, scales, items, stride,
-    STEP: tl.constexpr, NIBBLES: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
+    STEP: tl.constexpr, NIBBLES: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """STEP rows of words [P, 4] a lane, and the scales of four groups [P, 4]."""
     rows, _, takens = items
@@ -134,7 +134,7 @@ def _load_words(
     found = ()
     for j in tl.static_range(STEP):
         begin = (rows[j].to(tl.int64) if WIDE else rows[j]) * stride
-        cell = cells + (tl.multiple_of(begin, 4) if ALIGNED else begin)[:, None]
+        cell = cells + tl.multiple_of(begin, 4)[:, None]
         words = words + (tl.load(cell, mask=takens[j][:, None] & fit, other=0, eviction_policy="evict_first"),)
         if NIBBLES:
             cell = scales + rows[j][:, None] * 4
@@ -227,7 +227,7 @@ def places(TILES: tl.constexpr, NIBBLES: tl.constexpr):
 def add_codes(
     source, weight, scale, n, lo, count, stride, half, block, up,
     STEP: tl.constexpr, WARPS: tl.constexpr, SWIGLU: tl.constexpr, NIBBLES: tl.constexpr, LISTED: tl.constexpr,
-    DTYPE: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
+    DTYPE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Entries times a piece of 128 bytes of `count` rows -> int64 sums [128] (or [256]) in the order of `places`.
 
@@ -246,10 +246,8 @@ def add_codes(
         word = block * 32 + g * 4
         ends = stride
         behind = g * 0
-    own = word + behind
-    if ALIGNED:
-        own = tl.multiple_of(own, 4)
-        ends = tl.multiple_of(ends, 4)
+    own = tl.multiple_of(word + behind, 4)
+    ends = tl.multiple_of(ends, 4)
     four = tl.arange(0, 4)[None, :]
     cells = weight.to(tl.pointer_type(tl.int32)) + (own[:, None] + four)
     fit = word[:, None] + four < ends
@@ -266,13 +264,13 @@ def add_codes(
     TURN: tl.constexpr = STEP * ROWS
     this = _load_items(source, 0, count, lo, STEP, ROWS, PROGRAM, LISTED, DTYPE)
     second = _load_items(source, TURN, count, lo, STEP, ROWS, PROGRAM, LISTED, DTYPE)
-    loaded = _load_words(cells, fit, scales, this, stride, STEP, NIBBLES, ALIGNED, WIDE)
+    loaded = _load_words(cells, fit, scales, this, stride, STEP, NIBBLES, WIDE)
     for first in tl.range(0, count, 2 * TURN, num_stages=1):
         third = _load_items(source, first + 2 * TURN, count, lo, STEP, ROWS, PROGRAM, LISTED, DTYPE)
-        behind_it = _load_words(cells, fit, scales, second, stride, STEP, NIBBLES, ALIGNED, WIDE)
+        behind_it = _load_words(cells, fit, scales, second, stride, STEP, NIBBLES, WIDE)
         sums = _add(sums, this, loaded, up, stride, select_high, select_low, STEP, NIBBLES)
         fourth = _load_items(source, first + 3 * TURN, count, lo, STEP, ROWS, PROGRAM, LISTED, DTYPE)
-        loaded = _load_words(cells, fit, scales, third, stride, STEP, NIBBLES, ALIGNED, WIDE)
+        loaded = _load_words(cells, fit, scales, third, stride, STEP, NIBBLES, WIDE)
         sums = _add(sums, second, behind_it, up, stride, select_high, select_low, STEP, NIBBLES)
         this = third
         second = fourth

@@ -68,16 +68,19 @@ PIECE = 128
 def code_config(n: int, row_bytes: int) -> GemvConfig:
     """For codes of 8 or 4 bits, rows of `row_bytes`.
 
-    One program a piece where those fill most of 132 multiprocessors; else as many share a piece's rows as fit, with at
-    least 256 rows each. Two programs of 8 warps fit a multiprocessor, of 16 warps one; of 8, a search over more than
-    8192 entries would spill.
+    One program a piece where those fill most of 132 multiprocessors; else as many share a piece's rows as fit, one of 8
+    warps a multiprocessor, with at least 256 rows each. More would search more than they read.
     """
     blocks = int(triton.cdiv(row_bytes, PIECE))
     if blocks >= 100:
-        return GemvConfig(unroll=4, num_warps=16 if blocks <= 132 else 8, compact=True)
-    num_warps = 16 if n > 8192 else 8
-    splits = max(1, min(2112 // num_warps // blocks, n // 256))
-    return GemvConfig(unroll=4, num_warps=num_warps, compact=True, splits=splits)
+        return GemvConfig(unroll=2, num_warps=16 if blocks <= 132 else 8, compact=True)
+    splits = max(1, min(132 // blocks, n // 256))
+    return GemvConfig(unroll=2, num_warps=8, compact=True, splits=splits)
+
+
+def in_pieces(weight: torch.Tensor, outputs: int) -> bool:
+    """Whether codes can be read 16 bytes at a time, which their kernel does: int8 where outputs come in sixteens."""
+    return weight.dtype == torch.uint8 or (weight.dtype == torch.int8 and not outputs % 16 and not weight.shape[1] % 16)
 
 
 def _columns(outputs: int) -> int:
@@ -91,18 +94,13 @@ FEW = 0.45
 behind by 1 to 2 % of a site, at 75 % ahead by 13 to 25 % (two sites of LLaMA2-7B, bf16, H100, Top-K)."""
 
 
-def in_words(weight: torch.Tensor, outputs: int) -> bool:
-    """Whether codes can be read four bytes at a time, which their kernel does: int8 where outputs come in fours."""
-    return weight.dtype == torch.uint8 or (weight.dtype == torch.int8 and not outputs % 4 and not weight.shape[1] % 4)
-
-
 def launch_config(outputs: int, weight: torch.Tensor, kept: int | None) -> GemvConfig:
     """The launch shape for a weight [n, ...] of which `kept` rows stay, or are expected to by a limit.
 
     None: unknown, as of a limit without its calibration; bf16 and fp16 then go by the mask.
     """
     n = weight.shape[0]
-    if in_words(weight, outputs):
+    if in_pieces(weight, outputs):
         return code_config(n, weight.shape[1])
     return replace(gemv_config(n, outputs), compact=kept is not None and kept <= FEW * n)
 

@@ -22,11 +22,13 @@ from larosa_kernels.dispatch import (
 )
 from larosa_kernels.search_config import MAX_WIDTH, block_of, search_arguments
 from larosa_kernels.sparse_gemv.code_kernel import code_gemv_kernel
-from larosa_kernels.sparse_gemv.config import PIECE, GemvConfig, in_words, launch_config
+from larosa_kernels.sparse_gemv.config import PIECE, GemvConfig, in_pieces, launch_config
 from larosa_kernels.sparse_gemv.kernel import sparse_gemv_kernel
 from larosa_kernels.sparse_gemv.packing import BLOCK, GROUP, block_count
 from larosa_kernels.sparse_gemv.reference import select_gemv_reference, sparse_gemv_reference
 
+import os
+PDL = int(os.environ.get('PDL', '0'))
 _REGISTERS = 128
 """A thread's, so that two programs of 8 warps fit a multiprocessor."""
 
@@ -80,7 +82,7 @@ def _sparse_gemv(
     tensors += [x if residual is None else residual, y]
     ranked = x if needed else x[:, :1]  # any width goes where one program need not hold it
     search = search_arguments(ranked, strict, bracket is not None, way.num_warps, True, x if norm is None else norm)
-    if in_words(weight, outputs):
+    if in_pieces(weight, outputs):
         _launch_codes(tensors, n, outputs, k, eps, largest_scale, way, around | search | {"PAIRED": paired})
         return y
     rows, compact = way.rows(weight.element_size()), way.compact and rule != "all"
@@ -108,6 +110,8 @@ def _launch_codes(
 ) -> None:
     """The kernel of codes; tensors are those of both kernels, more what is known when they are compiled."""
     x, weight = tensors[0], tensors[4]
+    if weight.data_ptr() % 16:  # here, because torch.compile knows no addresses
+        raise ValueError("weight: expected an address that is a multiple of 16; clone it")
     batch, nibbles, drops = len(x), weight.dtype == torch.uint8, more["RULE"] != "all"
     stride = weight.shape[1] // 4
     half = outputs // (8 if nibbles else 4)
@@ -128,7 +132,7 @@ def _launch_codes(
     code_gemv_kernel[(blocks * way.splits, batch)](
         *tensors, line, parts, counters, n, own, outputs, stride, half, k, eps, largest_scale,
         SPLITS=way.splits, STEP=max(2, way.unroll), WARPS=way.num_warps, NIBBLES=nibbles,
-        ALIGNED=stride % 4 == 0 and half % 4 == 0 and weight.data_ptr() % 16 == 0, HELD=held, **more,
+        HELD=held, PDL=PDL, launch_pdl=PDL > 0, **more,
     )  # fmt: skip
 
 
