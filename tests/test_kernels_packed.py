@@ -22,8 +22,8 @@ HALF = [torch.bfloat16, torch.float16]
 WAYS: dict[str, Any] = {
     "default": None,
     "8 warps": GemvConfig(unroll=2, num_warps=8),
-    "split": GemvConfig(unroll=4, num_warps=4, splits=2),
-    "many splits": GemvConfig(unroll=2, num_warps=1, splits=7),
+    "split": GemvConfig(unroll=4, num_warps=16, splits=2),
+    "many splits": GemvConfig(unroll=2, num_warps=4, splits=7),
 }
 
 

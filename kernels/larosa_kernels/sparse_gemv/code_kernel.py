@@ -17,7 +17,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from larosa_kernels.pairs import load_words, low_half, norm_scale, scale_words, store_words, swiglu
 from larosa_kernels.search import first_candidates, kth_magnitude, round_to
-from larosa_kernels.sparse_gemv.codes import add_codes, add_codes_plainly, fixed_point, places
+from larosa_kernels.sparse_gemv.codes import add_codes, add_codes_plainly, fixed_point
 from larosa_kernels.sparse_gemv.kept import list_largest, list_limited, word_indices
 from larosa_kernels.sparse_gemv.kernel import finish, load_around
 
@@ -46,24 +46,14 @@ def _ties_in_front(words, i, limit, end):
 
 @triton.jit
 def _leave(
-    y, total, factor, summand, factor_up, summand_up, old, down, at, fit, gate_limit,
-    SWIGLU: tl.constexpr, NIBBLES: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    y, total, total_up, factor, summand, factor_up, summand_up, old, down, at, fit, gate_limit,
+    SWIGLU: tl.constexpr, GATED: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Whole sums to outputs; with SWIGLU half of them are gates, half ups."""
-    HAS_SCALE: tl.constexpr = not NIBBLES
-    out = total.to(tl.float32) * down
+    """Whole sums to outputs."""
+    out = finish(total.to(tl.float32) * down, factor, summand, HAS_SCALE, HAS_BIAS)
     if SWIGLU:
-        HALF: tl.constexpr = total.shape[0] // 2
-        if NIBBLES:  # groups 0 and 1 of four are gates
-            out, up = tl.split(tl.permute(tl.reshape(out, (64, 2, 2)), (0, 2, 1)))
-            out = tl.reshape(out, (HALF,))
-            up = tl.reshape(up, (HALF,))
-        else:
-            out, up = tl.split(tl.trans(tl.reshape(out, (2, HALF))))
-        up = finish(up, factor_up, summand_up, HAS_SCALE, HAS_BIAS)
-    out = finish(out, factor, summand, HAS_SCALE, HAS_BIAS)
-    if SWIGLU:
+        up = finish(total_up.to(tl.float32) * down, factor_up, summand_up, HAS_SCALE, HAS_BIAS)
         gate = round_to(out, DTYPE, INTERPRETED).to(tl.float32)
         out = swiglu(gate, round_to(up, DTYPE, INTERPRETED).to(tl.float32), gate_limit, DTYPE, GATED, INTERPRETED)
     if HAS_RESIDUAL:
@@ -78,7 +68,7 @@ def code_gemv_kernel(
     RULE: tl.constexpr, NORM: tl.constexpr, SWIGLU: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, KEEP_STRIDE: tl.constexpr, SPLITS: tl.constexpr, STEP: tl.constexpr,
     WARPS: tl.constexpr, NIBBLES: tl.constexpr, PAIRED: tl.constexpr, WIDE: tl.constexpr,
-    INTERPRETED: tl.constexpr, PDL: tl.constexpr,
+    INTERPRETED: tl.constexpr, MEETING: tl.constexpr, INPUTS: tl.constexpr, PDL: tl.constexpr,
     BLOCK: tl.constexpr, OWN: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr, STRICT: tl.constexpr,
     INFINITY: tl.constexpr, PACKED: tl.constexpr, BRACKETED: tl.constexpr,
 ):  # fmt: skip
@@ -113,21 +103,16 @@ def code_gemv_kernel(
         first_candidate, second_candidate = first_candidates(bracket, INFINITY, BRACKETED)
     elif RULE == "given":
         limit, last_index = tl.load(keep), tl.load(keep + 1)
-    HALF: tl.constexpr = PIECE // 2
-    if SWIGLU and NIBBLES:
-        column = block * HALF + places(2, True)
-        fit = column < width
-    elif SWIGLU:
-        column = block * HALF + places(2, False)
-        column, _ = tl.split(tl.trans(tl.reshape(column, (2, HALF))))
-        fit = column < width
-    elif PAIRED:
-        column = places(4, True)
-        fit = block * HALF + column % HALF < width // 2
-        column = block * HALF + column % HALF + column // HALF * (width // 2)
+    # One output a thread, or two where those are more; threads beyond the last have nothing to leave.
+    OUTPUTS: tl.constexpr = PIECE // 2 if SWIGLU else PIECE
+    place = tl.arange(0, THREADS if SWIGLU else max(PIECE, THREADS))
+    if PAIRED and not SWIGLU:
+        column = block * (PIECE // 2) + place % (PIECE // 2)
+        fit = (place < OUTPUTS) & (column < width // 2)
+        column += place // (PIECE // 2) * (width // 2)
     else:
-        column = block * PIECE + places(PIECE // 64, NIBBLES)
-        fit = column < width
+        column = block * OUTPUTS + place
+        fit = (place < OUTPUTS) & (column < width)
     HAS_SCALE: tl.constexpr = not NIBBLES
     factor, summand = load_around(scale, bias, column, fit, HAS_SCALE, HAS_BIAS)
     factor_up, summand_up = factor, summand
@@ -182,32 +167,44 @@ def code_gemv_kernel(
 
     if INTERPRETED:
         total = add_codes_plainly(
-            source, weight, scale, n, lo, count, stride, half, block, up, SWIGLU, NIBBLES, RULE != "all", dtype
+            source, weight, scale, n, lo, count, stride, half, block, up, place, SWIGLU, NIBBLES, RULE != "all", dtype
         )
+        total_up = total
+        if SWIGLU:
+            total_up = add_codes_plainly(
+                source, weight, scale, n, lo, count, stride, half, block, up, place + OUTPUTS,
+                SWIGLU, NIBBLES, RULE != "all", dtype,
+            )  # fmt: skip
     else:
-        total = add_codes(
+        total, total_up = add_codes(
             source, weight, scale, n, lo, count, stride, half, block, up,
-            STEP, WARPS, SWIGLU, NIBBLES, RULE != "all", dtype, WIDE,
+            STEP, WARPS, SWIGLU, NIBBLES, RULE != "all", dtype, WIDE, MEETING, INPUTS,
         )  # fmt: skip
     if PDL == 2:
         gdc_launch_dependents()
     at = batch * width + column
     if SPLITS == 1:
         _leave(
-            y, total, factor, summand, factor_up, summand_up, old, down, at, fit, gate_limit,
-            SWIGLU, NIBBLES, GATED, HAS_BIAS, HAS_RESIDUAL, dtype, INTERPRETED,
+            y, total, total_up, factor, summand, factor_up, summand_up, old, down, at, fit, gate_limit,
+            SWIGLU, GATED, HAS_SCALE, HAS_BIAS, HAS_RESIDUAL, dtype, INTERPRETED,
         )  # fmt: skip
     else:
-        line_of_parts = (batch * blocks + block) * PIECE + tl.arange(0, PIECE)
+        mine = parts + (batch * blocks + block) * PIECE + place
         apart = tl.num_programs(1).to(tl.int64) * blocks * PIECE
-        tl.store(parts + split * apart + line_of_parts, total)
+        tl.store(mine + split * apart, total, mask=place < OUTPUTS)
+        if SWIGLU:
+            tl.store(mine + OUTPUTS + split * apart, total_up, mask=place < OUTPUTS)
         tl.debug_barrier()  # every thread's part comes before the release below
         if tl.atomic_add(counters + batch * blocks + block, 1, sem="acq_rel") == SPLITS - 1:
-            whole = tl.zeros((PIECE,), tl.int64)
+            whole = total * 0
+            whole_up = whole
             for each in tl.static_range(SPLITS):
-                whole += tl.load(parts + each * apart + line_of_parts, cache_modifier=".cg")
+                whole += tl.load(mine + each * apart, mask=place < OUTPUTS, other=0, cache_modifier=".cg")
+                if SWIGLU:
+                    there = mine + OUTPUTS + each * apart
+                    whole_up += tl.load(there, mask=place < OUTPUTS, other=0, cache_modifier=".cg")
             _leave(
-                y, whole, factor, summand, factor_up, summand_up, old, down, at, fit, gate_limit,
-                SWIGLU, NIBBLES, GATED, HAS_BIAS, HAS_RESIDUAL, dtype, INTERPRETED,
+                y, whole, whole_up, factor, summand, factor_up, summand_up, old, down, at, fit, gate_limit,
+                SWIGLU, GATED, HAS_SCALE, HAS_BIAS, HAS_RESIDUAL, dtype, INTERPRETED,
             )  # fmt: skip
             tl.store(counters + batch * blocks + block, 0)  # ready for the next launch, a graph's replay included

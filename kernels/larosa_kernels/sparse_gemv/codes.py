@@ -185,51 +185,28 @@ def _add(sums, items, loaded, up, stride, select_high, select_low, STEP: tl.cons
 
 
 @triton.jit
-def _gather(high, low, WARPS: tl.constexpr):
-    """Sums [P, 4] under b2 or 64, and under b0 or b1 -> their whole [WARPS, 64] int64."""
-    first = (tl.arange(0, 32 * WARPS) % 4 < 2)[:, None]
-    high = high.to(tl.int64) << 16
-    low = low.to(tl.int64)
-    whole = tl.where(first, high + low, (low << 8) - high)
-    whole = tl.sum(tl.reshape(whole, (WARPS, 8, 2, 8)), 2)
-    return tl.reshape(whole, (WARPS, 64))
-
-
-@triton.jit
-def _add_two(a, b, c, d):
-    return a + c, b + d
-
-
-@triton.jit
-def _add_four(a, b, c, d, e, f, g, h):
-    return a + e, b + f, c + g, d + h
-
-
-@triton.jit
-def places(TILES: tl.constexpr, NIBBLES: tl.constexpr):
-    """Where in a program's piece its sums belong, in their order: 64 sums of each of the first TILES products.
-
-    NIBBLES: of 256 outputs; else of 128.
-    """
-    at = tl.arange(0, 64 * TILES)
-    tile = at % TILES
-    e = at // TILES
-    g = e // 8
-    m = e // 2 % 2
-    byte = 2 * (e // 4 % 2) + e % 2
-    if NIBBLES:
-        return tile * 64 + g * 8 + 2 * byte + m
+def _met(sums, MEETING: tl.constexpr, INPUTS: tl.constexpr, WARPS: tl.constexpr, SWIGLU: tl.constexpr, PIECE: tl.constexpr):
+    """The sums of all warps, by meeting.py: of gate and up [P] each, or twice those of all outputs, [P] or [2 P]."""
+    found = tl.inline_asm_elementwise(MEETING, INPUTS, list(sums), dtype=tl.int64, is_pure=False, pack=4)
+    both, _ = tl.split(tl.reshape(found, (32 * WARPS, 2, 2)))
+    if SWIGLU:
+        first, second = tl.split(both)
+    elif PIECE > 32 * WARPS:
+        first = tl.reshape(both, (64 * WARPS,))
+        second = first
     else:
-        return g * 16 + (2 * tile + m) * 4 + byte
+        first, _ = tl.split(both)
+        second = first
+    return first, second
 
 
 @triton.jit
 def add_codes(
     source, weight, scale, n, lo, count, stride, half, block, up,
     STEP: tl.constexpr, WARPS: tl.constexpr, SWIGLU: tl.constexpr, NIBBLES: tl.constexpr, LISTED: tl.constexpr,
-    DTYPE: tl.constexpr, WIDE: tl.constexpr,
+    DTYPE: tl.constexpr, WIDE: tl.constexpr, MEETING: tl.constexpr, INPUTS: tl.constexpr,
 ):  # fmt: skip
-    """Entries times a piece of 128 bytes of `count` rows -> int64 sums [128] (or [256]) in the order of `places`.
+    """Entries times a piece of 128 bytes of `count` rows -> int64 sums of its outputs, see `_met`.
 
     stride and half count words of 4 bytes. SWIGLU: of 8 bits, lanes g < 4 take gate's piece of 64 bytes, the others
     up's, `half` further. scale: of 4-bit codes, [blocks, n, 4].
@@ -274,38 +251,29 @@ def add_codes(
         sums = _add(sums, second, behind_it, up, stride, select_high, select_low, STEP, NIBBLES)
         this = third
         second = fourth
-    if NIBBLES:
-        a, b, c, d = tl.reduce(
-            (
-                _gather(sums[0], sums[1], WARPS), _gather(sums[2], sums[3], WARPS),
-                _gather(sums[4], sums[5], WARPS), _gather(sums[6], sums[7], WARPS),
-            ), 0, _add_four,
-        )  # fmt: skip
-        return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (256,))
-    else:
-        a, b = tl.reduce((_gather(sums[0], sums[1], WARPS), _gather(sums[2], sums[3], WARPS)), 0, _add_two)
-        return tl.reshape(tl.join(a, b), (128,))
+    return _met(sums, MEETING, INPUTS, WARPS, SWIGLU, 256 if NIBBLES else 128)
 
 
 @triton.jit
 def add_codes_plainly(
-    source, weight, scale, n, lo, count, stride, half, block, up,
+    source, weight, scale, n, lo, count, stride, half, block, up, place,
     SWIGLU: tl.constexpr, NIBBLES: tl.constexpr, LISTED: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """`add_codes` row by row and code by code, as Triton's interpreter can run it: the same whole numbers."""
+    """`add_codes` row by row and code by code, as Triton's interpreter can run it: the same whole numbers.
+
+    place: which outputs of the piece.
+    """
     ROWS: tl.constexpr = 64
-    TILES: tl.constexpr = 4 if NIBBLES else 2
-    place = places(TILES, NIBBLES)
     if NIBBLES:
         byte = block * 128 + place % 64 // 8 * 16 + place // 64 * 4 + place % 8 // 2
+        fit = place < 256
     elif SWIGLU:
         byte = block * 64 + place % 64 + place // 64 * half * 4
+        fit = (block * 64 + place % 64 < half * 4) & (place < 128)
     else:
         byte = block * 128 + place
-    fit = byte < stride * 4
-    if SWIGLU and not NIBBLES:
-        fit = block * 64 + place % 64 < half * 4
-    total = tl.zeros((64 * TILES,), tl.int64)
+        fit = (byte < stride * 4) & (place < 128)
+    total = place.to(tl.int64) * 0
     for first in tl.range(0, count, ROWS, num_stages=1):
         at = first + tl.arange(0, ROWS)
         item = tl.load(source + at, mask=at < count, other=0)

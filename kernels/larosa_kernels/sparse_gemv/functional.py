@@ -24,6 +24,7 @@ from larosa_kernels.search_config import MAX_WIDTH, block_of, search_arguments
 from larosa_kernels.sparse_gemv.code_kernel import code_gemv_kernel
 from larosa_kernels.sparse_gemv.config import PIECE, GemvConfig, in_pieces, launch_config
 from larosa_kernels.sparse_gemv.kernel import sparse_gemv_kernel
+from larosa_kernels.sparse_gemv.meeting import meeting, operands
 from larosa_kernels.sparse_gemv.packing import BLOCK, GROUP, block_count
 from larosa_kernels.sparse_gemv.reference import select_gemv_reference, sparse_gemv_reference
 
@@ -110,6 +111,8 @@ def _launch_codes(
 ) -> None:
     """The kernel of codes; tensors are those of both kernels, more what is known when they are compiled."""
     x, weight = tensors[0], tensors[4]
+    if way.num_warps < 4:
+        raise ValueError(f"config.num_warps: expected 4, 8 or 16 for codes, got {way.num_warps}")
     if weight.data_ptr() % 16:  # here, because torch.compile knows no addresses
         raise ValueError("weight: expected an address that is a multiple of 16; clone it")
     batch, nibbles, drops = len(x), weight.dtype == torch.uint8, more["RULE"] != "all"
@@ -132,7 +135,7 @@ def _launch_codes(
     code_gemv_kernel[(blocks * way.splits, batch)](
         *tensors, line, parts, counters, n, own, outputs, stride, half, k, eps, largest_scale,
         SPLITS=way.splits, STEP=max(2, way.unroll), WARPS=way.num_warps, NIBBLES=nibbles,
-        HELD=held, PDL=PDL, launch_pdl=PDL > 0, **more,
+        HELD=held, MEETING=meeting(nibbles, way.num_warps, more["SWIGLU"]), INPUTS=operands(nibbles), PDL=PDL, launch_pdl=PDL > 0, **more,
     )  # fmt: skip
 
 
