@@ -67,10 +67,42 @@ def count_two(
     INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """How many patterns are >= first, and >= second."""
+    both = tl.sum(_both_counted(words, first, second, INFINITY, PACKED, THREADS, VECTOR), 0)
+    return both & 0xFFFF, (both >> 16) & 0xFFFF
+
+
+@triton.jit
+def _both_counted(
+    words, first, second,
+    INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
     one = _counted(_reach(words, first, INFINITY, PACKED), THREADS, VECTOR)
     two = _counted(_reach(words, second, INFINITY, PACKED), THREADS, VECTOR)
-    both = tl.sum(one | (two << 16), 0)
-    return both & 0xFFFF, (both >> 16) & 0xFFFF
+    return one | (two << 16)
+
+
+@triton.jit
+def largest_of(words):
+    """The largest pattern of each word."""
+    return tl.maximum(words & 0x7FFF, (words >> 16) & 0x7FFF)
+
+
+@triton.jit
+def _sum_and_largest(a, b, c, d):
+    return a + c, tl.maximum(b, d)
+
+
+@triton.jit
+def count_two_and_largest(
+    words, first, second,
+    INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """`count_two`, and the largest pattern, in one reduction."""
+    turns: tl.constexpr = words.shape[0] // (THREADS * VECTOR)
+    largest = tl.max(tl.max(tl.reshape(largest_of(words), (turns, THREADS, VECTOR)), 2), 0)
+    both = _both_counted(words, first, second, INFINITY, PACKED, THREADS, VECTOR)
+    both, largest = tl.reduce((both, largest), 0, _sum_and_largest)
+    return both & 0xFFFF, (both >> 16) & 0xFFFF, largest
 
 
 @triton.jit
@@ -108,18 +140,39 @@ def kth_magnitude(
     words: magnitudes, padding 0; first, second: the candidates of the first round, see `first_candidates`.
     k = n needs no search and gives (0, n, 0).
     """
+    reached, reached_too = count_two(words, first, second, INFINITY, PACKED, THREADS, VECTOR)
+    return _search_on(words, n, k, first, second, reached, reached_too, INFINITY, PACKED, THREADS, VECTOR)
+
+
+@triton.jit
+def kth_magnitude_and_largest(
+    words, n, k, first, second,
+    INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """`kth_magnitude`, and the largest pattern, which the first round finds on its way."""
+    reached, reached_too, largest = count_two_and_largest(words, first, second, INFINITY, PACKED, THREADS, VECTOR)
+    limit, at_least, above = _search_on(
+        words, n, k, first, second, reached, reached_too, INFINITY, PACKED, THREADS, VECTOR
+    )
+    return limit, at_least, above, largest
+
+
+@triton.jit
+def _search_on(
+    words, n, k, first, second, reached, reached_too,
+    INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """The search after its first round, which found how many patterns reach first and second."""
     low = tl.full([], 0, tl.int32)
     high = tl.full([], INFINITY, tl.int32)
     if k >= n:
         high = tl.full([], 0, tl.int32)
     at_least = tl.full([], 0, tl.int32) + n
     above = tl.full([], 0, tl.int32)
-    turn = tl.full([], 0, tl.int32)
+    low, high, at_least, above = _narrow(low, high, at_least, above, k, first, reached)
+    low, high, at_least, above = _narrow(low, high, at_least, above, k, second, reached_too)
+    turn = tl.full([], 1, tl.int32)
     while low < high:
-        reach_first, reach_second = count_two(words, first, second, INFINITY, PACKED, THREADS, VECTOR)
-        low, high, at_least, above = _narrow(low, high, at_least, above, k, first, reach_first)
-        low, high, at_least, above = _narrow(low, high, at_least, above, k, second, reach_second)
-        turn += 1
         span = high - low + 1
         share = (at_least - k + 0.5) / tl.maximum(at_least - above, 1)
         guess = low + (share * span).to(tl.int32)
@@ -127,6 +180,10 @@ def kth_magnitude(
         first = tl.maximum(tl.where(thirds, low + span // 3, guess - span // 16), low + 1)
         second = tl.where(thirds, high - span // 3, guess + span // 16 + 1)
         second = tl.minimum(tl.maximum(second, first + 1), high)
+        reached, reached_too = count_two(words, first, second, INFINITY, PACKED, THREADS, VECTOR)
+        low, high, at_least, above = _narrow(low, high, at_least, above, k, first, reached)
+        low, high, at_least, above = _narrow(low, high, at_least, above, k, second, reached_too)
+        turn += 1
     return low, at_least, above
 
 

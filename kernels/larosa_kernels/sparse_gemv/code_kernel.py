@@ -16,32 +16,23 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from larosa_kernels.pairs import load_words, low_half, norm_scale, scale_words, store_words, swiglu
-from larosa_kernels.search import first_candidates, kth_magnitude, round_to
+from larosa_kernels.search import first_candidates, kth_magnitude_and_largest, largest_of, round_to
 from larosa_kernels.sparse_gemv.codes import add_codes, add_codes_plainly, fixed_point
-from larosa_kernels.sparse_gemv.kept import list_largest, list_limited, word_indices
+from larosa_kernels.sparse_gemv.kept import list_largest, list_limited, no_ties, ties_before, word_indices
 from larosa_kernels.sparse_gemv.kernel import finish, load_around
 
 
 @triton.jit
-def _largest(x, words, n, BLOCK: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr, DTYPE: tl.constexpr):
-    """The largest magnitude of n entries, fp32: of `words`, or of x where a program cannot hold it (not HELD)."""
+def _largest(x, words, n, BLOCK: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr):
+    """The largest pattern of n entries: of `words`, or of x where a program cannot hold it (not HELD)."""
     if HELD:
-        top = tl.maximum(words & 0x7FFF, (words >> 16) & 0x7FFF)
+        top = largest_of(words)
     else:
         i = tl.arange(0, BLOCK // 2)
         top = tl.zeros((BLOCK // 2,), tl.int32)
         for first in tl.range(0, n // 2 + 1, BLOCK // 2):
-            some = load_words(x, first + i, n, EVEN)
-            top = tl.maximum(top, tl.maximum(some & 0x7FFF, (some >> 16) & 0x7FFF))
-    return low_half(tl.max(top, 0), DTYPE)
-
-
-@triton.jit
-def _ties_in_front(words, i, limit, end):
-    """How many entries before `end`, an even number, have the limit's magnitude."""
-    low = ((words & 0x7FFF) == limit).to(tl.int32)
-    high = (((words >> 16) & 0x7FFF) == limit).to(tl.int32)
-    return tl.sum(tl.where(2 * i < end, low + high, 0), 0)
+            top = tl.maximum(top, largest_of(load_words(x, first + i, n, EVEN)))
+    return tl.max(top, 0)
 
 
 @triton.jit
@@ -143,22 +134,26 @@ def code_gemv_kernel(
             own_words = words
         # Padding times a scale that is no number would be listed.
         own_words = tl.where(2 * own_i + 1 < hi, own_words, tl.where(2 * own_i < hi, own_words & 0xFFFF, 0))
-    largest = _largest(source, words, n, BLOCK, HELD, EVEN, dtype)
+    count = hi - lo
+    if RULE == "search":
+        limit, at_least, above, largest = kth_magnitude_and_largest(
+            words & 0x7FFF7FFF, n, k, first_candidate, second_candidate, INFINITY, PACKED, THREADS, 1
+        )
+    else:
+        largest = _largest(source, words, n, BLOCK, HELD, EVEN)
+    largest = low_half(largest, dtype)
     up, down = fixed_point(largest * largest_scale if NIBBLES else largest)
     if NIBBLES:
         down = down * 0.0625
-    count = hi - lo
     source += lo
     if NORM or RULE != "all":
         source = line + (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + batch) * own
         if RULE == "search":
-            limit, at_least, above = kth_magnitude(
-                words & 0x7FFF7FFF, n, k, first_candidate, second_candidate, INFINITY, PACKED, THREADS, 1
-            )
-            room = (k if STRICT else at_least) - above
-            if STRICT and SPLITS > 1:
-                room -= _ties_in_front(words, i, limit, lo)
-            count = list_largest(source, own_words, own_i, limit, room, INFINITY, PACKED, THREADS)
+            before = no_ties(THREADS)
+            if SPLITS > 1:
+                before = ties_before(words, i, limit, lo, INFINITY, PACKED, THREADS)
+            room = (k if STRICT else n) - above
+            count = list_largest(source, own_words, own_i, limit, room, before, INFINITY, PACKED, THREADS)
         elif RULE == "given":
             count = list_limited(source, own_words, own_i, limit, last_index - lo, INFINITY, PACKED, THREADS)
         else:

@@ -199,16 +199,39 @@ def list_limited(
 
 
 @triton.jit
-def list_largest(line, words, i, limit, room, INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr):
-    """The same of the entries larger than the limit and the first `room` equal to it, unless they are zeros."""
+def no_ties(THREADS: tl.constexpr):
+    """Nothing lies in front of the words of a list."""
+    return tl.zeros((THREADS // 32,), tl.int32)
+
+
+@triton.jit
+def ties_before(
+    words, i, limit, end, INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr
+):
+    """Of each warp, how many of its entries before `end`, an even number, equal the limit; words at i, [BLOCK / 2]."""
+    _, equal = _above_and_at(words & 0x7FFF7FFF, limit, INFINITY, PACKED)
+    ties = _size(tl.where(2 * i < end, equal & 0x10001, 0), PACKED)
+    return tl.sum(tl.reshape(tl.sum(tl.reshape(ties, (words.shape[0] // THREADS, THREADS)), 0), (THREADS // 32, 32)), 1)
+
+
+@triton.jit
+def list_largest(
+    line, words, i, limit, room, before, INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr
+):
+    """The same of the entries larger than the limit and the first `room` equal to it, unless they are zeros.
+
+    before: of ties in front of all words here, which take up room, what each warp has found, see `ties_before`.
+    """
     TURNS: tl.constexpr = min(words.shape[0] // THREADS, 16)
-    room = tl.where(limit > 0, tl.maximum(room, 0), 0)
     larger, equal = _above_and_at(words & 0x7FFF7FFF, limit, INFINITY, PACKED)
     larger = _gathered(larger, TURNS, THREADS)
     equal = _gathered(equal, TURNS, THREADS)
     sizes = _size(larger, PACKED) + (_size(equal, PACKED) << 16)
-    of_warp = tl.sum(tl.sum(sizes, 0), 1)
+    of_warp = tl.sum(tl.sum(sizes, 0), 1).to(tl.uint32, bitcast=True).to(tl.int64) | (before.to(tl.int64) << 32)
     front, found = _in_front(of_warp)
+    room = tl.where(limit > 0, tl.maximum(room - (found >> 32).to(tl.int32), 0), 0)
+    front = front.to(tl.int32)
+    found = found.to(tl.int32)
     ties_front = (front >> 16) & 0xFFFF
     left = room - ties_front[None, :]
     if equal.shape[0] > 1:

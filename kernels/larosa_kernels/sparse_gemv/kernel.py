@@ -17,7 +17,7 @@ import triton.language as tl
 
 from larosa_kernels.pairs import load_words, norm_words, store_words, swiglu
 from larosa_kernels.search import find_limit, first_candidates, kth_magnitude, round_to, stays
-from larosa_kernels.sparse_gemv.kept import list_largest, list_limited, word_indices
+from larosa_kernels.sparse_gemv.kept import list_largest, list_limited, no_ties, word_indices
 from larosa_kernels.sparse_gemv.rows import add_rows
 
 
@@ -101,7 +101,7 @@ def sparse_gemv_kernel(
                     words & 0x7FFF7FFF, n, k, first_candidate, second_candidate, INFINITY, PACKED, THREADS, VECTOR
                 )
                 room = (k if STRICT else at_least) - above
-                count = list_largest(source, words, i, limit, room, INFINITY, PACKED, THREADS)
+                count = list_largest(source, words, i, limit, room, no_ties(THREADS), INFINITY, PACKED, THREADS)
             else:
                 count = list_limited(source, words, i, limit, last_index, INFINITY, PACKED, THREADS)
         else:
