@@ -80,6 +80,11 @@ def has_packed_compare(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
+def overlaps(asked: bool, x: Tensor) -> bool:
+    """Whether a launch that may begin before its predecessor ends does: programmatic dependent launch, from 9.0 on."""
+    return asked and has_packed_compare(x.device)
+
+
 def refuse_first_use_in_capture(what: str) -> None:
     """Raise while a CUDA graph is captured: its private memory is no place for buffers that outlive it."""
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():

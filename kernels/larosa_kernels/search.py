@@ -62,20 +62,11 @@ def _counted(codes, THREADS: tl.constexpr, VECTOR: tl.constexpr):
 
 
 @triton.jit
-def count_two(
-    words, first, second,
-    INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
-):  # fmt: skip
-    """How many patterns are >= first, and >= second."""
-    both = tl.sum(_both_counted(words, first, second, INFINITY, PACKED, THREADS, VECTOR), 0)
-    return both & 0xFFFF, (both >> 16) & 0xFFFF
-
-
-@triton.jit
 def _both_counted(
     words, first, second,
     INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
+    """How many patterns of a thread are >= first, and, in the upper half, >= second."""
     one = _counted(_reach(words, first, INFINITY, PACKED), THREADS, VECTOR)
     two = _counted(_reach(words, second, INFINITY, PACKED), THREADS, VECTOR)
     return one | (two << 16)
@@ -88,21 +79,8 @@ def largest_of(words):
 
 
 @triton.jit
-def _sum_and_largest(a, b, c, d):
-    return a + c, tl.maximum(b, d)
-
-
-@triton.jit
-def count_two_and_largest(
-    words, first, second,
-    INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
-):  # fmt: skip
-    """`count_two`, and the largest pattern, in one reduction."""
-    turns: tl.constexpr = words.shape[0] // (THREADS * VECTOR)
-    largest = tl.max(tl.max(tl.reshape(largest_of(words), (turns, THREADS, VECTOR)), 2), 0)
-    both = _both_counted(words, first, second, INFINITY, PACKED, THREADS, VECTOR)
-    both, largest = tl.reduce((both, largest), 0, _sum_and_largest)
-    return both & 0xFFFF, (both >> 16) & 0xFFFF, largest
+def _sums_and_largest(a, b, c, d, e, f):
+    return a + d, b + e, tl.maximum(c, f)
 
 
 @triton.jit
@@ -140,8 +118,10 @@ def kth_magnitude(
     words: magnitudes, padding 0; first, second: the candidates of the first round, see `first_candidates`.
     k = n needs no search and gives (0, n, 0).
     """
-    reached, reached_too = count_two(words, first, second, INFINITY, PACKED, THREADS, VECTOR)
-    return _search_on(words, n, k, first, second, reached, reached_too, INFINITY, PACKED, THREADS, VECTOR)
+    both = tl.sum(_both_counted(words, first, second, INFINITY, PACKED, THREADS, VECTOR), 0)
+    low, high, at_least, above = _everything(n, k, INFINITY)
+    low, high, at_least, above = _use(low, high, at_least, above, k, first, second, both)
+    return _search_on(words, k, low, high, at_least, above, INFINITY, PACKED, THREADS, VECTOR)
 
 
 @triton.jit
@@ -149,28 +129,50 @@ def kth_magnitude_and_largest(
     words, n, k, first, second,
     INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """`kth_magnitude`, and the largest pattern, which the first round finds on its way."""
-    reached, reached_too, largest = count_two_and_largest(words, first, second, INFINITY, PACKED, THREADS, VECTOR)
+    """`kth_magnitude`, and the largest pattern.
+
+    The first round finds that too, and tries two candidates between first and second: four cost less than a round more.
+    """
+    turns: tl.constexpr = words.shape[0] // (THREADS * VECTOR)
+    largest = tl.max(tl.max(tl.reshape(largest_of(words), (turns, THREADS, VECTOR)), 2), 0)
+    apart = (second - first) * 3 // 8
+    third = first + apart
+    fourth = second - apart
+    outer = _both_counted(words, first, second, INFINITY, PACKED, THREADS, VECTOR)
+    inner = _both_counted(words, third, fourth, INFINITY, PACKED, THREADS, VECTOR)
+    outer, inner, largest = tl.reduce((outer, inner, largest), 0, _sums_and_largest)
+    low, high, at_least, above = _everything(n, k, INFINITY)
+    low, high, at_least, above = _use(low, high, at_least, above, k, first, second, outer)
+    low, high, at_least, above = _use(low, high, at_least, above, k, third, fourth, inner)
     limit, at_least, above = _search_on(
-        words, n, k, first, second, reached, reached_too, INFINITY, PACKED, THREADS, VECTOR
+        words, k, low, high, at_least, above, INFINITY, PACKED, THREADS, VECTOR
     )
     return limit, at_least, above, largest
 
 
 @triton.jit
-def _search_on(
-    words, n, k, first, second, reached, reached_too,
-    INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
-):  # fmt: skip
-    """The search after its first round, which found how many patterns reach first and second."""
+def _everything(n, k, INFINITY: tl.constexpr):
+    """(low, high, at_least, above) of a search that has not begun, or, with k = n, need not."""
     low = tl.full([], 0, tl.int32)
     high = tl.full([], INFINITY, tl.int32)
     if k >= n:
         high = tl.full([], 0, tl.int32)
-    at_least = tl.full([], 0, tl.int32) + n
-    above = tl.full([], 0, tl.int32)
-    low, high, at_least, above = _narrow(low, high, at_least, above, k, first, reached)
-    low, high, at_least, above = _narrow(low, high, at_least, above, k, second, reached_too)
+    return low, high, low + n, low
+
+
+@triton.jit
+def _use(low, high, at_least, above, k, first, second, both):
+    """Narrow by the counts of two candidates."""
+    low, high, at_least, above = _narrow(low, high, at_least, above, k, first, both & 0xFFFF)
+    return _narrow(low, high, at_least, above, k, second, (both >> 16) & 0xFFFF)
+
+
+@triton.jit
+def _search_on(
+    words, k, low, high, at_least, above,
+    INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """The rounds after the first."""
     turn = tl.full([], 1, tl.int32)
     while low < high:
         span = high - low + 1
@@ -180,9 +182,8 @@ def _search_on(
         first = tl.maximum(tl.where(thirds, low + span // 3, guess - span // 16), low + 1)
         second = tl.where(thirds, high - span // 3, guess + span // 16 + 1)
         second = tl.minimum(tl.maximum(second, first + 1), high)
-        reached, reached_too = count_two(words, first, second, INFINITY, PACKED, THREADS, VECTOR)
-        low, high, at_least, above = _narrow(low, high, at_least, above, k, first, reached)
-        low, high, at_least, above = _narrow(low, high, at_least, above, k, second, reached_too)
+        both = tl.sum(_both_counted(words, first, second, INFINITY, PACKED, THREADS, VECTOR), 0)
+        low, high, at_least, above = _use(low, high, at_least, above, k, first, second, both)
         turn += 1
     return low, at_least, above
 

@@ -164,7 +164,9 @@ class Decoder:
         if self.fused and watch is None:
             h = self.adapt(layer, "h1", h, self.backend)
             qkv = self._site(layer, "h1", h)
-            mixed = ops.attend(qkv, self.cos, self.sin, k_cache, v_cache, self.position, backend=self.backend)
+            mixed = ops.attend(
+                qkv, self.cos, self.sin, k_cache, v_cache, self.position, self.weights.packed, self.backend
+            )
             h = self._site(layer, "h2", mixed, h)
             activated = self._site(layer, "h3", self.adapt(layer, "h3", h, self.backend))
             return self._site(layer, "h4", activated, h)
@@ -191,7 +193,7 @@ class Decoder:
             more |= {"swiglu": True, "gate_limit": self._limit(after, before.dtype) if after.gated else None}
         if rule.gated:
             limit = self._pair(0, -1)  # what did not pass its gate is zero by now
-        more |= {"bias": own.biases.get(site), "residual": residual, "backend": self.backend}
+        more |= {"bias": own.biases.get(site), "residual": residual, "overlap": True, "backend": self.backend}
         k, shape = rule.k if limit is None else None, self._launch_shape(layer, site)
         return ops.select_gemv(before, own.matrices[site], k, limit=limit, config=shape, **more)
 

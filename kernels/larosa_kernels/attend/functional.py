@@ -11,11 +11,7 @@ from torch import Tensor
 from larosa_kernels.attend.kernel import attend_by_slot, attend_by_tile
 from larosa_kernels.attend.reference import attend_reference
 from larosa_kernels.attend.workspace import AttendConfig, cached_workspace, default_attend
-from larosa_kernels.dispatch import HALF, INTERPRETED, expect, expect_vector, use_triton
-
-
-import os
-PDL = int(os.environ.get('PDL', '0'))
+from larosa_kernels.dispatch import HALF, INTERPRETED, expect, expect_vector, overlaps, use_triton
 
 
 @torch.library.custom_op("larosa::attend", mutates_args=("k_cache", "v_cache"))
@@ -26,6 +22,7 @@ def _attend(
     k_cache: Tensor,
     v_cache: Tensor,
     position: Tensor,
+    overlap: bool,
     config: list[int],
 ) -> Tensor:
     # Here, because torch.compile knows no addresses.
@@ -45,7 +42,7 @@ def _attend(
     kernel[(kv_heads, way.splits, rows)](
         qkv, cos, sin, k_cache, v_cache, position, out, space.mix, space.maxima, space.sums, space.counters,
         width**-0.5 / math.log(2), max_len, PER=per, GROUP=way.group(per), WIDTH=width, SPLITS=way.splits, **shape,
-        INTERPRETED=INTERPRETED, PDL=PDL, launch_pdl=PDL > 0, num_warps=way.num_warps,
+        INTERPRETED=INTERPRETED, OVERLAP=overlap, launch_pdl=overlap, num_warps=way.num_warps,
     )  # fmt: skip
     return out
 
@@ -58,6 +55,7 @@ def _(
     k_cache: Tensor,
     v_cache: Tensor,
     position: Tensor,
+    overlap: bool,
     config: list[int],
 ) -> Tensor:
     return qkv.new_empty((qkv.shape[0], qkv.shape[1] - 2 * k_cache.shape[1] * k_cache.shape[3]))
@@ -91,6 +89,7 @@ def attend(
     k_cache: Tensor,
     v_cache: Tensor,
     position: Tensor,
+    overlap: bool = False,
     backend: str = "auto",
     config: AttendConfig | None = None,
 ) -> Tensor:
@@ -98,6 +97,7 @@ def attend(
 
     cos, sin: [max_len, hd], the halves equal (rotate_half); caches: [B, KV, max_len, hd], appended in place at
     `position`, an int tensor [1] on the device, below max_len. Attention runs over 0 .. position, softmax in fp32.
+    overlap: as in `select_gemv`, for launches that write none of cos, sin, position and the cache before it.
     """
     triton = use_triton(backend, qkv)
     expect_vector("qkv", qkv, triton)
@@ -107,5 +107,5 @@ def attend(
     rows, kv_heads, _, width = k_cache.shape
     per = (qkv.shape[1] // width - 2 * kv_heads) // kv_heads
     numbers = [int(v) for v in dataclasses.astuple(config or default_attend(rows, kv_heads, per))]
-    result: Tensor = _attend(qkv, cos, sin, k_cache, v_cache, position, numbers)
+    result: Tensor = _attend(qkv, cos, sin, k_cache, v_cache, position, overlaps(overlap, qkv), numbers)
     return result

@@ -92,7 +92,7 @@ def _start_slots(
 def attend_by_slot(
     qkv, cos, sin, k_cache, v_cache, position, out, mix, maxima, sums, counters, scale, max_len,
     PER: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, STEPS: tl.constexpr,
-    WARPS: tl.constexpr, INTERPRETED: tl.constexpr, PDL: tl.constexpr,
+    WARPS: tl.constexpr, INTERPRETED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Elementwise: a slot is the lanes that hold one row, 16 bytes each, and keeps its own softmax sums.
 
@@ -114,7 +114,7 @@ def attend_by_slot(
     k = tl.load(k_at + cell, mask=t < left, other=0)
     v = tl.load(v_at + cell, mask=t < left, other=0)
     c, s = angle_of(cos, sin, at, 2 * GROUP, WIDTH, dtype, INTERPRETED)
-    if PDL > 0:
+    if OVERLAP:  # what stands above is older than the launch before
         gdc_launch_dependents()
         gdc_wait()
     row, query, key, value = heads_of(qkv, PER, WIDTH)
@@ -154,7 +154,7 @@ def _start_tiles(
 def attend_by_tile(
     qkv, cos, sin, k_cache, v_cache, position, out, mix, maxima, sums, counters, scale, max_len,
     PER: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
-    INTERPRETED: tl.constexpr, PDL: tl.constexpr,
+    INTERPRETED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """On tensor cores, TILE positions at a time by 8 or more queries, padded by the last: scores [TILE, COLUMNS]."""
     COLUMNS: tl.constexpr = max(GROUP, 8)
@@ -171,7 +171,7 @@ def attend_by_tile(
     v = tl.load(v_at + cell, mask=t < left, other=0.0)
     c, s = angle_of(cos, sin, at, COLUMNS, WIDTH, half, INTERPRETED)
 
-    if PDL > 0:
+    if OVERLAP:  # what stands above is older than the launch before
         gdc_launch_dependents()
         gdc_wait()
     row, query, key, value = heads_of(qkv, PER, WIDTH)

@@ -59,7 +59,7 @@ def code_gemv_kernel(
     RULE: tl.constexpr, NORM: tl.constexpr, SWIGLU: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, KEEP_STRIDE: tl.constexpr, SPLITS: tl.constexpr, STEP: tl.constexpr,
     WARPS: tl.constexpr, NIBBLES: tl.constexpr, PAIRED: tl.constexpr, WIDE: tl.constexpr,
-    INTERPRETED: tl.constexpr, MEETING: tl.constexpr, INPUTS: tl.constexpr, PDL: tl.constexpr,
+    INTERPRETED: tl.constexpr, MEETING: tl.constexpr, INPUTS: tl.constexpr, OVERLAP: tl.constexpr,
     BLOCK: tl.constexpr, OWN: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr, STRICT: tl.constexpr,
     INFINITY: tl.constexpr, PACKED: tl.constexpr, BRACKETED: tl.constexpr,
 ):  # fmt: skip
@@ -110,9 +110,7 @@ def code_gemv_kernel(
     if SWIGLU:
         factor_up, summand_up = load_around(scale, bias, column + width, fit, HAS_SCALE, HAS_BIAS)
     old = summand
-    if PDL == 1:
-        gdc_launch_dependents()
-    if PDL > 0:
+    if OVERLAP:
         gdc_wait()
     if HELD:
         words = load_words(source, i, n, EVEN)
@@ -175,8 +173,8 @@ def code_gemv_kernel(
             source, weight, scale, n, lo, count, stride, half, block, up,
             STEP, WARPS, SWIGLU, NIBBLES, RULE != "all", dtype, WIDE, MEETING, INPUTS,
         )  # fmt: skip
-    if PDL == 2:
-        gdc_launch_dependents()
+    if OVERLAP:
+        gdc_launch_dependents()  # the next launch may fill what is free and wait for this one's end
     at = batch * width + column
     if SPLITS == 1:
         _leave(

@@ -65,17 +65,18 @@ PIECE = 128
 """Bytes of a row that a program of codes owns: a whole line of L2, and what eight lanes of a warp load at once."""
 
 
-def code_config(n: int, row_bytes: int) -> GemvConfig:
+def code_config(n: int, weight: torch.dtype, row_bytes: int) -> GemvConfig:
     """For codes of 8 or 4 bits, rows of `row_bytes`.
 
-    One program a piece where those fill most of 132 multiprocessors; else as many share a piece's rows as fit, one of 8
-    warps a multiprocessor, with at least 256 rows each. More would search more than they read.
+    One program a piece where those fill most of 132 multiprocessors; else programs share a piece's rows, at least 256
+    each: two a multiprocessor for 8 bits, one for 4 bits, which have twice as many sums to meet.
     """
-    blocks = int(triton.cdiv(row_bytes, PIECE))
+    blocks, nibbles = int(triton.cdiv(row_bytes, PIECE)), weight == torch.uint8
     if blocks >= 100:
-        return GemvConfig(unroll=2, num_warps=16 if blocks <= 132 else 8, compact=True)
-    splits = max(1, min(132 // blocks, n // 256))
-    return GemvConfig(unroll=2, num_warps=8, compact=True, splits=splits)
+        return GemvConfig(unroll=2 if nibbles else 4, num_warps=16 if blocks <= 132 else 8, compact=True)
+    num_warps = 16 if nibbles and n > 8192 else 8
+    splits = max(1, min((132 if nibbles else 264) // blocks, n // 256))
+    return GemvConfig(unroll=2, num_warps=num_warps, compact=True, splits=splits)
 
 
 def in_pieces(weight: torch.Tensor, outputs: int) -> bool:
@@ -101,7 +102,7 @@ def launch_config(outputs: int, weight: torch.Tensor, kept: int | None) -> GemvC
     """
     n = weight.shape[0]
     if in_pieces(weight, outputs):
-        return code_config(n, weight.shape[1])
+        return code_config(n, weight.dtype, weight.shape[1])
     return replace(gemv_config(n, outputs), compact=kept is not None and kept <= FEW * n)
 
 

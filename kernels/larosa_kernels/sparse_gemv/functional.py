@@ -17,6 +17,7 @@ from larosa_kernels.dispatch import (
     expect,
     expect_pair,
     expect_vector,
+    overlaps,
     refuse_first_use_in_capture,
     use_triton,
 )
@@ -28,8 +29,6 @@ from larosa_kernels.sparse_gemv.meeting import meeting, operands
 from larosa_kernels.sparse_gemv.packing import BLOCK, GROUP, block_count
 from larosa_kernels.sparse_gemv.reference import select_gemv_reference, sparse_gemv_reference
 
-import os
-PDL = int(os.environ.get('PDL', '0'))
 _REGISTERS = 128
 """A thread's, so that two programs of 8 warps fit a multiprocessor."""
 
@@ -66,6 +65,7 @@ def _sparse_gemv(
     m: int,
     largest_scale: float,
     paired: bool,
+    overlap: bool,
     config: list[int],
 ) -> Tensor:
     (batch, n), way = x.shape, GemvConfig.of(config)
@@ -84,7 +84,7 @@ def _sparse_gemv(
     ranked = x if needed else x[:, :1]  # any width goes where one program need not hold it
     search = search_arguments(ranked, strict, bracket is not None, way.num_warps, True, x if norm is None else norm)
     if in_pieces(weight, outputs):
-        _launch_codes(tensors, n, outputs, k, eps, largest_scale, way, around | search | {"PAIRED": paired})
+        _launch_codes(tensors, n, outputs, k, eps, largest_scale, way, around | search, paired, overlap)
         return y
     rows, compact = way.rows(weight.element_size()), way.compact and rule != "all"
     unroll = max(1, min(way.unroll // 2 if swiglu else way.unroll, 2 ** (-(-n // rows) - 1).bit_length()))
@@ -108,6 +108,8 @@ def _launch_codes(
     largest_scale: float,
     way: GemvConfig,
     more: dict[str, Any],
+    paired: bool,
+    overlap: bool,
 ) -> None:
     """The kernel of codes; tensors are those of both kernels, more what is known when they are compiled."""
     x, weight = tensors[0], tensors[4]
@@ -135,7 +137,8 @@ def _launch_codes(
     code_gemv_kernel[(blocks * way.splits, batch)](
         *tensors, line, parts, counters, n, own, outputs, stride, half, k, eps, largest_scale,
         SPLITS=way.splits, STEP=max(2, way.unroll), WARPS=way.num_warps, NIBBLES=nibbles,
-        HELD=held, MEETING=meeting(nibbles, way.num_warps, more["SWIGLU"]), INPUTS=operands(nibbles), PDL=PDL, launch_pdl=PDL > 0, **more,
+        PAIRED=paired, HELD=held, MEETING=meeting(nibbles, way.num_warps, more["SWIGLU"]), INPUTS=operands(nibbles),
+        OVERLAP=overlap, launch_pdl=overlap, **more,
     )  # fmt: skip
 
 
@@ -157,6 +160,7 @@ def _(
     m: int,
     largest_scale: float,
     paired: bool,
+    overlap: bool,
     config: list[int],
 ) -> Tensor:
     return x.new_empty((x.shape[0], m // (2 if swiglu else 1)))
@@ -239,7 +243,7 @@ def sparse_gemv(
     bound = _largest_of(scale, weight, largest_scale)
     result: Tensor = _sparse_gemv(
         x, weight, keep, x.shape[1], True, None, None, 0.0, False, None, scale, bias, residual, m, bound, paired,
-        way,
+        False, way,
     )  # fmt: skip
     return result
 
@@ -261,6 +265,7 @@ def select_gemv(
     m: int | None = None,
     largest_scale: float | None = None,
     paired: bool = False,
+    overlap: bool = False,
     backend: str = "auto",
     config: GemvConfig | None = None,
 ) -> Tensor:
@@ -271,6 +276,8 @@ def select_gemv(
     y [B, I] = silu(gate) * up, zero where |silu(gate)| does not pass the pair `gate_limit` [2] (CATS).
     Otherwise as `sparse_gemv`; the roundings are those of the single ops, and with one launch shape so are the bits,
     of codes with any (else of `sparse_gemv` without `compact` where nothing is dropped: no list is made here then).
+    overlap: the launch may begin before the one in front of it has ended, which must write nothing of this one's but x
+    and residual; of codes on a GPU from compute capability 9.0 on, elsewhere it says nothing.
     Without config the launch shape follows k; a limit's share is unknown here, who knows it gives launch_config's.
     """
     compiled = use_triton(backend, x)
@@ -302,6 +309,6 @@ def select_gemv(
     bound = _largest_of(scale, weight, largest_scale)
     result: Tensor = _sparse_gemv(
         x, weight, limit, k, ties == "strict", bracket, norm, eps, swiglu, gate_limit, scale, bias, residual, m, bound,
-        paired, way,
+        paired, overlaps(overlap, x), way,
     )  # fmt: skip
     return result

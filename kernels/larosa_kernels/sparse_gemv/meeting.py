@@ -64,8 +64,9 @@ def meeting(nibbles: bool, warps: int, swiglu: bool) -> str:
     lines += ["bar.sync 0;", "mov.u32 at, larosa_meeting;"]
     each = 2 if piece > threads and not swiglu else 1
     columns = piece // 2 if swiglu else piece // each
-    if columns < threads:  # threads beyond the last output add what nobody wants
-        lines += [f"and.b32 tid, tid, {columns - 1};"]
+    lines += [f"mov.b64 ${number}, 0;" for number in range(4)]
+    if columns < threads:
+        lines += [f"setp.ge.u32 far, tid, {columns}; @far bra larosa_met;"]
     lines += [f"mad.lo.u32 at, tid, {8 * each}, at;"]
     second = 8 * (piece // 2) if swiglu else 8
     for number, start in enumerate((0, second) if swiglu or each == 2 else (0,)):
@@ -73,9 +74,8 @@ def meeting(nibbles: bool, warps: int, swiglu: bool) -> str:
         for warp in range(1, warps):
             lines += [f"ld.shared.b64 more, [at+{start + 8 * piece * warp}]; add.s64 whole, whole, more;"]
         lines += [f"mov.b64 ${2 * number}, whole;"]
-    if not (swiglu or each == 2):
-        lines += ["mov.b64 $2, 0;"]
-    lines += ["mov.b64 $1, 0; mov.b64 $3, 0;"]
+    if columns < threads:
+        lines += ["larosa_met:"]
     return "{ " + " ".join(lines) + " }"
 
 
