@@ -71,9 +71,10 @@ def op_cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "swiglu_select": (ops.swiglu_select, (x, 8, True, None, None, None, [4, 1])),
         "sparse_gemv": (
             ops.sparse_gemv,
-            (x, w, keep, 64, True, None, None, 0.0, False, None, None, None, None, w.shape[1], [64, 4, 1, 1, 1]),
+            (x, w, keep, 64, True, None, None, 0.0, False, None, None, None, None, w.shape[1], 1.0, False, False)
+            + ([64, 4, 1, 1, 1],),
         ),
-        "attend": (ops.attend, (x, table, table, cache, cache.clone(), position, [2, 16, 4, 0])),
+        "attend": (ops.attend, (x, table, table, cache, cache.clone(), position, False, [2, 16, 4, 0])),
         "pick": (ops.pick, (w[:3], *(torch.zeros(size, dtype=torch.int64, device=DEVICE) for size in (3, (3, 8), 1)))),
     }
 
