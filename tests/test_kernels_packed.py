@@ -57,7 +57,9 @@ def check(
         assert ((y.double() - exact).abs() <= allowed).all()
 
 
-@pytest.mark.parametrize(("m", "paired"), [(1, False), (63, False), (256, False), (300, False), (128, True), (640, True)])
+@pytest.mark.parametrize(
+    ("m", "paired"), [(1, False), (63, False), (256, False), (300, False), (128, True), (640, True)]
+)
 def test_packing_is_undone(m: int, paired: bool) -> None:
     draw = torch.Generator().manual_seed(m)
     codes = torch.randint(-8, 8, (5, m), generator=draw, dtype=torch.int8)

@@ -144,9 +144,7 @@ def kth_magnitude_and_largest(
     low, high, at_least, above = _everything(n, k, INFINITY)
     low, high, at_least, above = _use(low, high, at_least, above, k, first, second, outer)
     low, high, at_least, above = _use(low, high, at_least, above, k, third, fourth, inner)
-    limit, at_least, above = _search_on(
-        words, k, low, high, at_least, above, INFINITY, PACKED, THREADS, VECTOR
-    )
+    limit, at_least, above = _search_on(words, k, low, high, at_least, above, INFINITY, PACKED, THREADS, VECTOR)
     return limit, at_least, above, largest
 
 

@@ -134,7 +134,7 @@ def code_gemv_kernel(
         own_words = tl.where(2 * own_i + 1 < hi, own_words, tl.where(2 * own_i < hi, own_words & 0xFFFF, 0))
     count = hi - lo
     if RULE == "search":
-        limit, at_least, above, largest = kth_magnitude_and_largest(
+        limit, _, above, largest = kth_magnitude_and_largest(
             words & 0x7FFF7FFF, n, k, first_candidate, second_candidate, INFINITY, PACKED, THREADS, 1
         )
     else:

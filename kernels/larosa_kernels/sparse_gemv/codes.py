@@ -1,21 +1,22 @@
 """Codes of 8 and 4 bits times entries in whole numbers, on the tensor cores: device functions of the product of codes.
 
-Codes are whole numbers, so entries become whole numbers too: x, for 4 bits times the scale that it meets, is rounded to
-v / 2^k, where 2^k is chosen by the largest that there can be so that |v| stays within 2^22. What is rounded away is
+Codes are whole numbers, so entries become whole numbers too: x, for 4 bits times the scale that it meets, is rounded
+to v / 2^k, where 2^k is chosen by the largest that there can be so that |v| stays within 2^22. What is rounded away is
 below 2^-22 of the largest entry. From there on everything is exact: sums have the same bits in any order, whatever the
 launch shape and however many programs share a sum.
 
-v + 1.5 * 2^23 is an fp32 number that holds v in its bits: v = b0 + 2^8 b1 + 2^16 (b2 - 64) with its bytes b, unsigned. A
-code goes to the tensor cores as it is stored: a byte, or 16 times a code of 4 bits, the four bits being the upper ones
-of a byte. One `mma.m16n8k32` takes 8 rows of the weight by 16 words of 4 codes. The four codes of a word belong to one
-row but to different outputs; they lie along the sum's dimension k, so the entry stands in four columns n, at another k
-in each, with zeros elsewhere: column n holds output n % 4 of each word, under b0 for n < 4 and b1 for n >= 4. A second
-one does the same under b2 and 64.
+v + 1.5 * 2^23 is an fp32 number that holds v in its bits: v = b0 + 2^8 b1 + 2^16 (b2 - 64) with its bytes b,
+unsigned. A code goes to the tensor cores as it is stored: a byte, or 16 times a code of 4 bits, the four bits being
+the upper ones of a byte. One `mma.m16n8k32` takes 8 rows of the weight by 16 words of 4 codes. The four codes of a
+word belong to one row but to different outputs; they lie along the sum's dimension k, so the entry stands in four
+columns n, at another k in each, with zeros elsewhere: column n holds output n % 4 of each word, under b0 for n < 4 and
+b1 for n >= 4. A second one does the same under b2 and 64.
 
 A lane is (g, t): it loads 16 bytes, words 4 g to 4 g + 3 of a row's piece of 128 bytes, in row t of the warp's four.
 - 8 bits: words 4 g and 4 g + 1 are rows m = g and g + 8 of one product, the other two of another.
-- 4 bits: word 4 g + c is word g of group c, see packing.py: its lower codes, c0 c2 c4 c6, are row g, its upper ones row
-  g + 8, and each of the four groups has a product and a scale of its own.
+- 4 bits: word 4 g + c is word g of group c, see packing.py: its codes at even places are row g, those at odd places
+  row g + 8, and each of the four groups has a product and a scale of its own.
+Needs compute capability 8.0.
 """
 
 from __future__ import annotations
@@ -25,9 +26,23 @@ import triton.language as tl
 
 from larosa_kernels.pairs import low_half
 
-_PRODUCT = tl.constexpr("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 ")
-_INPUTS = tl.constexpr("=r,=r,=r,=r" + ",r" * 20)
-_INPUTS_OF_GROUPS = tl.constexpr("=r,=r,=r,=r" + ",r" * 28)
+_MMA = "mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {$0,$1,$2,$3}, "
+_PAIRS = tl.constexpr(
+    tuple(
+        f"{_MMA}{{${4 + 2 * p},${5 + 2 * p},${8 + 2 * p},${9 + 2 * p}}}, {{$12,$16}}, {{$20,$21,$22,$23}};"
+        for p in (0, 1)
+    )
+)
+"""Of words 2 p and 2 p + 1. Operands are registers of a thread: four sums, then four of each input."""
+_PAIR_INPUTS = tl.constexpr("=r,=r,=r,=r" + ",r" * 20)
+_GROUPS = tl.constexpr(
+    tuple(
+        f"{_MMA}{{${4 + c},${8 + c},${12 + c},${16 + c}}}, {{${20 + c},${24 + c}}}, {{$28,$29,$30,$31}};"
+        for c in range(4)
+    )
+)
+"""Of the words and entries of group c."""
+_GROUP_INPUTS = tl.constexpr("=r,=r,=r,=r" + ",r" * 28)
 _ZERO = tl.constexpr(0x4B400000)
 _VOTE = tl.constexpr("{ .reg .pred p; setp.lt.s32 p, $1, 0; vote.sync.ballot.b32 $0, p, 0xffffffff; }")
 
@@ -57,32 +72,18 @@ def _pick(bits, selector):
 
 @triton.jit
 def _multiply(sums, first, second, x_first, x_second, PAIR: tl.constexpr):
-    """sums [P, 4] plus words 2 PAIR and 2 PAIR + 1 of two rows [P, 4] times their entries' digits [P, 4], four alike."""
-    if PAIR == 0:
-        words: tl.constexpr = "{$0,$1,$2,$3}, {$4,$5,$8,$9}, {$12,$16}, {$20,$21,$22,$23};"
-    else:
-        words: tl.constexpr = "{$0,$1,$2,$3}, {$6,$7,$10,$11}, {$12,$16}, {$20,$21,$22,$23};"
+    """sums [P, 4] plus words 2 PAIR and 2 PAIR + 1 of two rows [P, 4] times their entries [P, 4], four alike."""
     return tl.inline_asm_elementwise(
-        _PRODUCT + words, _INPUTS, [first, second, x_first, x_second, sums], dtype=tl.int32, is_pure=True, pack=4
-    )
+        _PAIRS[PAIR], _PAIR_INPUTS, [first, second, x_first, x_second, sums],
+        dtype=tl.int32, is_pure=True, pack=4,
+    )  # fmt: skip
 
 
 @triton.jit
-def _multiply_group(
-    sums, first_low, first_high, second_low, second_high, x_first, x_second, C: tl.constexpr
-):
-    """sums [P, 4] plus group C of two rows, lower and upper codes [P, 4], times their entries' digits [P, 4]."""
-    if C == 0:
-        words: tl.constexpr = "{$0,$1,$2,$3}, {$4,$8,$12,$16}, {$20,$24}, {$28,$29,$30,$31};"
-    elif C == 1:
-        words: tl.constexpr = "{$0,$1,$2,$3}, {$5,$9,$13,$17}, {$21,$25}, {$28,$29,$30,$31};"
-    elif C == 2:
-        words: tl.constexpr = "{$0,$1,$2,$3}, {$6,$10,$14,$18}, {$22,$26}, {$28,$29,$30,$31};"
-    else:
-        words: tl.constexpr = "{$0,$1,$2,$3}, {$7,$11,$15,$19}, {$23,$27}, {$28,$29,$30,$31};"
+def _multiply_group(sums, first_low, first_high, second_low, second_high, x_first, x_second, C: tl.constexpr):
+    """sums [P, 4] plus group C of two rows, lower and upper codes [P, 4], times their entries by group [P, 4]."""
     return tl.inline_asm_elementwise(
-        _PRODUCT + words, _INPUTS_OF_GROUPS,
-        [first_low, first_high, second_low, second_high, x_first, x_second, sums],
+        _GROUPS[C], _GROUP_INPUTS, [first_low, first_high, second_low, second_high, x_first, x_second, sums],
         dtype=tl.int32, is_pure=True, pack=4,
     )  # fmt: skip
 
@@ -185,7 +186,9 @@ def _add(sums, items, loaded, up, stride, select_high, select_low, STEP: tl.cons
 
 
 @triton.jit
-def _met(sums, MEETING: tl.constexpr, INPUTS: tl.constexpr, WARPS: tl.constexpr, SWIGLU: tl.constexpr, PIECE: tl.constexpr):
+def _met(
+    sums, MEETING: tl.constexpr, INPUTS: tl.constexpr, WARPS: tl.constexpr, SWIGLU: tl.constexpr, PIECE: tl.constexpr
+):
     """The sums of all warps, by meeting.py: of gate and up [P] each, or twice those of all outputs, [P] or [2 P]."""
     found = tl.inline_asm_elementwise(MEETING, INPUTS, list(sums), dtype=tl.int64, is_pure=False, pack=4)
     both, _ = tl.split(tl.reshape(found, (32 * WARPS, 2, 2)))

@@ -2,49 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
-from larosa_kernels.dispatch import (
-    HALF,
-    INTERPRETED,
-    check_k,
-    check_ties,
-    expect,
-    expect_pair,
-    expect_vector,
-    overlaps,
-    refuse_first_use_in_capture,
-    use_triton,
-)
-from larosa_kernels.search_config import MAX_WIDTH, block_of, search_arguments
-from larosa_kernels.sparse_gemv.code_kernel import code_gemv_kernel
-from larosa_kernels.sparse_gemv.config import PIECE, GemvConfig, in_pieces, launch_config
-from larosa_kernels.sparse_gemv.kernel import sparse_gemv_kernel
-from larosa_kernels.sparse_gemv.meeting import meeting, operands
+from larosa_kernels.dispatch import HALF, check_k, check_ties, expect, expect_pair, expect_vector, overlaps, use_triton
+from larosa_kernels.sparse_gemv.config import GemvConfig, in_pieces, launch_config
+from larosa_kernels.sparse_gemv.launch import Product, launch_codes, launch_rows
 from larosa_kernels.sparse_gemv.packing import BLOCK, GROUP, block_count
 from larosa_kernels.sparse_gemv.reference import select_gemv_reference, sparse_gemv_reference
-
-_REGISTERS = 128
-"""A thread's, so that two programs of 8 warps fit a multiprocessor."""
-
-
-@cache
-def _one(device: torch.device) -> Tensor:
-    """1.0 where a kernel can read it."""
-    refuse_first_use_in_capture("sparse_gemv")
-    return torch.ones(1, dtype=torch.float32, device=device)
-
-
-@cache
-def _counters(device: torch.device) -> Tensor:
-    """Zeros, which every launch leaves as zeros; shared by all calls on the device's one stream."""
-    refuse_first_use_in_capture("sparse_gemv")
-    return torch.zeros(1 << 16, dtype=torch.int32, device=device)
 
 
 @torch.library.custom_op("larosa::sparse_gemv", mutates_args=())
@@ -68,78 +35,12 @@ def _sparse_gemv(
     overlap: bool,
     config: list[int],
 ) -> Tensor:
-    (batch, n), way = x.shape, GemvConfig.of(config)
-    outputs = m // 2 if swiglu else m
-    rule = "given" if keep is not None else "search" if k < n else "all"
-    needed = norm is not None or rule != "all"
-    y = torch.empty(batch, outputs, dtype=x.dtype, device=x.device)
-    around: dict[str, Any] = {
-        "RULE": rule, "NORM": norm is not None, "SWIGLU": swiglu, "GATED": gate_limit is not None,
-        "HAS_BIAS": bias is not None, "HAS_RESIDUAL": residual is not None,
-        "KEEP_STRIDE": 2 if keep is not None and keep.dim() == 2 else 0, "WIDE": n * m >= 2**31,
-        "INTERPRETED": INTERPRETED, "maxnreg": _REGISTERS,
-    }  # fmt: skip
-    tensors = [x if each is None else each for each in (x, norm, bracket, keep, weight, scale, bias, gate_limit)]
-    tensors += [x if residual is None else residual, y]
-    ranked = x if needed else x[:, :1]  # any width goes where one program need not hold it
-    search = search_arguments(ranked, strict, bracket is not None, way.num_warps, True, x if norm is None else norm)
-    if in_pieces(weight, outputs):
-        _launch_codes(tensors, n, outputs, k, eps, largest_scale, way, around | search, paired, overlap)
-        return y
-    rows, compact = way.rows(weight.element_size()), way.compact and rule != "all"
-    unroll = max(1, min(way.unroll // 2 if swiglu else way.unroll, 2 ** (-(-n // rows) - 1).bit_length()))
-    scratch = (way.blocks(outputs), batch, n) if needed else 1
-    line = torch.empty(scratch, dtype=torch.int32 if compact else x.dtype, device=x.device)
-    if compact:
-        search["VECTOR"] = 1  # neighbouring words in neighbouring lanes, see kept.py
-    sparse_gemv_kernel[(way.blocks(outputs), batch)](
-        *tensors, line, _one(x.device), n, outputs, k, eps, HAS_SCALE=scale is not None, COLUMNS=way.columns,
-        ROWS=rows, UNROLL=unroll, COMPACT=compact, **around, **search,
+    product = Product(
+        x, weight, keep, k, strict, bracket, norm, eps, swiglu, gate_limit, scale, bias, residual, m, largest_scale,
+        paired, overlap,
     )  # fmt: skip
-    return y
-
-
-def _launch_codes(
-    tensors: list[Tensor],
-    n: int,
-    outputs: int,
-    k: int,
-    eps: float,
-    largest_scale: float,
-    way: GemvConfig,
-    more: dict[str, Any],
-    paired: bool,
-    overlap: bool,
-) -> None:
-    """The kernel of codes; tensors are those of both kernels, more what is known when they are compiled."""
-    x, weight = tensors[0], tensors[4]
-    if way.num_warps < 4:
-        raise ValueError(f"config.num_warps: expected 4, 8 or 16 for codes, got {way.num_warps}")
-    if weight.data_ptr() % 16:  # here, because torch.compile knows no addresses
-        raise ValueError("weight: expected an address that is a multiple of 16; clone it")
-    batch, nibbles, drops = len(x), weight.dtype == torch.uint8, more["RULE"] != "all"
-    stride = weight.shape[1] // 4
-    half = outputs // (8 if nibbles else 4)
-    blocks = int(triton.cdiv(weight.shape[1], PIECE))
-    own = 2 * int(triton.cdiv(triton.cdiv(n, 2), way.splits))
-    held = more["NORM"] or drops or n <= MAX_WIDTH
-    least, empty = 64 * way.num_warps, partial(torch.empty, device=x.device)
-    scratch = (blocks * way.splits, batch, own) if drops or more["NORM"] else 1
-    line = empty(scratch, dtype=torch.int32 if drops else x.dtype)
-    piece = PIECE * (2 if nibbles else 1)
-    parts = empty((way.splits, batch, blocks, piece) if way.splits > 1 else 1, dtype=torch.int64)
-    counters = _counters(x.device)
-    if way.splits > 1 and batch * blocks > len(counters):
-        raise ValueError(f"x: expected at most {len(counters) // blocks} rows with config.splits > 1, got {batch}")
-    del more["THREADS"], more["VECTOR"]
-    more |= {"BLOCK": max(least, block_of(n) if held else 4096), "OWN": max(least, triton.next_power_of_2(own))}
-    more["EVEN"] = n % 2 == 0 and all(each.data_ptr() % 4 == 0 for each in tensors[:2])
-    code_gemv_kernel[(blocks * way.splits, batch)](
-        *tensors, line, parts, counters, n, own, outputs, stride, half, k, eps, largest_scale,
-        SPLITS=way.splits, STEP=max(2, way.unroll), WARPS=way.num_warps, NIBBLES=nibbles,
-        PAIRED=paired, HELD=held, MEETING=meeting(nibbles, way.num_warps, more["SWIGLU"]), INPUTS=operands(nibbles),
-        OVERLAP=overlap, launch_pdl=overlap, **more,
-    )  # fmt: skip
+    launch = launch_codes if in_pieces(weight, product.outputs) else launch_rows
+    return launch(product, GemvConfig.of(config))
 
 
 @_sparse_gemv.register_fake
@@ -180,7 +81,7 @@ def _check(
     rows, n = x.shape
     packed = weight.dtype == torch.uint8
     if paired and not (packed and m % (2 * GROUP) == 0):
-        raise ValueError(f"paired: expected a uint8 weight, gates and ups in groups of {GROUP}; got {weight.dtype}, {m}")
+        raise ValueError(f"paired: expected a uint8 weight, gates and ups in groups of {GROUP}: {weight.dtype}, {m}")
     blocks = block_count(m, paired)
     kinds = [*HALF, torch.int8, torch.uint8, *([] if compiled else [torch.float32])]
     expect("weight", weight, [n, blocks * BLOCK // 2 if packed else m], kinds, x.device)

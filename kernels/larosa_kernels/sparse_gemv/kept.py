@@ -205,9 +205,7 @@ def no_ties(THREADS: tl.constexpr):
 
 
 @triton.jit
-def ties_before(
-    words, i, limit, end, INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr
-):
+def ties_before(words, i, limit, end, INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr):
     """Of each warp, how many of its entries before `end`, an even number, equal the limit; words at i, [BLOCK / 2]."""
     _, equal = _above_and_at(words & 0x7FFF7FFF, limit, INFINITY, PACKED)
     ties = _size(tl.where(2 * i < end, equal & 0x10001, 0), PACKED)

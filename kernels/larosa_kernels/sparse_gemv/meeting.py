@@ -15,7 +15,7 @@ from functools import cache
 
 
 def _kept(nibbles: bool) -> list[tuple[int, int, int]]:
-    """(first product, second product, register) of what a lane keeps, of lanes t < 2 and t >= 2, in the order of outputs."""
+    """(product of lanes t < 2, of lanes t >= 2, register) of what a lane keeps, in the order of outputs."""
     if nibbles:  # groups 0, 1 or 2, 3; outputs 4 (t % 2) to 4 (t % 2) + 3 of a word
         return [(group, 2 + group, register) for group in (0, 1) for register in (0, 2, 1, 3)]
     return [(0, 1, register) for register in range(4)]  # words 0, 1 or 2, 3; outputs 2 (t % 2) and the next of a word
@@ -24,7 +24,7 @@ def _kept(nibbles: bool) -> list[tuple[int, int, int]]:
 @cache
 def meeting(nibbles: bool, warps: int, swiglu: bool) -> str:
     """Registers 0 and 2 of four int64: sums of outputs (2) tid and (2) tid + 1, or of gate tid and up tid."""
-    piece, products = (256, 4) if nibbles else (128, 2)
+    piece = 256 if nibbles else 128
     threads = 32 * warps
     lines = [
         ".reg .pred far; .reg .b32 tid, t, g, at, own, low, high, send, met; .reg .b64 whole, whole1, more;",

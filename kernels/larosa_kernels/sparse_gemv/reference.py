@@ -26,8 +26,8 @@ def sparse_gemv_reference(
 ) -> Tensor:
     """x: [B, n], keep: [B, 2], weight: [n, m] -> y [B, m] in x's dtype, summed in fp32 and rounded once.
 
-    scale: [m] fp32 for an int8 weight; a uint8 one with scale [blocks, n, 4], m and paired is packed (packing.py). Rows of
-    dropped inputs may hold anything, NaN included.
+    scale: [m] fp32 for an int8 weight; a uint8 one with scale [blocks, n, 4], m and paired is packed (packing.py).
+    Rows of dropped inputs may hold anything, NaN included.
     """
     if weight.dtype == torch.uint8 and scale is not None and m is not None:
         weight, scale = unpacked(weight, scale, m, paired), None

@@ -1,0 +1,149 @@
+"""Launches of the sparse product: rows in fp32 (kernel.py), and codes in whole numbers (code_kernel.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from larosa_kernels.dispatch import INTERPRETED, refuse_first_use_in_capture
+from larosa_kernels.search_config import MAX_WIDTH, block_of, search_arguments
+from larosa_kernels.sparse_gemv.code_kernel import code_gemv_kernel
+from larosa_kernels.sparse_gemv.config import PIECE, GemvConfig
+from larosa_kernels.sparse_gemv.kernel import sparse_gemv_kernel
+from larosa_kernels.sparse_gemv.meeting import meeting, operands
+
+_REGISTERS = 128
+"""A thread's, so that two programs of 8 warps fit a multiprocessor."""
+_COUNTERS = 1 << 16
+_BEYOND_HELD = 4096
+"""Entries at a time of a vector that is too wide for a program to hold."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """What `select_gemv` and `sparse_gemv` (functional.py) are asked for, checked."""
+
+    x: Tensor
+    weight: Tensor
+    keep: Tensor | None
+    k: int
+    strict: bool
+    bracket: Tensor | None
+    norm: Tensor | None
+    eps: float
+    swiglu: bool
+    gate_limit: Tensor | None
+    scale: Tensor | None
+    bias: Tensor | None
+    residual: Tensor | None
+    m: int
+    largest_scale: float
+    paired: bool
+    overlap: bool
+
+    @property
+    def outputs(self) -> int:
+        """Of the launch."""
+        return self.m // 2 if self.swiglu else self.m
+
+    @property
+    def rule(self) -> str:
+        """What stays: `given` by a pair, found by `search`, or `all`."""
+        return "given" if self.keep is not None else "search" if self.k < self.x.shape[1] else "all"
+
+    @property
+    def read_twice(self) -> bool:
+        """Whether a program looks at all of x before it multiplies."""
+        return self.norm is not None or self.rule != "all"
+
+    def tensors(self) -> list[Tensor]:
+        """Both kernels' first arguments up to the residual; x where there is none."""
+        first = (self.x, self.norm, self.bracket, self.keep, self.weight, self.scale, self.bias, self.gate_limit)
+        return [self.x if each is None else each for each in (*first, self.residual)]
+
+    def known(self, way: GemvConfig) -> dict[str, Any]:
+        """What both kernels know when they are compiled."""
+        ranked = self.x if self.read_twice else self.x[:, :1]  # any width goes where one program need not hold it
+        others = self.x if self.norm is None else self.norm
+        found = search_arguments(ranked, self.strict, self.bracket is not None, way.num_warps, True, others)
+        return found | {
+            "RULE": self.rule, "NORM": self.norm is not None, "SWIGLU": self.swiglu,
+            "GATED": self.gate_limit is not None, "HAS_BIAS": self.bias is not None,
+            "HAS_RESIDUAL": self.residual is not None, "INTERPRETED": INTERPRETED, "maxnreg": _REGISTERS,
+            "KEEP_STRIDE": 2 if self.keep is not None and self.keep.dim() == 2 else 0,
+            "WIDE": self.x.shape[1] * self.m >= 2**31,
+        }  # fmt: skip
+
+    def empty_output(self) -> Tensor:
+        """y [B, outputs]."""
+        return self.x.new_empty((len(self.x), self.outputs))
+
+
+@cache
+def one(device: torch.device) -> Tensor:
+    """1.0 where a kernel can read it."""
+    refuse_first_use_in_capture("sparse_gemv")
+    return torch.ones(1, dtype=torch.float32, device=device)
+
+
+@cache
+def _counters(device: torch.device) -> Tensor:
+    """Zeros, which every launch leaves as zeros; shared by all calls on the device's one stream."""
+    refuse_first_use_in_capture("sparse_gemv")
+    return torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
+
+
+def launch_rows(product: Product, way: GemvConfig) -> Tensor:
+    """The product of weights that are no codes, or of int8 whose outputs do not come in sixteens."""
+    x, outputs, known = product.x, product.outputs, product.known(way)
+    batch, n = x.shape
+    y = product.empty_output()
+    rows, compact = way.rows(product.weight.element_size()), way.compact and product.rule != "all"
+    unroll = way.unroll // 2 if product.swiglu else way.unroll
+    unroll = max(1, min(unroll, 2 ** (-(-n // rows) - 1).bit_length()))
+    scratch = (way.blocks(outputs), batch, n) if product.read_twice else 1
+    line = torch.empty(scratch, dtype=torch.int32 if compact else x.dtype, device=x.device)
+    if compact:
+        known["VECTOR"] = 1  # neighbouring words in neighbouring lanes, see kept.py
+    sparse_gemv_kernel[(way.blocks(outputs), batch)](
+        *product.tensors(), y, line, one(x.device), n, outputs, product.k, product.eps,
+        HAS_SCALE=product.scale is not None, COLUMNS=way.columns, ROWS=rows, UNROLL=unroll, COMPACT=compact, **known,
+    )  # fmt: skip
+    return y
+
+
+def launch_codes(product: Product, way: GemvConfig) -> Tensor:
+    """The product of 8-bit or packed 4-bit codes. Raises ValueError for a launch shape or an address it cannot take."""
+    x, weight, tensors, known = product.x, product.weight, product.tensors(), product.known(way)
+    if way.num_warps < 4:
+        raise ValueError(f"config.num_warps: expected 4, 8 or 16 for codes, got {way.num_warps}")
+    if weight.data_ptr() % 16:  # here, because torch.compile knows no addresses
+        raise ValueError("weight: expected an address that is a multiple of 16; clone it")
+    (batch, n), nibbles, drops = x.shape, weight.dtype == torch.uint8, product.rule != "all"
+    blocks = int(triton.cdiv(weight.shape[1], PIECE))
+    if way.splits > 1 and batch * blocks > _COUNTERS:
+        raise ValueError(f"x: expected at most {_COUNTERS // blocks} rows with config.splits > 1, got {batch}")
+    own = 2 * int(triton.cdiv(triton.cdiv(n, 2), way.splits))
+    held, least = product.read_twice or n <= MAX_WIDTH, 64 * way.num_warps
+    y = product.empty_output()
+    scratch = (blocks * way.splits, batch, own) if product.read_twice else 1
+    line = torch.empty(scratch, dtype=torch.int32 if drops else x.dtype, device=x.device)
+    lines = (way.splits, batch, blocks, PIECE * (2 if nibbles else 1)) if way.splits > 1 else 1
+    parts = torch.empty(lines, dtype=torch.int64, device=x.device)
+    del known["THREADS"], known["VECTOR"]
+    known["BLOCK"] = max(least, block_of(n) if held else _BEYOND_HELD)
+    known["EVEN"] = n % 2 == 0 and all(each.data_ptr() % 4 == 0 for each in tensors[:2])
+    code_gemv_kernel[(blocks * way.splits, batch)](
+        *tensors, y, line, parts, _counters(x.device),
+        n, own, product.outputs, weight.shape[1] // 4, product.outputs // (8 if nibbles else 4), product.k,
+        product.eps, product.largest_scale, OWN=max(least, triton.next_power_of_2(own)), HELD=held,
+        SPLITS=way.splits, STEP=max(2, way.unroll), WARPS=way.num_warps, NIBBLES=nibbles, PAIRED=product.paired,
+        MEETING=meeting(nibbles, way.num_warps, product.swiglu), INPUTS=operands(nibbles),
+        OVERLAP=product.overlap, launch_pdl=product.overlap, **known,
+    )  # fmt: skip
+    return y
