@@ -52,8 +52,11 @@ def wide(dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     return build_model("qwen2", dtype=dtype, tied=True, **WIDE)
 
 
-def random(scheme: str | None, head: bool = False, dtype: torch.dtype = torch.float32, **more: Any) -> DecodeWeights:
-    shape = AutoConfig.for_model("qwen2", **{**SHAPE, **WIDE})
+def random(
+    scheme: str | None, head: bool = False, dtype: torch.dtype = torch.float32, wider: int = 1, **more: Any
+) -> DecodeWeights:
+    widths = {name: wider * WIDE[name] for name in ("hidden_size", "intermediate_size")}
+    shape = AutoConfig.for_model("qwen2", **{**SHAPE, **WIDE, **widths})
     return random_weights(shape, dtype, torch.device("cpu"), seed=0, layers=2, **more).rounded(scheme, head)
 
 
@@ -107,7 +110,7 @@ def test_random_codes_pass_the_plain_gate(scheme: str) -> None:
         ("w8", 0.5, "top-k", True),
         ("w8", 0.5, "limit", True),
         ("w4_output", 0.5, "top-k", True),
-        ("w8", 0.0, "top-k", False),
+        ("w8", 0.0, "top-k", True),  # of codes it says nothing
         (None, 0.75, "top-k", True),
         (None, 0.75, "limit", True),
         ("w8", 0.75, "limit, unknown", True),
@@ -123,9 +126,11 @@ def test_a_fused_step_has_the_bits_and_launch_shapes_of_the_watched_one(
     own = AutoConfig.for_model("llama", **{**shape, "vocab_size": 40})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     weights = random_weights(own, torch.bfloat16, device, seed=0, layers=1).rounded(scheme, head=scheme is not None)
-    launched: list[list[int]] = []
-    way = functional._way
-    monkeypatch.setattr(functional, "_way", lambda *given: (launched.append(way(*given)), launched[-1])[1])
+    launched: list[tuple[str, GemvConfig]] = []
+    for name in ("launch_rows", "launch_codes"):
+        launch = getattr(functional, name)
+        watched = lambda product, way, name=name, launch=launch: (launched.append((name, way)), launch(product, way))[1]  # noqa: E731
+        monkeypatch.setattr(functional, name, watched)
     rules = level_rules(weights.shape, 0.0 if rule == "limit, unknown" else level)
     if rule != "top-k":
         rules = {site: (SiteRule(own.k, limit=0.1 if site == "h1" else 0.01),) for site, (own,) in rules.items()}
@@ -135,7 +140,9 @@ def test_a_fused_step_has_the_bits_and_launch_shapes_of_the_watched_one(
     assert found["bit_identical"]
     a_step = launched[: 4 + (scheme is not None)]  # the head's codes are a launch too
     assert launched == a_step * (len(launched) // len(a_step))
-    assert all(GemvConfig.of(numbers).compact == listed for numbers in a_step[:4])
+    assert all(way.compact == listed for _, way in a_step[:4])
+    assert {name for name, _ in a_step[:4]} == {"launch_rows" if scheme is None else "launch_codes"}
+    assert all(name == "launch_rows" for name, _ in a_step[4:])  # 40 outputs do not come in sixteens
 
 
 @pytest.mark.parametrize(("scheme", "bits"), [(None, 32), ("w8", 8), ("w4_output", 4)])
@@ -146,18 +153,21 @@ def test_bytes_are_codes_and_scales(scheme: str | None, bits: int) -> None:
         read = measure(Decoder(own, level_rules(own.shape, level), 16), context=8, new_tokens=2, repeats=1)[
             "read_bytes"
         ]
-        codes = 2 * sum((1 - level) * n * m * bits / 8 for n, m in sites)
+        # Packed codes come in blocks of 256 outputs, gates and ups in blocks of 128 of each.
+        stored = [-(-m // 256) * 256 if scheme == "w4_output" else m for _, m in sites]
+        codes = 2 * sum((1 - level) * n * m * bits / 8 for (n, _), m in zip(sites, stored, strict=True))
         scales = {
             None: 0,
             "w8": 2 * sum(4 * m for _, m in sites),
-            "w4_output": 2 * sum(2 * n * m / 64 for n, m in sites),
+            "w4_output": 2 * sum(2 * n * m / 64 for (n, _), m in zip(sites, stored, strict=True)),
         }
         assert read["projections"] == codes + scales[scheme]
         assert read["lm_head"] == (384 * D * 4 if scheme is None else 384 * D + 4 * 384)
 
 
 def test_quantised_dense_stands_beside_dense_that_is_not() -> None:
-    rows = compare(random("w4_output"), {"half": level_rules(random(None).shape, 0.5)}, (8,), (3,), repeats=2)
+    weights = random("w4_output", wider=4)  # whole blocks of packed codes
+    rows = compare(weights, {"half": level_rules(weights.shape, 0.5)}, (8,), (3,), repeats=2)
     kinds = [row["kind"] for row in rows]
     assert kinds == ["dense"] * 4 + ["quantised", "sparse"]
     assert rows[4]["read_bytes"]["projections"] < rows[3]["read_bytes"]["projections"] / 7  # of float32
