@@ -25,6 +25,8 @@ from larosa.sparsity.low_rank import LowRank
 from larosa.sparsity.schedule import byte_weighted
 
 COUNTED_BYTES = 2
+_PACKED = 256
+"""Outputs of a block of packed 4-bit codes (larosa_kernels.sparse_gemv.packing, which would bring Triton along)."""
 _WEIGHT_BITS = {"none": 8 * COUNTED_BYTES, "w8": 8, "w4": 4}
 LLAMA2_7B = ModelShape(
     layers=32,
@@ -162,10 +164,10 @@ def quantised_account(plan: Plan, config: QuantizationConfig, vocabulary: int) -
     and the extras; its shares are of the dense projections stored alike, and in 16 bits. The head is apart.
     """
     shape = plan.shape
-    dense = shape.layers * sum(_stored(site, config) for site in shape.sites.values())
+    dense = shape.layers * sum(_stored(s, shape.sites[s], config) for s in SITES)
     zeros = {s: sum(shape.sites[s].width - kept for kept in plan.levels.kept[s]) for s in SITES}
-    skipped = sum(zeros[s] * plan.levels.skips[s] for s in SITES) * _WEIGHT_BITS[config.weights]
-    read = dense - skipped // 8
+    outputs = {s: plan.levels.skips[s] * _outputs(s, shape.sites[s], config) // shape.sites[s].fan_out for s in SITES}
+    read = dense - sum(zeros[s] * outputs[s] for s in SITES) * _WEIGHT_BITS[config.weights] // 8
     D, added = shape.hidden_size, extras(plan).bytes
     if config.adapters == "w8" and plan.rotation is not None and plan.method.form == "absorbed":
         added -= plan.rotation.adapters * (D * D * (COUNTED_BYTES - 1) - 4 * D)
@@ -181,9 +183,18 @@ def quantised_account(plan: Plan, config: QuantizationConfig, vocabulary: int) -
     }
 
 
-def _stored(site: Site, config: QuantizationConfig) -> int:
+def _outputs(name: str, site: Site, config: QuantizationConfig) -> int:
+    """Outputs of a site's readers as they are stored: the decoder packs 4-bit codes in blocks (its packing.py)."""
+    if config.weights != "w4" or config.groups != "output":
+        return site.fan_out
+    if name == "h3":  # half of a block are gates, the other half their ups
+        return -(-site.fan_out // 2 // (_PACKED // 2)) * _PACKED
+    return -(-site.fan_out // _PACKED) * _PACKED
+
+
+def _stored(name: str, site: Site, config: QuantizationConfig) -> int:
     """Bytes of codes and scales of a site's readers, a layer."""
-    outputs = sum(site.outputs)
+    outputs = _outputs(name, site, config)
     codes = site.width * outputs * _WEIGHT_BITS[config.weights] // 8
     if config.weights == "none":
         return codes
