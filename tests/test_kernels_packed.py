@@ -11,7 +11,7 @@ import pytest
 import torch
 from larosa_kernels import kept_mask, limit_from_threshold, norm_select, select, select_gemv, sparse_gemv, swiglu_select
 from larosa_kernels import testing as kt
-from larosa_kernels.sparse_gemv.config import GemvConfig
+from larosa_kernels.sparse_gemv.config import GemvConfig, code_config
 from larosa_kernels.sparse_gemv.packing import pack_codes, pack_scales, unpack_codes, unpacked
 from larosa_kernels.sparse_gemv.reference import sparse_gemv_reference
 from torch import Tensor
@@ -171,3 +171,13 @@ def test_what_does_not_fit_is_named() -> None:
         select_gemv(x, weight, scale=scale, m=128, swiglu=True)
     with pytest.raises(ValueError, match="groups of 64"):
         sparse_gemv(x, keep, weight, scale=scale, m=100, paired=True)
+
+
+@pytest.mark.parametrize("n", [4096, 3584, 14336, 18944])
+@pytest.mark.parametrize("row_bytes", [2048, 3072, 6144, 11008, 14336, 22016, 128256])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8], ids=str)
+def test_default_shapes_fill_132_multiprocessors(dtype: torch.dtype, row_bytes: int, n: int) -> None:
+    config = code_config(n, dtype, row_bytes)
+    programs = -(-row_bytes // 128) * config.splits
+    assert programs >= 100
+    assert config.splits == 1 or (programs <= 264 and n / config.splits >= 256)

@@ -69,13 +69,14 @@ def code_config(n: int, weight: torch.dtype, row_bytes: int) -> GemvConfig:
     """For codes of 8 or 4 bits, rows of `row_bytes`.
 
     One program a piece where those fill most of 132 multiprocessors; else programs share a piece's rows, at least 256
-    each: two a multiprocessor for 8 bits, one for 4 bits, which have twice as many sums to meet.
+    each: two a multiprocessor for 8 bits; for 4 bits, which have twice as many sums to meet, one where that fills them.
     """
     blocks, nibbles = int(triton.cdiv(row_bytes, PIECE)), weight == torch.uint8
     if blocks >= 100:
         return GemvConfig(unroll=2 if nibbles else 4, num_warps=16 if blocks <= 132 else 8, compact=True)
     num_warps = 16 if nibbles and n > 8192 else 8
-    splits = max(1, min((132 if nibbles else 264) // blocks, n // 256))
+    programs = 132 if nibbles and 132 // blocks * blocks >= 100 else 264
+    splits = max(1, min(programs // blocks, n // 256))
     return GemvConfig(unroll=2, num_warps=num_warps, compact=True, splits=splits)
 
 
