@@ -110,7 +110,7 @@ def test_random_codes_pass_the_plain_gate(scheme: str) -> None:
         ("w8", 0.5, "top-k", True),
         ("w8", 0.5, "limit", True),
         ("w4_output", 0.5, "top-k", True),
-        ("w8", 0.0, "top-k", True),  # of codes it says nothing
+        ("w8", 0.0, "top-k", False),
         (None, 0.75, "top-k", True),
         (None, 0.75, "limit", True),
         ("w8", 0.75, "limit, unknown", True),
@@ -140,9 +140,9 @@ def test_a_fused_step_has_the_bits_and_launch_shapes_of_the_watched_one(
     assert found["bit_identical"]
     a_step = launched[: 4 + (scheme is not None)]  # the head's codes are a launch too
     assert launched == a_step * (len(launched) // len(a_step))
-    assert all(way.compact == listed for _, way in a_step[:4])
+    assert scheme is not None or all(way.compact == listed for _, way in a_step[:4])  # codes always go by a list
     assert {name for name, _ in a_step[:4]} == {"launch_rows" if scheme is None else "launch_codes"}
-    assert all(name == "launch_rows" for name, _ in a_step[4:])  # 40 outputs do not come in sixteens
+    assert all(name == "launch_rows" for name, _ in a_step[4:])  # 40 outputs do not come by 32
 
 
 @pytest.mark.parametrize(("scheme", "bits"), [(None, 32), ("w8", 8), ("w4_output", 4)])

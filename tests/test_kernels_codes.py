@@ -2,6 +2,8 @@
 
 The interpreter runs the product of codes code by code (`add_codes_plainly`). What a GPU runs in its place is held here
 against whole numbers: the strings that go to the assembler are read, and the layouts that Triton chooses for them.
+What `add_codes` gives the tensor cores, an entry's bytes and a lane's words, is written here again: only a GPU tests
+its own.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import torch
 from larosa_kernels import attend, norm_select, pick, select, select_gemv, sparse_gemv, swiglu_select
 from larosa_kernels import testing as kt
 from larosa_kernels.search_config import SearchConfig
-from larosa_kernels.sparse_gemv import functional
+from larosa_kernels.sparse_gemv import launch
 from larosa_kernels.sparse_gemv.config import GemvConfig
 from test_kernels import DEVICE, HALF, ON_GPU, check_gemv, normal
 from torch import Tensor
@@ -54,12 +54,14 @@ def test_graph_replays_give_the_bits_of_eager_calls() -> None:
         assert all(torch.equal(a, b) for a, b in zip(found, outputs, strict=True))
 
 
-def test_capture_before_the_first_call_is_refused() -> None:
+@pytest.mark.parametrize("made", ["one", "_counters"])
+def test_capture_before_the_first_call_is_refused(made: str) -> None:
     x, weight = normal(1, 320), normal(320, 96)
+    more = {} if made == "one" else {"scale": torch.ones(96, device=DEVICE)}
     keep = select(x, 160)
-    functional._one.cache_clear()
+    getattr(launch, made).cache_clear()
     with pytest.raises(RuntimeError, match="run it once"), torch.cuda.graph(torch.cuda.CUDAGraph()):
-        sparse_gemv(x, keep, weight)
+        sparse_gemv(x, keep, weight.to(torch.int8) if more else weight, **more)
 
 
 @pytest.mark.parametrize("n", [4096, 3584, 576])

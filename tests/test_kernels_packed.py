@@ -181,3 +181,40 @@ def test_default_shapes_fill_132_multiprocessors(dtype: torch.dtype, row_bytes: 
     programs = -(-row_bytes // 128) * config.splits
     assert programs >= 100
     assert config.splits == 1 or (programs <= 264 and n / config.splits >= 256)
+
+
+@pytest.mark.parametrize("kind", ["ties", "equal"])
+@pytest.mark.parametrize("ties", ["strict", "keep"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_ties_are_kept_in_order_by_programs_that_share_rows(bits: int, ties: str, kind: str) -> None:
+    """Those in front of a program's rows take up room: any number of splits keeps what the reference keeps."""
+    n, m = 257, 64
+    x = kt.vector(kind, 2, n, torch.bfloat16, DEVICE)
+    weight, scale = packed(n, m)
+    around: dict[str, Any] = {"scale": scale, "m": m}
+    if bits == 8:
+        codes = torch.randint(-127, 128, (n, m), generator=torch.Generator().manual_seed(1), dtype=torch.int8)
+        weight, around = codes.to(DEVICE), {"scale": torch.full((m,), 0.01, device=DEVICE)}
+    for k in (40, 120, 200):
+        wanted = select_gemv(x, weight, k, ties, backend="reference", **around).float()
+        found = [
+            select_gemv(
+                x, weight, k, ties, backend="triton", config=GemvConfig(unroll=2, num_warps=4, splits=s), **around
+            )
+            for s in (1, 7)
+        ]
+        assert all(torch.equal(found[0], other) for other in found[1:])
+        assert (found[0].float() - wanted).norm() <= kt.EPSILON[x.dtype] * wanted.norm()
+
+
+def test_many_rows_are_not_split_and_small_scales_are_no_trouble() -> None:
+    x, (weight, scale) = normal(270, 64), packed(64, 64)
+    keep = select(x, 32)
+    wanted = sparse_gemv(x, keep, weight, scale=scale, m=64, backend="reference").float()
+    way = GemvConfig(unroll=2, num_warps=4, splits=2)
+    found = sparse_gemv(x, keep, weight, scale=scale, m=64, backend="triton", config=way).float()
+    assert (found - wanted).norm() <= kt.EPSILON[x.dtype] * wanted.norm()
+    zeros = sparse_gemv(x[:1], keep[:1], weight, scale=scale * 0, m=64, backend="triton", config=way)
+    assert (zeros == 0).all()
+    with pytest.raises(ValueError, match="finite"):
+        sparse_gemv(x[:1], keep[:1], weight, scale=scale, m=64, largest_scale=float("nan"), backend="triton")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from larosa_kernels.sparse_gemv.packing import pack_codes, pack_scales, unpacked
+from larosa_kernels.sparse_gemv.packing import GROUP, pack_codes, pack_scales, unpacked
 from torch import Tensor
 
 from larosa.decode.errors import DecodeError
@@ -26,7 +26,7 @@ class PackedMatrix:
 
     @classmethod
     def of(cls, found: Quantised, paired: bool = False) -> PackedMatrix:
-        """The same codes in the decoder's layout; paired: of gates and ups, which 4-bit codes then alternate.
+        """The same codes in the decoder's layout; paired: of gates and ups, which 4-bit codes then alternate by groups.
 
         Raises DecodeError for groups along the input.
         """
@@ -35,6 +35,7 @@ class PackedMatrix:
         m = found.codes.shape[1]
         if found.scheme != "w4_output":
             return cls(found.codes.contiguous(), found.scale.contiguous(), m, 1.0)
+        paired = paired and m % (2 * GROUP) == 0
         scale = pack_scales(found.scale, m, paired)
         return cls(pack_codes(found.codes, paired), scale, m, float(scale.abs().max()), paired)
 

@@ -97,7 +97,7 @@ def attend(
 
     cos, sin: [max_len, hd], the halves equal (rotate_half); caches: [B, KV, max_len, hd], appended in place at
     `position`, an int tensor [1] on the device, below max_len. Attention runs over 0 .. position, softmax in fp32.
-    overlap: as in `select_gemv`, for launches that write none of cos, sin, position and the cache before it.
+    overlap: as in `select_gemv`: launches in front of it, back to the last without overlap, write nothing but qkv.
     """
     triton = use_triton(backend, qkv)
     expect_vector("qkv", qkv, triton)

@@ -65,9 +65,9 @@ def code_gemv_kernel(
 ):  # fmt: skip
     """RULE: `all`, `search` (the k largest), or `given` (the pairs at keep). Shapes in functional.py.
 
-    own: entries a program owns, even; OWN: a power of two above it; stride, half: words of 4 bytes a row and up to
-    up's; line: [programs, B, own] scratch, int32 where rows are dropped, else of x's dtype; parts: [SPLITS, B, blocks,
-    128 or 256] int64; counters: [B, blocks] zeros.
+    own: entries a program owns, even; OWN: a power of two above it; stride, half: words of 4 bytes a row and, of 8
+    bits, up to up's; line: [programs, B, own] scratch, int32 where rows are dropped, else of x's dtype; parts: [SPLITS,
+    B, blocks, 128 or 256] int64; counters: [B, blocks] zeros.
     """
     dtype: tl.constexpr = x.dtype.element_ty
     THREADS: tl.constexpr = 32 * WARPS
@@ -148,7 +148,7 @@ def code_gemv_kernel(
         source = line + (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + batch) * own
         if RULE == "search":
             before = no_ties(THREADS)
-            if SPLITS > 1:
+            if STRICT and SPLITS > 1:
                 before = ties_before(words, i, limit, lo, INFINITY, PACKED, THREADS)
             room = (k if STRICT else n) - above
             count = list_largest(source, own_words, own_i, limit, room, before, INFINITY, PACKED, THREADS)

@@ -80,9 +80,12 @@ def code_config(n: int, weight: torch.dtype, row_bytes: int) -> GemvConfig:
     return GemvConfig(unroll=2, num_warps=num_warps, compact=True, splits=splits)
 
 
-def in_pieces(weight: torch.Tensor, outputs: int) -> bool:
-    """Whether codes can be read 16 bytes at a time, which their kernel does: int8 where outputs come in sixteens."""
-    return weight.dtype == torch.uint8 or (weight.dtype == torch.int8 and not outputs % 16 and not weight.shape[1] % 16)
+def in_pieces(weight: torch.Tensor) -> bool:
+    """Whether codes can be read 16 bytes at a time, gates and ups apart too, as their kernel does: int8 of 32 j wide.
+
+    Of the weight alone, so that one launch a site and single ones take the same kernel.
+    """
+    return weight.dtype == torch.uint8 or (weight.dtype == torch.int8 and weight.shape[1] % 32 == 0)
 
 
 def _columns(outputs: int) -> int:
@@ -102,7 +105,7 @@ def launch_config(outputs: int, weight: torch.Tensor, kept: int | None) -> GemvC
     None: unknown, as of a limit without its calibration; bf16 and fp16 then go by the mask.
     """
     n = weight.shape[0]
-    if in_pieces(weight, outputs):
+    if in_pieces(weight):
         return code_config(n, weight.dtype, weight.shape[1])
     return replace(gemv_config(n, outputs), compact=kept is not None and kept <= FEW * n)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from larosa_kernels.sparse_gemv.config import GemvConfig, in_pieces, launch_conf
 from larosa_kernels.sparse_gemv.launch import Product, launch_codes, launch_rows
 from larosa_kernels.sparse_gemv.packing import BLOCK, GROUP, block_count
 from larosa_kernels.sparse_gemv.reference import select_gemv_reference, sparse_gemv_reference
+
+_LEAST_SCALE = 1e-30
 
 
 @torch.library.custom_op("larosa::sparse_gemv", mutates_args=())
@@ -39,7 +42,7 @@ def _sparse_gemv(
         x, weight, keep, k, strict, bracket, norm, eps, swiglu, gate_limit, scale, bias, residual, m, largest_scale,
         paired, overlap,
     )  # fmt: skip
-    launch = launch_codes if in_pieces(weight, product.outputs) else launch_rows
+    launch = launch_codes if in_pieces(weight) else launch_rows
     return launch(product, GemvConfig.of(config))
 
 
@@ -106,10 +109,16 @@ def _columns(x: Tensor, weight: Tensor, m: int | None) -> int:
 
 
 def _largest_of(scale: Tensor | None, weight: Tensor, given: float | None) -> float:
-    """The bound of the scales that the product of 4-bit codes wants."""
+    """The bound of the scales that the product of 4-bit codes wants, never so small that entries over it overflow."""
     if weight.dtype != torch.uint8 or scale is None:
         return 1.0
-    return float(scale.abs().max()) if given is None else given
+    if given is None:
+        if torch.compiler.is_compiling() or (scale.is_cuda and torch.cuda.is_current_stream_capturing()):
+            raise ValueError("largest_scale: expected a number inside torch.compile and CUDA graphs, got None")
+        given = float(scale.abs().max())
+    if not given < math.inf:
+        raise ValueError(f"largest_scale: expected a finite number, got {given}")
+    return max(given, _LEAST_SCALE)
 
 
 def sparse_gemv(
@@ -129,8 +138,10 @@ def sparse_gemv(
 
     fp32 sums in a fixed order; bias [m] and residual [B, m] are added in fp32 before the one rounding. An int8 weight
     comes with scale [m] fp32, one an output; packed 4-bit codes (uint8, packing.py) with scale [blocks, n, 4] bf16,
-    m, whether they are paired, and largest_scale, which no |scale| exceeds; without it the GPU is asked and waited for.
-    Sums of codes are exact (codes.py), so their bits depend on no launch shape.
+    m, whether they are paired, and largest_scale, which no |scale| exceeds; without it the GPU is asked and waited for,
+    which torch.compile and CUDA graphs do not allow. Sums of codes are exact (codes.py), so their bits depend on no
+    launch shape; where an entry is infinite or no number, or times largest_scale too large for fp32, so is no output
+    of its row a number.
     Weight rows of dropped entries are never read, nor need those be that a kept zero would meet.
     """
     compiled = use_triton(backend, x)
@@ -177,8 +188,9 @@ def select_gemv(
     y [B, I] = silu(gate) * up, zero where |silu(gate)| does not pass the pair `gate_limit` [2] (CATS).
     Otherwise as `sparse_gemv`; the roundings are those of the single ops, and with one launch shape so are the bits,
     of codes with any (else of `sparse_gemv` without `compact` where nothing is dropped: no list is made here then).
-    overlap: the launch may begin before the one in front of it has ended, which must write nothing of this one's but x
-    and residual; of codes on a GPU from compute capability 9.0 on, elsewhere it says nothing.
+    overlap: the launch may begin before those in front of it have ended, back to the last without overlap; of what it
+    reads they must write nothing but x and residual. Of codes on a GPU from compute capability 9.0 on, elsewhere it
+    says nothing.
     Without config the launch shape follows k; a limit's share is unknown here, who knows it gives launch_config's.
     """
     compiled = use_triton(backend, x)

@@ -97,7 +97,7 @@ def _size(sets, PACKED: tl.constexpr):
 
 @triton.jit
 def _in_front(of_warp):
-    """int32 [warps] -> (sums of the warps in front [warps], sum of all). The warps meet once, lanes add."""
+    """int32 or int64 [warps] -> (sums of the warps in front [warps], sum of all). The warps meet once, lanes add."""
     WARPS: tl.constexpr = of_warp.shape[0]
     COPIES: tl.constexpr = 32 // WARPS
     theirs = of_warp[None, :]

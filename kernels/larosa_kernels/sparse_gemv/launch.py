@@ -19,7 +19,10 @@ from larosa_kernels.sparse_gemv.meeting import meeting, operands
 
 _REGISTERS = 128
 """A thread's, so that two programs of 8 warps fit a multiprocessor."""
-_COUNTERS = 1 << 16
+_FULL = 264
+"""Programs of codes, two for each of 132 multiprocessors: where rows of x make as many, no more share a piece."""
+_ROWS_A_WARP = 65000
+"""Of codes at most: a lane's int32 sums hold 2^31 / (128 * 255)."""
 _BEYOND_HELD = 4096
 """Entries at a time of a vector that is too wide for a program to hold."""
 
@@ -95,11 +98,11 @@ def one(device: torch.device) -> Tensor:
 def _counters(device: torch.device) -> Tensor:
     """Zeros, which every launch leaves as zeros; shared by all calls on the device's one stream."""
     refuse_first_use_in_capture("sparse_gemv")
-    return torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
+    return torch.zeros(_FULL, dtype=torch.int32, device=device)
 
 
 def launch_rows(product: Product, way: GemvConfig) -> Tensor:
-    """The product of weights that are no codes, or of int8 whose outputs do not come in sixteens."""
+    """The product of weights that are no codes, or of int8 that is not `in_pieces`."""
     x, outputs, known = product.x, product.outputs, product.known(way)
     batch, n = x.shape
     y = product.empty_output()
@@ -126,23 +129,24 @@ def launch_codes(product: Product, way: GemvConfig) -> Tensor:
         raise ValueError("weight: expected an address that is a multiple of 16; clone it")
     (batch, n), nibbles, drops = x.shape, weight.dtype == torch.uint8, product.rule != "all"
     blocks = int(triton.cdiv(weight.shape[1], PIECE))
-    if way.splits > 1 and batch * blocks > _COUNTERS:
-        raise ValueError(f"x: expected at most {_COUNTERS // blocks} rows with config.splits > 1, got {batch}")
-    own = 2 * int(triton.cdiv(triton.cdiv(n, 2), way.splits))
+    splits = way.splits if batch * blocks <= _FULL else 1
+    own = 2 * int(triton.cdiv(triton.cdiv(n, 2), splits))
+    if own > _ROWS_A_WARP * way.num_warps:
+        raise ValueError(f"x: expected at most {_ROWS_A_WARP * way.num_warps * splits} entries, got {n}")
     held, least = product.read_twice or n <= MAX_WIDTH, 64 * way.num_warps
     y = product.empty_output()
-    scratch = (blocks * way.splits, batch, own) if product.read_twice else 1
+    scratch = (blocks * splits, batch, own) if product.read_twice else 1
     line = torch.empty(scratch, dtype=torch.int32 if drops else x.dtype, device=x.device)
-    lines = (way.splits, batch, blocks, PIECE * (2 if nibbles else 1)) if way.splits > 1 else 1
+    lines = (splits, batch, blocks, PIECE * (2 if nibbles else 1)) if splits > 1 else 1
     parts = torch.empty(lines, dtype=torch.int64, device=x.device)
     del known["THREADS"], known["VECTOR"]
     known["BLOCK"] = max(least, block_of(n) if held else _BEYOND_HELD)
     known["EVEN"] = n % 2 == 0 and all(each.data_ptr() % 4 == 0 for each in tensors[:2])
-    code_gemv_kernel[(blocks * way.splits, batch)](
+    code_gemv_kernel[(blocks * splits, batch)](
         *tensors, y, line, parts, _counters(x.device),
-        n, own, product.outputs, weight.shape[1] // 4, product.outputs // (8 if nibbles else 4), product.k,
+        n, own, product.outputs, weight.shape[1] // 4, 0 if nibbles else product.outputs // 4, product.k,
         product.eps, product.largest_scale, OWN=max(least, triton.next_power_of_2(own)), HELD=held,
-        SPLITS=way.splits, STEP=max(2, way.unroll), WARPS=way.num_warps, NIBBLES=nibbles, PAIRED=product.paired,
+        SPLITS=splits, STEP=max(2, way.unroll), WARPS=way.num_warps, NIBBLES=nibbles, PAIRED=product.paired,
         MEETING=meeting(nibbles, way.num_warps, product.swiglu), INPUTS=operands(nibbles),
         OVERLAP=product.overlap, launch_pdl=product.overlap, **known,
     )  # fmt: skip
