@@ -54,7 +54,7 @@ def test_graph_replays_give_the_bits_of_eager_calls() -> None:
         assert all(torch.equal(a, b) for a, b in zip(found, outputs, strict=True))
 
 
-@pytest.mark.parametrize("made", ["one", "_counters"])
+@pytest.mark.parametrize("made", ["one", "_parts"])
 def test_capture_before_the_first_call_is_refused(made: str) -> None:
     x, weight = normal(1, 320), normal(320, 96)
     more = {} if made == "one" else {"scale": torch.ones(96, device=DEVICE)}

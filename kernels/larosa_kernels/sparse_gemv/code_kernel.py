@@ -1,7 +1,7 @@
 """Matrix-vector product of 8-bit or 4-bit codes over the kept entries of x, with what stands around it in a layer.
 
 Grid (blocks of columns times SPLITS, B). A program owns 128 bytes of each row, of the rows from `lo` to `hi`, a
-SPLITS-th of all; what all programs of a column block share is summed by the last of them, in whole numbers (codes.py).
+SPLITS-th of all; what the programs of a column block have is added up in memory, in whole numbers (codes.py).
 What is small is done by every program again, which is cheaper than a launch:
 1. x is read as words of two entries, normed (NORM) and ranked (search.py); its largest entry sets the fixed point;
 2. the kept entries of the program's own rows go to a list (kept.py) that only this program reads;
@@ -20,6 +20,9 @@ from larosa_kernels.search import first_candidates, kth_magnitude_and_largest, l
 from larosa_kernels.sparse_gemv.codes import add_codes, add_codes_plainly, fixed_point
 from larosa_kernels.sparse_gemv.kept import list_largest, list_limited, no_ties, ties_before, word_indices
 from larosa_kernels.sparse_gemv.kernel import finish, load_around
+
+_COUNT = tl.constexpr(53)
+"""The bit from which on a sum of parts holds how many there are; the sum itself is below 2^52 (launch.py)."""
 
 
 @triton.jit
@@ -54,7 +57,7 @@ def _leave(
 
 @triton.jit(do_not_specialize=["k"])
 def code_gemv_kernel(
-    x, norm, bracket, keep, weight, scale, bias, gate_limit, residual, y, line, parts, counters,
+    x, norm, bracket, keep, weight, scale, bias, gate_limit, residual, y, line, parts,
     n, own, width, stride, half, k, eps, largest_scale,
     RULE: tl.constexpr, NORM: tl.constexpr, SWIGLU: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, KEEP_STRIDE: tl.constexpr, SPLITS: tl.constexpr, STEP: tl.constexpr,
@@ -66,8 +69,8 @@ def code_gemv_kernel(
     """RULE: `all`, `search` (the k largest), or `given` (the pairs at keep). Shapes in functional.py.
 
     own: entries a program owns, even; OWN: a power of two above it; stride, half: words of 4 bytes a row and, of 8
-    bits, up to up's; line: [programs, B, own] scratch, int32 where rows are dropped, else of x's dtype; parts: [SPLITS,
-    B, blocks, 128 or 256] int64; counters: [B, blocks] zeros.
+    bits, up to up's; line: [programs, B, own] scratch, int32 where rows are dropped, else of x's dtype; parts: [B,
+    blocks, 128 or 256] int64 zeros.
     """
     dtype: tl.constexpr = x.dtype.element_ty
     THREADS: tl.constexpr = 32 * WARPS
@@ -182,22 +185,23 @@ def code_gemv_kernel(
             SWIGLU, GATED, HAS_SCALE, HAS_BIAS, HAS_RESIDUAL, dtype, INTERPRETED,
         )  # fmt: skip
     else:
+        # The number of parts so far stands above the sum of parts, so an addition tells who is last and what it leaves.
+        one = tl.full([], 1, tl.int64) << _COUNT
         mine = parts + (batch * blocks + block) * PIECE + place
-        apart = tl.num_programs(1).to(tl.int64) * blocks * PIECE
-        tl.store(mine + split * apart, total, mask=place < OUTPUTS)
+        part = place < OUTPUTS
         if SWIGLU:
-            tl.store(mine + OUTPUTS + split * apart, total_up, mask=place < OUTPUTS)
-        tl.debug_barrier()  # every thread's part comes before the release below
-        if tl.atomic_add(counters + batch * blocks + block, 1, sem="acq_rel") == SPLITS - 1:
-            whole = total * 0
-            whole_up = whole
-            for each in tl.static_range(SPLITS):
-                whole += tl.load(mine + each * apart, mask=place < OUTPUTS, other=0, cache_modifier=".cg")
-                if SWIGLU:
-                    there = mine + OUTPUTS + each * apart
-                    whole_up += tl.load(there, mask=place < OUTPUTS, other=0, cache_modifier=".cg")
-            _leave(
-                y, whole, whole_up, factor, summand, factor_up, summand_up, old, down, at, fit, gate_limit,
-                SWIGLU, GATED, HAS_SCALE, HAS_BIAS, HAS_RESIDUAL, dtype, INTERPRETED,
-            )  # fmt: skip
-            tl.store(counters + batch * blocks + block, 0)  # ready for the next launch, a graph's replay included
+            tl.atomic_add(mine + OUTPUTS, total_up, mask=part, sem="relaxed")
+            whole = total + one + tl.atomic_add(mine, total + one, mask=part, sem="acq_rel")
+        else:
+            whole = total + one + tl.atomic_add(mine, total + one, mask=part, sem="relaxed")
+        last = part & ((whole + (one >> 1)) >> _COUNT == SPLITS)
+        whole -= one * SPLITS
+        whole_up = whole
+        if SWIGLU:
+            whole_up = tl.load(mine + OUTPUTS, mask=last, other=0, cache_modifier=".cg")
+            tl.store(mine + OUTPUTS, whole * 0, mask=last)
+        tl.store(mine, whole * 0, mask=last)  # ready for the next launch, a graph's replay included
+        _leave(
+            y, whole, whole_up, factor, summand, factor_up, summand_up, old, down, at, fit & last, gate_limit,
+            SWIGLU, GATED, HAS_SCALE, HAS_BIAS, HAS_RESIDUAL, dtype, INTERPRETED,
+        )  # fmt: skip

@@ -23,6 +23,8 @@ _FULL = 264
 """Programs of codes, two for each of 132 multiprocessors: where rows of x make as many, no more share a piece."""
 _ROWS_A_WARP = 65000
 """Of codes at most: a lane's int32 sums hold 2^31 / (128 * 255)."""
+_SHARED = 2**20
+"""Entries at most whose rows several programs share: a sum is within 2^20 * 128 * 2^24 = 2^51, whatever an entry is."""
 _BEYOND_HELD = 4096
 """Entries at a time of a vector that is too wide for a program to hold."""
 
@@ -95,10 +97,10 @@ def one(device: torch.device) -> Tensor:
 
 
 @cache
-def _counters(device: torch.device) -> Tensor:
+def _parts(device: torch.device) -> Tensor:
     """Zeros, which every launch leaves as zeros; shared by all calls on the device's one stream."""
     refuse_first_use_in_capture("sparse_gemv")
-    return torch.zeros(_FULL, dtype=torch.int32, device=device)
+    return torch.zeros(_FULL * 2 * PIECE, dtype=torch.int64, device=device)
 
 
 def launch_rows(product: Product, way: GemvConfig) -> Tensor:
@@ -129,7 +131,7 @@ def launch_codes(product: Product, way: GemvConfig) -> Tensor:
         raise ValueError("weight: expected an address that is a multiple of 16; clone it")
     (batch, n), nibbles, drops = x.shape, weight.dtype == torch.uint8, product.rule != "all"
     blocks = int(triton.cdiv(weight.shape[1], PIECE))
-    splits = way.splits if batch * blocks <= _FULL else 1
+    splits = way.splits if batch * blocks <= _FULL and n <= _SHARED else 1
     own = 2 * int(triton.cdiv(triton.cdiv(n, 2), splits))
     if own > _ROWS_A_WARP * way.num_warps:
         raise ValueError(f"x: expected at most {_ROWS_A_WARP * way.num_warps * splits} entries, got {n}")
@@ -137,15 +139,13 @@ def launch_codes(product: Product, way: GemvConfig) -> Tensor:
     y = product.empty_output()
     scratch = (blocks * splits, batch, own) if product.read_twice else 1
     line = torch.empty(scratch, dtype=torch.int32 if drops else x.dtype, device=x.device)
-    lines = (splits, batch, blocks, PIECE * (2 if nibbles else 1)) if splits > 1 else 1
-    parts = torch.empty(lines, dtype=torch.int64, device=x.device)
     del known["THREADS"], known["VECTOR"]
     known["BLOCK"] = max(least, block_of(n) if held else _BEYOND_HELD)
     known["EVEN"] = n % 2 == 0 and all(each.data_ptr() % 4 == 0 for each in tensors[:2])
     code_gemv_kernel[(blocks * splits, batch)](
-        *tensors, y, line, parts, _counters(x.device),
-        n, own, product.outputs, weight.shape[1] // 4, 0 if nibbles else product.outputs // 4, product.k,
-        product.eps, product.largest_scale, OWN=max(least, triton.next_power_of_2(own)), HELD=held,
+        *tensors, y, line, _parts(x.device),
+        n, own, product.outputs, weight.shape[1] // 4, 0 if nibbles else product.outputs // 4, product.k, product.eps,
+        product.largest_scale, OWN=max(least, triton.next_power_of_2(own)), HELD=held,
         SPLITS=splits, STEP=max(2, way.unroll), WARPS=way.num_warps, NIBBLES=nibbles, PAIRED=product.paired,
         MEETING=meeting(nibbles, way.num_warps, product.swiglu), INPUTS=operands(nibbles),
         OVERLAP=product.overlap, launch_pdl=product.overlap, **known,
