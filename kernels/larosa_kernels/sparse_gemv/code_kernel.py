@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.language.extra.cuda import gdc_wait
 
 from larosa_kernels.pairs import load_words, low_half, norm_scale, scale_words, store_words, swiglu
 from larosa_kernels.search import first_candidates, kth_magnitude_and_largest, largest_of, round_to
 from larosa_kernels.sparse_gemv.codes import add_codes, add_codes_plainly, fixed_point
+from larosa_kernels.sparse_gemv.histogram import kth_and_largest
 from larosa_kernels.sparse_gemv.kept import list_largest, list_limited, no_ties, ties_before, word_indices
 from larosa_kernels.sparse_gemv.kernel import finish, load_around
 
@@ -60,9 +61,10 @@ def code_gemv_kernel(
     x, norm, bracket, keep, weight, scale, bias, gate_limit, residual, y, line, parts,
     n, own, width, stride, half, k, eps, largest_scale,
     RULE: tl.constexpr, NORM: tl.constexpr, SWIGLU: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, KEEP_STRIDE: tl.constexpr, SPLITS: tl.constexpr, STEP: tl.constexpr,
-    WARPS: tl.constexpr, NIBBLES: tl.constexpr, PAIRED: tl.constexpr, WIDE: tl.constexpr,
-    INTERPRETED: tl.constexpr, MEETING: tl.constexpr, INPUTS: tl.constexpr, OVERLAP: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, KEEP_STRIDE: tl.constexpr, SPLITS: tl.constexpr, SHARERS: tl.constexpr,
+    WARPS: tl.constexpr, NIBBLES: tl.constexpr, PAIRED: tl.constexpr,
+    INTERPRETED: tl.constexpr, PRODUCT: tl.constexpr, INPUTS: tl.constexpr, RESERVE: tl.constexpr,
+    LIST: tl.constexpr, COUNTED: tl.constexpr, COUNTED_OPERANDS: tl.constexpr, OVERLAP: tl.constexpr,
     BLOCK: tl.constexpr, OWN: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr, STRICT: tl.constexpr,
     INFINITY: tl.constexpr, PACKED: tl.constexpr, BRACKETED: tl.constexpr,
 ):  # fmt: skip
@@ -97,22 +99,27 @@ def code_gemv_kernel(
         first_candidate, second_candidate = first_candidates(bracket, INFINITY, BRACKETED)
     elif RULE == "given":
         limit, last_index = tl.load(keep), tl.load(keep + 1)
-    # One output a thread, or two where those are more; threads beyond the last have nothing to leave.
+    # One output of SHARERS threads, or two of one (SHARERS 0): what the others have nobody wants.
     OUTPUTS: tl.constexpr = PIECE // 2 if SWIGLU else PIECE
-    place = tl.arange(0, THREADS if SWIGLU else max(PIECE, THREADS))
+    own_place = tl.arange(0, THREADS if SHARERS > 0 else 2 * THREADS)
+    place = own_place // max(SHARERS, 1)
+    part = (place < OUTPUTS) & (own_place % max(SHARERS, 1) == 0)
     if PAIRED and not SWIGLU:
         column = block * (PIECE // 2) + place % (PIECE // 2)
-        fit = (place < OUTPUTS) & (column < width // 2)
+        fit = part & (column < width // 2)
         column += place // (PIECE // 2) * (width // 2)
     else:
         column = block * OUTPUTS + place
-        fit = (place < OUTPUTS) & (column < width)
+        fit = part & (column < width)
     HAS_SCALE: tl.constexpr = not NIBBLES
     factor, summand = load_around(scale, bias, column, fit, HAS_SCALE, HAS_BIAS)
     factor_up, summand_up = factor, summand
     if SWIGLU:
         factor_up, summand_up = load_around(scale, bias, column + width, fit, HAS_SCALE, HAS_BIAS)
     old = summand
+    shared = 0
+    if not INTERPRETED:
+        shared = tl.inline_asm_elementwise(RESERVE, "=r", [], dtype=tl.int32, is_pure=False, pack=1)
     if OVERLAP:
         gdc_wait()
     if HELD:
@@ -137,9 +144,14 @@ def code_gemv_kernel(
         own_words = tl.where(2 * own_i + 1 < hi, own_words, tl.where(2 * own_i < hi, own_words & 0xFFFF, 0))
     count = hi - lo
     if RULE == "search":
-        limit, _, above, largest = kth_magnitude_and_largest(
-            words & 0x7FFF7FFF, n, k, first_candidate, second_candidate, INFINITY, PACKED, THREADS, 1
-        )
+        if COUNTED == "":
+            limit, _, above, largest = kth_magnitude_and_largest(
+                words & 0x7FFF7FFF, n, k, first_candidate, second_candidate, INFINITY, PACKED, THREADS, 1
+            )
+        else:
+            limit, _, above, largest = kth_and_largest(
+                words, n, k, first_candidate, second_candidate, COUNTED, COUNTED_OPERANDS, INFINITY, PACKED, THREADS
+            )
     else:
         largest = _largest(source, words, n, BLOCK, HELD, EVEN)
     largest = low_half(largest, dtype)
@@ -149,14 +161,17 @@ def code_gemv_kernel(
     source += lo
     if NORM or RULE != "all":
         source = line + (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + batch) * own
+        listing = source
+        if LIST > 0:
+            listing = shared + LIST
         if RULE == "search":
             before = no_ties(THREADS)
             if STRICT and SPLITS > 1:
                 before = ties_before(words, i, limit, lo, INFINITY, PACKED, THREADS)
             room = (k if STRICT else n) - above
-            count = list_largest(source, own_words, own_i, limit, room, before, INFINITY, PACKED, THREADS)
+            count = list_largest(listing, own_words, own_i, limit, room, before, INFINITY, PACKED, THREADS)
         elif RULE == "given":
-            count = list_limited(source, own_words, own_i, limit, last_index - lo, INFINITY, PACKED, THREADS)
+            count = list_limited(listing, own_words, own_i, limit, last_index - lo, INFINITY, PACKED, THREADS)
         else:
             store_words(source, own_i - lo // 2, own_words, count, EVEN)
         tl.debug_barrier()  # the line is read by other threads than wrote it
@@ -174,10 +189,8 @@ def code_gemv_kernel(
     else:
         total, total_up = add_codes(
             source, weight, scale, n, lo, count, stride, half, block, up,
-            STEP, WARPS, SWIGLU, NIBBLES, RULE != "all", dtype, WIDE, MEETING, INPUTS,
+            PRODUCT, INPUTS, WARPS, SWIGLU, NIBBLES, SHARERS == 0,
         )  # fmt: skip
-    if OVERLAP:
-        gdc_launch_dependents()  # the next launch may fill what is free and wait for this one's end
     at = batch * width + column
     if SPLITS == 1:
         _leave(
@@ -188,7 +201,6 @@ def code_gemv_kernel(
         # The number of parts so far stands above the sum of parts, so an addition tells who is last and what it leaves.
         one = tl.full([], 1, tl.int64) << _COUNT
         mine = parts + (batch * blocks + block) * PIECE + place
-        part = place < OUTPUTS
         if SWIGLU:
             tl.atomic_add(mine + OUTPUTS, total_up, mask=part, sem="relaxed")
             whole = total + one + tl.atomic_add(mine, total + one, mask=part, sem="acq_rel")

@@ -10,6 +10,8 @@ from dataclasses import astuple, dataclass, replace
 import torch
 import triton
 
+from larosa_kernels.sparse_gemv.product import MOST_STAGES
+
 
 @dataclass(frozen=True)
 class GemvConfig:
@@ -17,7 +19,8 @@ class GemvConfig:
     gate and up are read side by side); compact: walk a list of kept rows in the place of all rows under a mask.
 
     A program of codes owns 128 bytes of a row, whatever columns says, always goes by a list where rows are dropped, and
-    has between unroll and twice as many loads in flight. splits: programs that share the rows of the same columns.
+    has `unroll` copies a thread in flight, two at least and as many as shared memory holds at most (product.py).
+    splits: programs that share the rows of the same columns.
     """
 
     columns: int = 64
@@ -69,15 +72,17 @@ def code_config(n: int, weight: torch.dtype, row_bytes: int) -> GemvConfig:
     """For codes of 8 or 4 bits, rows of `row_bytes`.
 
     One program a piece where those fill most of 132 multiprocessors; else programs share a piece's rows, at least 256
-    each: two a multiprocessor for 8 bits; for 4 bits, which have twice as many sums to meet, one where that fills them.
+    each: two of 8 warps a multiprocessor; for 4 bits, which have twice as many sums to meet, one of 16 where that fills
+    them. Where more programs than multiprocessors cannot be shared out evenly, four stages keep them alike in speed.
     """
     blocks, nibbles = int(triton.cdiv(row_bytes, PIECE)), weight == torch.uint8
     if blocks >= 100:
-        return GemvConfig(unroll=2 if nibbles else 4, num_warps=16 if blocks <= 132 else 8, compact=True)
-    num_warps = 16 if nibbles and n > 8192 else 8
-    programs = 132 if nibbles and 132 // blocks * blocks >= 100 else 264
-    splits = max(1, min(programs // blocks, n // 256))
-    return GemvConfig(unroll=2, num_warps=num_warps, compact=True, splits=splits)
+        num_warps = 16 if blocks <= 132 else 8
+        return GemvConfig(unroll=4, num_warps=num_warps, compact=True)
+    one_each = nibbles and 132 // blocks * blocks >= 100
+    num_warps = 16 if one_each else 8
+    splits = max(1, min((132 if one_each else 264) // blocks, n // 256))
+    return GemvConfig(unroll=MOST_STAGES // num_warps, num_warps=num_warps, compact=True, splits=splits)
 
 
 def in_pieces(weight: torch.Tensor) -> bool:

@@ -143,8 +143,20 @@ def _first_ties(ties, room, TURNS: tl.constexpr, PACKED: tl.constexpr):
 
 
 @triton.jit
+def _put(line, at, item, kept):
+    """Items to a line, in memory where it is a pointer, else in shared memory."""
+    if line.dtype.is_ptr():
+        tl.store(line + at, item, mask=kept)
+    else:
+        tl.inline_asm_elementwise(
+            "{ .reg .pred kept; setp.ne.u32 kept, $3, 0; @kept st.shared.b32 [$1], $2; mov.u32 $0, 0; }", "=r,r,r,r",
+            [line + 4 * at, item, kept.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@triton.jit
 def _store_items(line, words, i, kept, start, TURNS: tl.constexpr, THREADS: tl.constexpr):
-    """Items of the set kept [chunks, warps, 32] to line, a warp's from start [warps] on."""
+    """Items of the set kept [chunks, warps, 32] to line, see `_put`, a warp's from start [warps] on."""
     CHUNKS: tl.constexpr = kept.shape[0]
     WARPS: tl.constexpr = THREADS // 32
     APART: tl.constexpr = max(TURNS // 2, 1)
@@ -156,7 +168,7 @@ def _store_items(line, words, i, kept, start, TURNS: tl.constexpr, THREADS: tl.c
     # For every lane, not once a warp: so no layout changes on the way.
     both = tl.broadcast_to(((of_turns * 0x01010101) >> 24) & 0xFF, (CHUNKS, APART, WARPS, 32))
     both = tl.reshape(both, (CHUNKS * APART, WARPS, 32))
-    begin = line + tl.reshape(tl.cumsum(both, 0) - both + start[None, :, None], (CHUNKS, 1, APART, WARPS, 32))
+    begin = tl.reshape(tl.cumsum(both, 0) - both + start[None, :, None], (CHUNKS, 1, APART, WARPS, 32))
     byte = (8 * tl.arange(0, PAIR))[None, :, None, None, None]
     before = before[:, None, :, :, :]
     low_at = tl.reshape(begin + ((before >> byte) & 0xFF), words.shape)
@@ -164,8 +176,8 @@ def _store_items(line, words, i, kept, start, TURNS: tl.constexpr, THREADS: tl.c
     bit = (1 << _places(TURNS))[None, :, None, None]
     low_kept = tl.reshape((kept[:, None, :, :] & bit) != 0, words.shape)
     high_kept = tl.reshape((kept[:, None, :, :] & (bit << 16)) != 0, words.shape)
-    tl.store(low_at, (2 * i << 16) | (words & 0xFFFF), mask=low_kept)
-    tl.store(high_at, ((2 * i + 1) << 16) | ((words >> 16) & 0xFFFF), mask=high_kept)
+    _put(line, low_at, (2 * i << 16) | (words & 0xFFFF), low_kept)
+    _put(line, high_at, ((2 * i + 1) << 16) | ((words >> 16) & 0xFFFF), high_kept)
 
 
 @triton.jit

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from larosa_kernels.dispatch import INTERPRETED, refuse_first_use_in_capture
 from larosa_kernels.search_config import MAX_WIDTH, block_of, search_arguments
+from larosa_kernels.sparse_gemv import histogram
 from larosa_kernels.sparse_gemv.code_kernel import code_gemv_kernel
 from larosa_kernels.sparse_gemv.config import PIECE, GemvConfig
 from larosa_kernels.sparse_gemv.kernel import sparse_gemv_kernel
-from larosa_kernels.sparse_gemv.meeting import meeting, operands
+from larosa_kernels.sparse_gemv.product import operands, plan, reserve, sharers
+from larosa_kernels.sparse_gemv.product import product as product_of
 
 _REGISTERS = 128
 """A thread's, so that two programs of 8 warps fit a multiprocessor."""
@@ -122,14 +124,31 @@ def launch_rows(product: Product, way: GemvConfig) -> Tensor:
     return y
 
 
+def _texts(product: Product, warps: int, stages: int, begin: int, room: int, known: dict[str, Any]) -> dict[str, Any]:
+    """The PTX of a launch of codes with its constraints, and how many threads share an output; see `plan`."""
+    nibbles, bf16 = product.weight.dtype == torch.uint8, product.x.dtype == torch.bfloat16
+    text = product_of(nibbles, warps, stages, product.rule != "all", bf16, product.swiglu, product.overlap, begin)
+    share = sharers(nibbles, warps, product.swiglu)
+    packed = known["PACKED"] != "none" and not INTERPRETED
+    by_counters = product.rule == "search" and product.bracket is not None and packed
+    words = known["BLOCK"] // 2 // (32 * warps)
+    return {
+        "RESERVE": reserve(room) + (histogram.cleared() if by_counters else ""), "PRODUCT": text, "INPUTS": operands(),
+        "COUNTED": histogram.counted(words, bf16) if by_counters else "",
+        "COUNTED_OPERANDS": histogram.operands(words), "SHARERS": min(share, 1) if INTERPRETED else share,
+    }  # fmt: skip
+
+
 def launch_codes(product: Product, way: GemvConfig) -> Tensor:
     """The product of 8-bit or packed 4-bit codes. Raises ValueError for a launch shape or an address it cannot take."""
     x, weight, tensors, known = product.x, product.weight, product.tensors(), product.known(way)
     if way.num_warps < 4:
         raise ValueError(f"config.num_warps: expected 4, 8 or 16 for codes, got {way.num_warps}")
-    if weight.data_ptr() % 16:  # here, because torch.compile knows no addresses
-        raise ValueError("weight: expected an address that is a multiple of 16; clone it")
     (batch, n), nibbles, drops = x.shape, weight.dtype == torch.uint8, product.rule != "all"
+    # Here, because torch.compile knows no addresses.
+    for name, tensor, bytes_ in (("weight", weight, 16), ("scale", product.scale, 8 if nibbles else 1)):
+        if tensor is not None and tensor.data_ptr() % bytes_:
+            raise ValueError(f"{name}: expected an address that is a multiple of {bytes_}; clone it")
     blocks = int(triton.cdiv(weight.shape[1], PIECE))
     splits = way.splits if batch * blocks <= _FULL and n <= _SHARED else 1
     own = 2 * int(triton.cdiv(triton.cdiv(n, 2), splits))
@@ -137,17 +156,17 @@ def launch_codes(product: Product, way: GemvConfig) -> Tensor:
         raise ValueError(f"x: expected at most {_ROWS_A_WARP * way.num_warps * splits} entries, got {n}")
     held, least = product.read_twice or n <= MAX_WIDTH, 64 * way.num_warps
     y = product.empty_output()
-    scratch = (blocks * splits, batch, own) if product.read_twice else 1
-    line = torch.empty(scratch, dtype=torch.int32 if drops else x.dtype, device=x.device)
-    del known["THREADS"], known["VECTOR"]
+    del known["THREADS"], known["VECTOR"], known["WIDE"]
     known["BLOCK"] = max(least, block_of(n) if held else _BEYOND_HELD)
-    known["EVEN"] = n % 2 == 0 and all(each.data_ptr() % 4 == 0 for each in tensors[:2])
+    stages, begin, room = plan(nibbles, way.num_warps, way.unroll, own if drops else 0)
+    known |= _texts(product, way.num_warps, stages, begin, room, known)
+    scratch = (blocks * splits, batch, own) if product.read_twice and (INTERPRETED or not begin) else 1
+    line = torch.empty(scratch, dtype=torch.int32 if drops else x.dtype, device=x.device)
     code_gemv_kernel[(blocks * splits, batch)](
         *tensors, y, line, _parts(x.device),
         n, own, product.outputs, weight.shape[1] // 4, 0 if nibbles else product.outputs // 4, product.k, product.eps,
         product.largest_scale, OWN=max(least, triton.next_power_of_2(own)), HELD=held,
-        SPLITS=splits, STEP=max(2, way.unroll), WARPS=way.num_warps, NIBBLES=nibbles, PAIRED=product.paired,
-        MEETING=meeting(nibbles, way.num_warps, product.swiglu), INPUTS=operands(nibbles),
-        OVERLAP=product.overlap, launch_pdl=product.overlap, **known,
+        SPLITS=splits, WARPS=way.num_warps, NIBBLES=nibbles, PAIRED=product.paired, OVERLAP=product.overlap,
+        launch_pdl=product.overlap, LIST=0 if INTERPRETED else begin, **known,
     )  # fmt: skip
     return y

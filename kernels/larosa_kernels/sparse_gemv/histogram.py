@@ -1,0 +1,129 @@
+"""The k-th largest magnitude by a histogram in shared memory, where the calibrated range says about where it lies.
+
+A search (search.py) counts in rounds, and in each the warps meet. Here they meet once: every pattern within 256 of the
+middle of the range has a counter, those above are counted together, and each warp sums the counters from the top by
+itself. The largest pattern is found on the way. A limit outside of that window is left to the search. Patterns are
+compared as search.py does; needs compute capability 9.0.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import triton
+import triton.language as tl
+
+from larosa_kernels.search import kth_magnitude
+
+WINDOW = 256
+"""Counters: a factor of 4 between the first and the last in bf16."""
+_CELLS = 4 * WINDOW
+"""Where the count of what lies above and the largest pattern are, then what each warp found, 16 bytes each."""
+_WINDOW = tl.constexpr(WINDOW)
+
+
+def room(warps: int) -> int:
+    """Bytes of shared memory from its begin on."""
+    return _CELLS + 16 + 16 * warps
+
+
+def cleared() -> str:
+    """PTX that clears the counters for all threads to see."""
+    return (
+        "{ .reg .pred some; .reg .b32 tid, at, none; mov.u32 tid, %tid.x; mov.b32 none, 0; mov.u32 at, larosa_shared; "
+        f"mad.lo.u32 at, tid, 16, at; setp.lt.u32 some, tid, {_CELLS // 16 + 1}; "
+        "@some st.shared.v4.b32 [at], {none, none, none, none}; bar.sync 0; }"
+    )
+
+
+@cache
+def counted(words: int, bf16: bool) -> str:
+    """PTX for a thread's words, $`words` and on: what `found` reads is left in each warp's cell. $0 and on: nothing.
+
+    The operand behind the words holds the window's first pattern in its high half and k in its low half.
+    """
+    kind = "bf16x2" if bf16 else "f16x2"
+    lines = [
+        ".reg .pred in, out, here; .reg .b32 tid, lane, at, low, high, base, k, pair, over, count, most, word, own;",
+        ".reg .b32 sum, upto, front, bin, reached, above, votes, from, shared; .reg .b32 bins<8>;",
+        f"mov.u32 tid, %tid.x; and.b32 lane, tid, 31; shr.u32 base, ${2 * words}, 16; and.b32 k, ${2 * words}, 0xffff;",
+        f"mul.lo.u32 pair, base, 0x10001; add.u32 over, base, {WINDOW}; mul.lo.u32 over, over, 0x10001;",
+        "mov.b32 count, 0; mov.b32 most, 0; mov.u32 shared, larosa_shared;",
+    ]
+    for i in range(words):
+        lines += [
+            f"and.b32 word, ${words + i}, 0x7fff7fff; max.u16x2 most, most, word;",
+            f"set.geu.u32.{kind} own, word, over; add.u32 count, count, own;",
+            # Bit 15 of each half is set, so that no half borrows; afterwards a half is within the window iff below it.
+            "or.b32 word, word, 0x80008000; sub.u32 word, word, pair; xor.b32 word, word, 0x80008000;",
+            "and.b32 low, word, 0xffff; shr.u32 high, word, 16;",
+        ]
+        for half in ("low", "high"):
+            lines += [f"setp.lt.u32 in, {half}, {WINDOW}; mad.lo.u32 at, {half}, 4, shared;"]
+            lines += ["@in red.shared.add.u32 [at], 1;"]
+    lines += [
+        # L low and H high ones sum to 65536 (L - H) - L.
+        "sub.u32 low, 0, count; and.b32 low, low, 0xffff; add.u32 high, count, low; shr.s32 high, high, 16;",
+        "shl.b32 low, low, 1; sub.u32 count, low, high; redux.sync.add.s32 count, count, 0xffffffff;",
+        "and.b32 low, most, 0xffff; shr.u32 high, most, 16; max.u32 most, low, high;",
+        "redux.sync.max.u32 most, most, 0xffffffff; setp.eq.u32 in, lane, 0;",
+        f"@in red.shared.add.u32 [shared+{_CELLS}], count; @in red.shared.max.u32 [shared+{_CELLS + 4}], most;",
+        "bar.sync 0;",
+        f"ld.shared.v2.b32 {{above, most}}, [shared+{_CELLS}]; mad.lo.u32 at, lane, {WINDOW // 8}, shared;",
+        "ld.shared.v4.b32 {bins0, bins1, bins2, bins3}, [at]; ld.shared.v4.b32 {bins4, bins5, bins6, bins7}, [at+16];",
+        "mov.b32 sum, bins0;",
+        *(f"add.u32 sum, sum, bins{i};" for i in range(1, 8)),
+        "mov.b32 upto, sum;",
+    ]
+    for step in (1, 2, 4, 8, 16):
+        lines += [f"shfl.sync.down.b32 low|in, upto, {step}, 31, 0xffffffff; @in add.u32 upto, upto, low;"]
+    lines += [
+        "add.u32 upto, upto, above; sub.u32 front, upto, sum;",
+        "setp.lt.u32 in, front, k; setp.ge.u32 out, upto, k; and.pred here, in, out;",
+        "vote.sync.ballot.b32 votes, here, 0xffffffff; bfind.u32 from, votes;",
+        "mov.b32 bin, 0; mov.b32 reached, 0; mov.b32 above, 0;",
+    ]
+    for i in reversed(range(8)):  # the last one in front of which k is not reached
+        lines += [f"setp.lt.u32 in, front, k; @in mov.b32 bin, {i}; @in mov.b32 above, front;"]
+        lines += [f"add.u32 front, front, bins{i}; @in mov.b32 reached, front;"]
+    lines += [
+        "mad.lo.u32 bin, lane, 8, bin; add.u32 bin, bin, base;",
+        *(f"shfl.sync.idx.b32 {name}, {name}, from, 31, 0xffffffff;" for name in ("bin", "reached", "above")),
+        "setp.eq.u32 out, votes, 0; @out mov.b32 bin, 0xffffffff;",
+        "shr.u32 at, tid, 5; mad.lo.u32 at, at, 16, shared; setp.eq.u32 in, lane, 0;",
+        f"@in st.shared.v4.b32 [at+{_CELLS + 16}], {{bin, reached, above, most}}; bar.warp.sync 0xffffffff;",
+        *(f"mov.b32 ${i}, 0;" for i in range(words)),
+    ]
+    return "{ " + " ".join(lines) + " }"
+
+
+def operands(words: int) -> str:
+    """The constraints of `counted`."""
+    return ",".join(["=r"] * words + ["r"] * (2 * words))
+
+
+FOUND = (
+    "{ .reg .b32 at, shared; mov.u32 at, %tid.x; shr.u32 at, at, 5; mov.u32 shared, larosa_shared; "
+    f"mad.lo.u32 at, at, 16, shared; ld.shared.v4.b32 {{$0, $1, $2, $3}}, [at+{_CELLS + 16}]; }}"
+)
+"""PTX of what the warp found: limit or -1, how many reach it, how many are above, the largest pattern."""
+_FOUND = tl.constexpr(FOUND)
+
+
+@triton.jit
+def kth_and_largest(
+    words, n, k, first, second,
+    COUNTED: tl.constexpr, OPERANDS: tl.constexpr, INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr,
+):  # fmt: skip
+    """`search.kth_magnitude_and_largest` of words with signs, k below n, for counters that are `cleared`."""
+    base = first - (_WINDOW - (second - first)) // 2
+    base = tl.minimum(tl.maximum(base, 1), INFINITY - _WINDOW)
+    tl.inline_asm_elementwise(
+        COUNTED, OPERANDS, [words, (base << 16) | k], dtype=tl.int32, is_pure=False, pack=words.shape[0] // THREADS
+    )
+    limit, at_least, above, largest = tl.inline_asm_elementwise(
+        _FOUND, "=r,=r,=r,=r,r", [k], dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=False, pack=1
+    )
+    if limit < 0:
+        limit, at_least, above = kth_magnitude(words & 0x7FFF7FFF, n, k, first, second, INFINITY, PACKED, THREADS, 1)
+    return limit, at_least, above, largest
