@@ -242,16 +242,13 @@ class Warp:
             found = self.load(shared, o[1], len(names) * np.dtype(kind).itemsize, lanes).view(kind)
             for i, each in enumerate(names):
                 self.put(each, found[:, i].astype(np.int64), lanes)
-        elif name == "st.shared.v4.b32":
-            four = np.stack([u(each) for each in o[1].strip("{}").split(", ")], 1).astype(np.uint32)
+        elif name in ("st.shared.v4.b32", "st.shared.v2.b32", "st.shared.v2.b64"):
+            kind = np.int64 if name.endswith("b64") else np.uint32
+            names = o[1].strip("{}").split(", ")
+            values = np.stack([self.value(each).astype(np.int64) for each in names], 1).astype(kind)
             for lane in LANES[lanes]:
-                assert self.address(o[0])[lane] % 16 == 0
-                self.write_shared(int(self.address(o[0])[lane]), np.ascontiguousarray(four[lane]).view(np.uint8))
-        elif name == "st.shared.v2.b64":
-            pair = np.stack([self.value(each) for each in o[1].strip("{}").split(", ")], 1)
-            for lane in LANES[lanes]:
-                assert self.address(o[0])[lane] % 16 == 0
-                self.write_shared(int(self.address(o[0])[lane]), np.ascontiguousarray(pair[lane]).view(np.uint8))
+                assert self.address(o[0])[lane] % values[0].nbytes == 0
+                self.write_shared(int(self.address(o[0])[lane]), np.ascontiguousarray(values[lane]).view(np.uint8))
         elif name.startswith("cp.async.c") and "shared" in name:
             room, sizes = int(o[2]), self.value(o[3])
             for lane in LANES[lanes]:

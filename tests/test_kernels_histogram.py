@@ -19,7 +19,7 @@ def ranked(x: torch.Tensor, base: int, k: int, warps: int) -> list[int]:
     words = (halves[0::2] | halves[1::2] << 16).reshape(-1, threads)
     given = {f"${len(words) + i}": each for i, each in enumerate(words)}
     wanted = f"${2 * len(words)}"
-    text = " ".join([cleared(), counted(len(words), x.dtype == torch.bfloat16), FOUND])
+    text = " ".join([cleared(), counted(len(words), warps, x.dtype == torch.bfloat16), FOUND])
     block = Block(text, np.zeros(1, dtype=np.uint8), SHARED)
     given[wanted] = np.full(threads, base << 16 | k)
     found = run_block(block, warps, given, 2, ["$0", "$1", "$2", "$3"])

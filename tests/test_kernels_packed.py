@@ -207,6 +207,25 @@ def test_ties_are_kept_in_order_by_programs_that_share_rows(bits: int, ties: str
         assert (found[0].float() - wanted).norm() <= kt.EPSILON[x.dtype] * wanted.norm()
 
 
+@pytest.mark.parametrize("ties", ["strict", "keep"])
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("n", [254, 1000, 4096] if ON_GPU else [254])
+def test_a_bracket_changes_no_bit(n: int, dtype: torch.dtype, ties: str) -> None:
+    """One that holds the limit, at its ends too, one that does not, and one far too wide."""
+    x, (weight, scale) = normal(2, n, seed=n, dtype=dtype), packed(n, 64)
+    x[1, ::7] = x[1, 0]  # ties
+    x[1, 3::11] = 0.0
+    for k, splits in ((n // 2, 1), (n // 3, 3), (n - 2, 1)):
+        way = GemvConfig(unroll=4, num_warps=4, splits=splits)
+        more: dict[str, Any] = {"scale": scale, "m": 64, "backend": "triton", "config": way}
+        for row in x:
+            wanted = select_gemv(row[None], weight, k, ties, **more)
+            limit = int(select(row[None], k)[0, 0])
+            for low, high in ((limit - 5, limit + 5), (limit, limit + 9), (limit - 9, limit), (9, 9), (0, 0x7000)):
+                bracket = torch.tensor([max(0, low), max(0, high)], dtype=torch.int32, device=DEVICE)
+                assert torch.equal(select_gemv(row[None], weight, k, ties, bracket=bracket, **more), wanted)
+
+
 def test_many_rows_are_not_split_and_small_scales_are_no_trouble() -> None:
     x, (weight, scale) = normal(270, 64), packed(64, 64)
     keep = select(x, 32)

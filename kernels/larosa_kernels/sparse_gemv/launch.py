@@ -134,7 +134,7 @@ def _texts(product: Product, warps: int, stages: int, begin: int, room: int, kno
     words = known["BLOCK"] // 2 // (32 * warps)
     return {
         "RESERVE": reserve(room) + (histogram.cleared() if by_counters else ""), "PRODUCT": text, "INPUTS": operands(),
-        "COUNTED": histogram.counted(words, bf16) if by_counters else "",
+        "COUNTED": histogram.counted(words, warps, bf16) if by_counters else "",
         "COUNTED_OPERANDS": histogram.operands(words), "SHARERS": min(share, 1) if INTERPRETED else share,
     }  # fmt: skip
 
