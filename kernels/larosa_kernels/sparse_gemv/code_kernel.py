@@ -3,10 +3,11 @@
 Grid (blocks of columns times SPLITS, B). A program owns 128 bytes of each row, of the rows from `lo` to `hi`, a
 SPLITS-th of all; what the programs of a column block have is added up in memory, in whole numbers (codes.py).
 What is small is done by every program again, which is cheaper than a launch:
-1. x is read as words of two entries, normed (NORM) and ranked (search.py); its largest entry sets the fixed point;
+1. x is read as words of two entries, normed (NORM) and ranked (histogram.py, search.py); its largest entry sets the
+   fixed point;
 2. the kept entries of the program's own rows go to a list (kept.py) that only this program reads;
-3. their rows are multiplied and summed, and the sums become fp32: scale, bias, SwiGLU and its gate, residual; one
-   rounding.
+3. their rows are multiplied and summed (product.py), and the sums become fp32: scale, bias, SwiGLU and its gate,
+   residual; one rounding.
 """
 
 from __future__ import annotations
@@ -16,14 +17,36 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_wait
 
 from larosa_kernels.pairs import load_words, low_half, norm_scale, scale_words, store_words, swiglu
-from larosa_kernels.search import first_candidates, kth_magnitude_and_largest, largest_of, round_to
+from larosa_kernels.search import first_candidates, kth_magnitude, kth_magnitude_and_largest, largest_of, round_to
 from larosa_kernels.sparse_gemv.codes import add_codes, add_codes_plainly, fixed_point
-from larosa_kernels.sparse_gemv.histogram import kth_and_largest
+from larosa_kernels.sparse_gemv.histogram import FOUND, WINDOW
 from larosa_kernels.sparse_gemv.kept import list_largest, list_limited, no_ties, ties_before, word_indices
 from larosa_kernels.sparse_gemv.kernel import finish, load_around
 
 _COUNT = tl.constexpr(53)
 """The bit from which on a sum of parts holds how many there are; the sum itself is below 2^52 (launch.py)."""
+
+_FOUND = tl.constexpr(FOUND)
+_WINDOW = tl.constexpr(WINDOW)
+
+
+@triton.jit
+def _kth_and_largest(
+    words, n, k, first, second,
+    COUNTED: tl.constexpr, OPERANDS: tl.constexpr, INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr,
+):  # fmt: skip
+    """`search.kth_magnitude_and_largest` of words with signs, k below n, for counters that are `cleared`."""
+    base = first - (_WINDOW - (second - first)) // 2
+    base = tl.minimum(tl.maximum(base, 1), INFINITY - _WINDOW)
+    tl.inline_asm_elementwise(
+        COUNTED, OPERANDS, [words, (base << 16) | k], dtype=tl.int32, is_pure=False, pack=words.shape[0] // THREADS
+    )
+    limit, at_least, above, largest = tl.inline_asm_elementwise(
+        _FOUND, "=r,=r,=r,=r,r", [k], dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=False, pack=1
+    )
+    if limit < 0:
+        limit, at_least, above = kth_magnitude(words & 0x7FFF7FFF, n, k, first, second, INFINITY, PACKED, THREADS, 1)
+    return limit, at_least, above, largest
 
 
 @triton.jit
@@ -149,7 +172,7 @@ def code_gemv_kernel(
                 words & 0x7FFF7FFF, n, k, first_candidate, second_candidate, INFINITY, PACKED, THREADS, 1
             )
         else:
-            limit, _, above, largest = kth_and_largest(
+            limit, _, above, largest = _kth_and_largest(
                 words, n, k, first_candidate, second_candidate, COUNTED, COUNTED_OPERANDS, INFINITY, PACKED, THREADS
             )
     else:

@@ -10,11 +10,6 @@ from __future__ import annotations
 
 from functools import cache
 
-import triton
-import triton.language as tl
-
-from larosa_kernels.search import kth_magnitude
-
 WINDOW = 256
 """Counters: a factor of 4 between the first and the last in bf16."""
 _IDLE = 4 * WINDOW
@@ -23,7 +18,6 @@ _WARPS = _IDLE + 128
 """Where each of up to 16 warps leaves how many patterns lie above, and its largest one."""
 _CELLS = _WARPS + 128
 """Where each warp leaves what it has found, for its own lanes."""
-_WINDOW = tl.constexpr(WINDOW)
 
 
 def room(warps: int) -> int:
@@ -114,23 +108,3 @@ FOUND = (
     f"mad.lo.u32 at, at, 16, shared; ld.shared.v4.b32 {{$0, $1, $2, $3}}, [at+{_CELLS}]; }}"
 )
 """PTX of what the warp found: limit or -1, how many reach it, how many are above, the largest pattern."""
-_FOUND = tl.constexpr(FOUND)
-
-
-@triton.jit
-def kth_and_largest(
-    words, n, k, first, second,
-    COUNTED: tl.constexpr, OPERANDS: tl.constexpr, INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr,
-):  # fmt: skip
-    """`search.kth_magnitude_and_largest` of words with signs, k below n, for counters that are `cleared`."""
-    base = first - (_WINDOW - (second - first)) // 2
-    base = tl.minimum(tl.maximum(base, 1), INFINITY - _WINDOW)
-    tl.inline_asm_elementwise(
-        COUNTED, OPERANDS, [words, (base << 16) | k], dtype=tl.int32, is_pure=False, pack=words.shape[0] // THREADS
-    )
-    limit, at_least, above, largest = tl.inline_asm_elementwise(
-        _FOUND, "=r,=r,=r,=r,r", [k], dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=False, pack=1
-    )
-    if limit < 0:
-        limit, at_least, above = kth_magnitude(words & 0x7FFF7FFF, n, k, first, second, INFINITY, PACKED, THREADS, 1)
-    return limit, at_least, above, largest
