@@ -68,7 +68,7 @@ def product(
 
     Operands: $2 the items (kept.py), or, not `listed`, entries of 16 bits, bf16 or fp16; $3 where the lane's 16 bytes
     of row 0 are; $4 row 0's scales; $5 how many items; $6 the first one's row, not `listed`; $7 bytes a row; $8 what
-    entries are multiplied with; $9 16, or 0 where the lane's bytes lie behind the row's end; begin: the
+    entries are multiplied with; $9 16, or 0 where the lane's bytes lie behind the row's end. begin: the
     list is in shared memory, so many bytes behind its begin, and not at $2. overlap: the next launch may fill what is
     free once all rows are read.
     """
@@ -79,7 +79,7 @@ def product(
         ".reg .b32 tid, lane, t, g, own, part, to, slot, narrow_to, narrow, from, left, rest, row, size, at, list;",
         ".reg .b32 high, low, send, met, a, b, shared;",
         ".reg .b32 select_high, select_low; .reg .b16 half; .reg .f32 entry, factor;",
-        f".reg .b32 now<{stages}>, next<{stages}>, word<8>, scale<4>, bits<8>, in_high<8>, in_low<8>, code<4>;",
+        f".reg .b32 now<{stages}>, next<{stages}>, word<8>, scale<4>, in_high<8>, in_low<8>, code<4>;",
         f".reg .b32 {', '.join(_sum(p, low, i) for p in _products(nibbles) for low in (0, 1) for i in range(4))};",
         "mov.u32 tid, %tid.x; and.b32 lane, tid, 31; and.b32 t, tid, 3; shr.u32 g, lane, 2;",
         "shr.u32 at, tid, 5; mov.u32 shared, larosa_shared;",
@@ -115,7 +115,7 @@ def product(
     for stage in range(0, stages, 2):
         lines += [f"setp.le.s32 taken, rest, {stage * rows}; @taken bra larosa_done;"]
         lines += [f"cp.async.wait_group {stages // 2 - 1}; bar.warp.sync 0xffffffff;"]
-        lines += _multiply(stage, nibbles, bf16, stages)
+        lines += _multiply(stage, nibbles, bf16)
         lines += ["bar.warp.sync 0xffffffff;"]
         for each in (stage, stage + 1):
             lines += _copy("next", each, stages, rows, nibbles, listed)
@@ -189,7 +189,7 @@ def _copy(name: str, stage: int, ahead: int, rows: int, nibbles: bool, listed: b
     return lines
 
 
-def _multiply(stage: int, nibbles: bool, bf16: bool, stages: int) -> list[str]:
+def _multiply(stage: int, nibbles: bool, bf16: bool) -> list[str]:
     """The sums with two stages."""
     lines = []
     for j in (0, 1):
