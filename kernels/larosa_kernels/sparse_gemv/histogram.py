@@ -1,7 +1,7 @@
 """The k-th largest magnitude by a histogram in shared memory, where the calibrated range says about where it lies.
 
-A search (search.py) counts in rounds, and in each the warps meet. Here they meet once: every pattern within 256 of the
-middle of the range has a counter, those above are counted together, and each warp sums the counters from the top by
+A search (search.py) counts in rounds, and in each the warps meet. Here they meet once: each of the 256 patterns around
+the middle of the range has a counter, those above are counted together, and each warp sums the counters from the top by
 itself. The largest pattern is found on the way. A limit outside of that window is left to the search. Patterns are
 compared as search.py does; needs compute capability 9.0.
 """
