@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from analysis.heat_map import draw
+from larosa_analysis.heat_map import draw
 from larosa import models
 from larosa.architecture import SITES
 from larosa.cells import plan_cells

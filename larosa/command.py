@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from larosa.config import ConfigError, RunConfig, ScheduleConfig
 from larosa.errors import LarosaError
+from larosa.packaged import packaged
 
 WITH_LEVELS = ("magnitude", "teal", "wina", "larosa")
 """Methods that take a level for each layer and site."""
@@ -46,9 +47,8 @@ def fail(reason: object) -> NoReturn:
 
 def read_settings(overrides: list[str]) -> RunConfig:
     """The settings that `run.py` would have with these overrides. Raises ConfigError."""
-    conf = Path(__file__).resolve().parent.parent / "conf"
     try:
-        with initialize_config_dir(str(conf), version_base="1.3"):
+        with initialize_config_dir(str(packaged("conf")), version_base="1.3"):
             tree = OmegaConf.to_container(compose("config", overrides), resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(str(error)) from None

@@ -13,8 +13,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from analysis import quantised
-from analysis.compact import scrub
+from larosa_analysis import quantised
+from larosa_analysis.compact import scrub
 from larosa.config import RunConfig
 from larosa.disk import write_atomically
 from larosa.errors import LarosaError

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from analysis.run_figures import draw
+from larosa_analysis.run_figures import draw
 from larosa import failures, models, report, results
 from larosa.accounting import account, quantised_account
 from larosa.calibration.calibrator import Calibrator

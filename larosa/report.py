@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from analysis import quantised
+from larosa_analysis import quantised
 from larosa.results import Record
 from larosa.store import write_atomically
 

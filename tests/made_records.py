@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from analysis.outcomes import SEVEN, compact_score
+from larosa_analysis.outcomes import SEVEN, compact_score
 from conftest import CONF, ROOT
 
 Record = dict[str, Any]
@@ -124,7 +124,7 @@ def timings(lengths: tuple[int, ...] = (32, 128)) -> Record:
 
 
 def write(folder: Path, runs: list[Record], inspected: dict[str, Record] | None = None) -> Path:
-    """A folder of records as `analysis.build` reads it."""
+    """A folder of records as `larosa_analysis.build` reads it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "runs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in runs))
     for name, record in (inspected or {}).items():

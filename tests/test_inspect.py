@@ -14,8 +14,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from test_pipeline import write_text
 
-from analysis import bank
-from analysis.figures import every
+from larosa_analysis import bank
+from larosa_analysis.figures import every
 from conftest import CONF, ROOT
 from larosa import models
 from larosa.calibration.calibrator import Calibrator

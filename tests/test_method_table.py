@@ -18,14 +18,14 @@ import pytest
 from test_config import parse
 from test_pipeline import write_text
 
-from analysis import compact, methods
-from analysis.bars import gains, verdicts
-from analysis.bootstrap import Increases, draws
-from analysis.extras import adapter_share, share_at_llama2_7b
-from analysis.method_markdown import interval, markdown
-from analysis.readme import marker
-from analysis.records import Entry, Record, RecordsError, load
-from analysis.rows import Row, Rows, build
+from larosa_analysis import compact, methods
+from larosa_analysis.bars import gains, verdicts
+from larosa_analysis.bootstrap import Increases, draws
+from larosa_analysis.extras import adapter_share, share_at_llama2_7b
+from larosa_analysis.method_markdown import interval, markdown
+from larosa_analysis.readme import marker
+from larosa_analysis.records import Entry, Record, RecordsError, load
+from larosa_analysis.rows import Row, Rows, build
 from conftest import ROOT
 from larosa.pipeline import run
 
@@ -549,6 +549,6 @@ def test_table_csv_and_figure_are_written(lines: list[Record], tmp_path: Path) -
 
 
 def test_analysis_imports_neither_torch_nor_larosa() -> None:
-    code = "import sys, analysis.methods, analysis.compact; print({'torch', 'larosa'} & set(sys.modules))"
+    code = "import sys, larosa_analysis.methods, larosa_analysis.compact; print({'torch', 'larosa'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

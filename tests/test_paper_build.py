@@ -1,4 +1,4 @@
-"""analysis.build as a whole: figures from every kind of record, one page to read offline, the same bytes twice."""
+"""larosa_analysis.build as a whole: figures from every kind of record, one page to read offline, the same bytes twice."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from made_records import inspections, made, seven, timings, write
 
-from analysis import bank, build
-from analysis.figures import every, lengths, thresholds
-from analysis.main_result import results
-from analysis.tables import every as every_table
-from analysis.tables import flops
+from larosa_analysis import bank, build
+from larosa_analysis.figures import every, lengths, thresholds
+from larosa_analysis.main_result import results
+from larosa_analysis.tables import every as every_table
+from larosa_analysis.tables import flops
 from conftest import ROOT
 
 
@@ -39,7 +39,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_two_builds_are_the_same_bytes(tmp_path: Path) -> None:
     words = folders(tmp_path)
     assert build.main([*words, "--out", str(tmp_path / "one")]) == 0
-    command = [sys.executable, "-m", "analysis.build", *words, "--out", str(tmp_path / "two")]
+    command = [sys.executable, "-m", "larosa_analysis.build", *words, "--out", str(tmp_path / "two")]
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True)  # another process: other hashes
     one, two = content(tmp_path / "one"), content(tmp_path / "two")
     assert one == two

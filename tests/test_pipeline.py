@@ -16,7 +16,7 @@ import pytest
 import torch
 from test_config import parse
 
-from analysis.run_figures import draw
+from larosa_analysis.run_figures import draw
 from conftest import ROOT
 from larosa.architecture import ModelView
 from larosa.calibration.overlap import OverlapError

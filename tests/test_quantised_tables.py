@@ -13,11 +13,11 @@ from made_records import Record, made, seven, write
 from test_failed import cell, fail, gathered
 from test_paper_tables import block, rows_of, tables
 
-from analysis import bank, methods, quantised
-from analysis.main_result import results
-from analysis.records import Entry, RecordsError, load
-from analysis.tables import added
-from analysis.tables.cells import Block, Cell
+from larosa_analysis import bank, methods, quantised
+from larosa_analysis.main_result import results
+from larosa_analysis.records import Entry, RecordsError, load
+from larosa_analysis.tables import added
+from larosa_analysis.tables.cells import Block, Cell
 from conftest import CONF
 from larosa.errors import LarosaError
 

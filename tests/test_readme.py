@@ -1,6 +1,6 @@
 """README's commands are the ones CI runs and the ones that exist."""
 
-from analysis import methods
+from larosa_analysis import methods
 from conftest import CONF, ROOT
 
 README = (ROOT / "README.md").read_text()

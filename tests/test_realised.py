@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis import realised
+from larosa_analysis import realised
 from conftest import ROOT
 
 RECORDS = ROOT / "analysis" / "records" / "methods-smollm2.jsonl"

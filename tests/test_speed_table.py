@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from analysis import speed
+from larosa_analysis import speed
 from conftest import ROOT
 
 RECORD = ROOT / "kernels" / "benchmarks" / "records" / "decode-llama2-7b-h100-2026-11-23.json"

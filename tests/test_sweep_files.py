@@ -15,11 +15,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from made_records import made, write
 from omegaconf import OmegaConf
 
-from analysis import bank, build, paper
-from analysis.figures import every as every_figure
-from analysis.tables import every as every_table
-from analysis.tables import flops
-from analysis.tables.commands import command
+from larosa_analysis import bank, build, paper
+from larosa_analysis.figures import every as every_figure
+from larosa_analysis.tables import every as every_table
+from larosa_analysis.tables import flops
+from larosa_analysis.tables.commands import command
 from conftest import CONF, ROOT
 from larosa.cells import plan_cells
 from larosa.command import read_settings

@@ -1,0 +1,52 @@
+"""A figure with what stands below it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from larosa_analysis.conditions import commit, device
+from larosa_analysis.records import Record
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One figure of the paper, drawn from our records, or what is missing of it."""
+
+    name: str
+    """Of its files."""
+    title: str
+    caption: str
+    figure: Figure | None
+    missing: str = ""
+    """What is not there, and the command that makes it."""
+
+
+def inspected(record: Record) -> str:
+    """The conditions of an inspection, as far as it tells them."""
+    data = record.get("data") or {}
+    parts = [", ".join(str(record[key]) for key in ("model", "dtype") if key in record)]
+    for name, own in data.items() if isinstance(data, dict) else ():
+        if isinstance(own, dict) and "tokens" in own:
+            parts.append(f"{name}: {own['tokens']} tokens" + (f" of {own['text']}" if own.get("text") != name else ""))
+    if record.get("hardware"):
+        parts.append(f"measured on {device({'device': record.get('device') or '', 'hardware': record['hardware']})}")
+    versions = record.get("versions") or {}
+    parts.append(", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions))
+    parts.append(f"commit {commit(record)}" if record.get("git") else "")
+    parts.append(str(record["created"])[:10])
+    return "; ".join(part for part in parts if part) + "."
+
+
+_INSPECT = {
+    "surface": "method=larosa/paper baseline=none",
+    "thresholds": "method=teal baseline=none sparsity=0.5",
+    "error_curve": "method=larosa/paper 'baseline=[teal,magnitude]'",
+    "covariance": "'texts=[lambada,hellaswag,gsm8k]'",
+}
+
+
+def inspection(kind: str, model: str) -> str:
+    """What makes an inspection of a model, where `larosa_analysis.build` finds it."""
+    return f"python -m larosa.inspect {kind} model={model} {_INSPECT[kind]} output=analysis/records"

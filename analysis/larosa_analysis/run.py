@@ -1,0 +1,67 @@
+"""One measured run: a record as tables read it, with its tasks' scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from larosa_analysis.outcomes import Score
+from larosa_analysis.records import Entry, Record
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One measured run: the entry, and its tasks' scores by name."""
+
+    entry: Entry
+    scores: dict[str, Score]
+    sources: tuple[Record, ...] = ()
+    """The records that the run was put together from; empty of one that is one record."""
+
+    @classmethod
+    def of(cls, record: Record) -> Run:
+        """Read a compact record. Raises RecordsError if it is none."""
+        entry, scores = Entry.of(record), record["metrics"].get("zero_shot") or {}
+        asked = record["config"]["evaluation"]["zero_shot"]
+        return cls(entry, {task: Score.of(found, asked) for task, found in scores.items()})
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """Every record behind the run."""
+        return self.sources or (self.entry.record,)
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return str(self.entry.record["model"]["name"])
+
+    @property
+    def preset(self) -> str:
+        """The choice of conf/method that the method came from."""
+        return str(self.entry.record["config"]["method"]["preset"])
+
+    @property
+    def method(self) -> str:
+        """The method's label, without what is quantised."""
+        return str(self.entry.record["label"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved settings."""
+        found: dict[str, Any] = self.entry.record["config"]
+        return found
+
+    @property
+    def settings(self) -> str:
+        """The method's settings that shape its result, also those that its label does not tell."""
+        own = {key: value for key, value in self.config["method"].items() if key not in self._unused()}
+        own["tuning_version"] = self.entry.record.get("tuning_version") if own.get("tuning") else None
+        return str(sorted((key, str(value)) for key, value in own.items() if value not in (None, [], 0.0)))
+
+    def _unused(self) -> set[str]:
+        method = self.config["method"]
+        unused = {"preset"} | ({"top_k"} if method["rule"] == "threshold" else set())
+        unused |= {"group_size"} if method["granularity"] != "group" else set()
+        unused |= {"transform_storage", "block_size"} if method["form"] != "explicit" else set()
+        unused |= {"rotation_dtype"} if method["form"] != "simulated" else set()
+        return unused | ({"rank_share", "rank_search"} if method["name"] != "r_sparse" else set())

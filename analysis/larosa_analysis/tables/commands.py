@@ -1,0 +1,65 @@
+"""The command that fills a model's cells, as the header of the table's sweep states it.
+
+Headers hold the commands of the paper's models and those of smollm2-135m, with what its texts and size need. Any other
+model is measured as the paper's are.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import yaml
+
+from larosa_analysis import paper
+
+SWEEPS = Path(__file__).resolve().parents[3] / "sweeps"
+_ONE_GPU = ("table03", "figure4")
+"""Sweeps of the decoder, which runs on one GPU: the paper's larger models are not theirs."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep's file says of itself."""
+
+    commands: tuple[str, ...]
+    """Of its header, beginning with `python run.py`."""
+    models: tuple[str, ...]
+    """Measured where none is named."""
+
+
+def command(name: str, model: str) -> str | None:
+    """What fills the cells of a table or figure (`table02`) for a model; None where no sweep can.
+
+    Records are then made short and the tables built again.
+    """
+    sweep = read(name)
+    if sweep is None or (name in _ONE_GPU and model in paper.models() and model not in sweep.models):
+        return None
+    own = re.compile(rf"\b(?:conditions|model)={re.escape(model)}(?!\S)")
+    stated = [line for line in sweep.commands if own.search(line) and "model.path=" not in line]
+    return stated[0] if stated else f"python run.py --config-dir sweeps --config-name {name} -m model={model}"
+
+
+def filling(name: str, model: str) -> str:
+    """The command in words, as code."""
+    return in_words(command(name, model))
+
+
+def in_words(found: str | None) -> str:
+    """A command as code; None says that there is no sweep."""
+    return "no sweep" if found is None else f"`{found}`"
+
+
+@lru_cache
+def read(name: str) -> Sweep | None:
+    """A sweep's file; None if there is none, as for a table that needs what larosa does not do."""
+    path = SWEEPS / f"{name}.yaml"
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    commands = re.findall(r"^# +(python run\.py .+)$", text, flags=re.MULTILINE)
+    params = yaml.safe_load(text).get("hydra", {}).get("sweeper", {}).get("params", {})
+    return Sweep(tuple(commands), tuple(str(params.get("model", "")).split(",")))

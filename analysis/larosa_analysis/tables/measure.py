@@ -1,0 +1,117 @@
+"""Our value for a column, from a run: a cell with its error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from larosa_analysis.outcomes import SEVEN
+from larosa_analysis.records import Record
+from larosa_analysis.run import Run
+from larosa_analysis.tables.cells import MISSING, Cell
+from larosa_analysis.tables.flops import Shape, adapters, tflops
+from larosa_analysis.tables.match import paper_count, rotation
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a value may need besides the run."""
+
+    shapes: dict[str, Shape]
+    covariances: list[Record]
+
+
+def measured(source: str, run: Run, context: Context) -> Cell:
+    """The cell of a source (see :mod:`larosa_analysis.tables.spec`); MISSING if the run does not hold it."""
+    kind, _, name = source.partition(":")
+    return _SOURCES[kind](run, name, context) or Cell(MISSING)
+
+
+def _perplexity(run: Run, text: str, _context: Context) -> Cell | None:
+    found = run.entry.record["metrics"]["perplexity"].get(text)
+    return found and Cell(value=found["perplexity"], error=found["standard_error"])
+
+
+def _task(run: Run, task: str, _context: Context) -> Cell | None:
+    score = run.scores.get(task)
+    if score is None:
+        return None
+    return Cell(value=100 * score.value, error=None if score.error is None else 100 * score.error)
+
+
+def _acc7(run: Run, _name: str, _context: Context) -> Cell | None:
+    scores = [run.scores[task] for task in SEVEN if task in run.scores]
+    if len(scores) < len(SEVEN):
+        return None
+    errors = [score.error for score in scores]
+    known = [error for error in errors if error is not None]
+    error = 100 * float(np.sqrt(np.sum(np.square(known)))) / len(SEVEN) if len(known) == len(SEVEN) else None
+    return Cell(value=100 * float(np.mean([score.value for score in scores])), error=error)
+
+
+def _level(run: Run, site: str, _context: Context) -> Cell | None:
+    """Realised, mean over texts and layers; ± over tokens, mean over layers."""
+    found = list(run.entry.record["metrics"]["measured_sparsity"].values())
+    if not found:
+        return None
+    spread = [own["level_std_over_tokens"][site] for own in found if "level_std_over_tokens" in own]
+    mean = float(np.mean([own["level_mean"][site] for own in found]))
+    return Cell(value=100 * mean, error=100 * float(np.mean(spread)) if spread else None, digits=1)
+
+
+def _count(run: Run, _name: str, _context: Context) -> Cell:
+    """The paper's count of the realised levels."""
+    return Cell(value=100 * paper_count(run), digits=1)
+
+
+def _flops(run: Run, _name: str, _context: Context) -> Cell | None:
+    shape = run.config["model"]["shape"]
+    if run.entry.family != "dense" and not rotation(run):
+        return None
+    return flops_cell(shape, rotation(run))
+
+
+def flops_cell(shape: Shape, basis: str) -> Cell:
+    """Operations need no run: only the shape, and how often the basis changes."""
+    return Cell(value=tflops(shape, adapters(shape, basis)), digits=3)
+
+
+def extras_as_stored(run: Run) -> float:
+    """Extras as a share of the seven projections, each as it is stored."""
+    own = run.entry.record["metrics"]["accounting"].get("quantised")
+    return run.entry.extras if own is None else float(own["extras_bytes"] / own["projection_bytes"])
+
+
+def _bytes(run: Run, _name: str, _context: Context) -> Cell:
+    """What a token reads of the seven projections, extras included, as planned; of their bytes at 16 bits a weight."""
+    counted = run.entry.record["metrics"]["accounting"]
+    own = counted.get("quantised")
+    return Cell(value=100 * (counted["net_bytes_share"] if own is None else own["net_bytes_share_of_16_bit"]), digits=1)
+
+
+def _cosine(run: Run, reference: str, context: Context) -> Cell | None:
+    """Mean over layers, to the reference set or, where it was not measured, to the first."""
+    own = run.entry.record["data"].get("calibration") or {}
+    for record in (r for r in context.covariances if r["model"] == run.model):
+        sets = record["values"]["sets"]
+        if own.get("text") in sets:
+            first = sets.index(reference) if reference in sets else 0
+            return Cell(value=float(record["values"]["cosine"][first][sets.index(own["text"])]), digits=4)
+    return None
+
+
+_SOURCES: dict[str, Callable[[Run, str, Context], Cell | None]] = {
+    "ppl": _perplexity,
+    "task": _task,
+    "acc7": _acc7,
+    "level": _level,
+    "count": _count,
+    "bytes": _bytes,
+    "flops": _flops,
+    "cosine": _cosine,
+}
+
+LOWER_IS_BETTER = {"ppl": True, "task": False, "acc7": False}
+"""Sources that methods compete in."""
