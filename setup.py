@@ -25,7 +25,11 @@ class BuildWithSettings(build_py):
         target = Path(self.build_lib) / "larosa" / "settings"
         shutil.rmtree(target, ignore_errors=True)
         for name in FOLDERS:
-            shutil.copytree(Path(__file__).resolve().parent / name, target / name)
+            shutil.copytree(
+                Path(__file__).resolve().parent / name,
+                target / name,
+                ignore=shutil.ignore_patterns(".*", "__pycache__"),
+            )
 
 
 setup(cmdclass={"build_py": BuildWithSettings})
