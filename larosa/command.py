@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from larosa.config import ConfigError, RunConfig, ScheduleConfig
-from larosa.errors import LarosaError
+from larosa.errors import LarosaError, described
+from larosa.overrides import explained, fit
 from larosa.packaged import packaged
 
 WITH_LEVELS = ("magnitude", "teal", "wina", "larosa")
@@ -41,7 +42,7 @@ def not_quantised(config: RunConfig) -> RunConfig:
 
 def fail(reason: object) -> NoReturn:
     """End with one message."""
-    log.error("%s", reason)
+    log.error("%s", described(reason) if isinstance(reason, OSError) else reason)
     sys.exit(2)
 
 
@@ -49,9 +50,9 @@ def read_settings(overrides: list[str]) -> RunConfig:
     """The settings that `run.py` would have with these overrides. Raises ConfigError."""
     try:
         with initialize_config_dir(str(packaged("conf")), version_base="1.3"):
-            tree = OmegaConf.to_container(compose("config", overrides), resolve=True, throw_on_missing=True)
+            tree = OmegaConf.to_container(compose("config", fit(overrides)), resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(explained(error)) from None
     return RunConfig.parse(tree)  # type: ignore[arg-type]
 
 

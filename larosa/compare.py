@@ -31,6 +31,7 @@ from larosa.cells import Cell, plan_cells
 from larosa.command import fail, read_settings
 from larosa.config import ConfigError, RunConfig
 from larosa.errors import LarosaError
+from larosa.packaged import found
 from larosa.pipeline import Bench, measure, open_bench, read_documents
 from larosa.results import Record
 from larosa.schema import Level, Names, Strict, readable
@@ -69,7 +70,7 @@ class Comparison(Strict):
         except (OSError, yaml.YAMLError) as error:
             raise ConfigError(f"{path} cannot be read: {error}") from error
         except ValidationError as error:
-            raise ConfigError(f"{path}: {readable(error)}") from None
+            raise ConfigError(f"{path}: {readable(error, cls)}") from None
         unknown = {name for entry in found.methods for name in entry.schedules or ()} - set(found.schedules)
         if unknown:
             raise ConfigError(f"{path} names schedules that it does not define: {', '.join(sorted(unknown))}")
@@ -209,7 +210,7 @@ def main() -> None:
     try:
         if len(sys.argv) < 2:
             raise ConfigError("name the list: python -m larosa.compare sweeps/methods.yaml [overrides]")
-        failed = compare(Comparison.read(Path(sys.argv[1])), sys.argv[2:])
+        failed = compare(Comparison.read(Path(found(sys.argv[1])).expanduser()), sys.argv[2:])
     except (LarosaError, OSError) as error:
         fail(error)
     if failed:

@@ -25,6 +25,7 @@ from larosa.config import ConfigError, RunConfig
 from larosa.errors import LarosaError
 from larosa.evaluation.wrapper import callable_of
 from larosa.methods.registry import METHODS
+from larosa.overrides import word
 from larosa.pipeline import open_bench, read_documents
 from larosa.quantization.model import quantise
 from larosa.sites import ModelShape
@@ -39,10 +40,10 @@ def settings_of(pretrained: str, device: str | None = None, **settings: Any) -> 
         raise ConfigError("pretrained=NAME chooses the model; leave out model=")
     if "calibration" not in settings:
         raise ConfigError("calibration=NAME is needed, a choice of conf/calibration whose text no task asks about")
-    overrides = [f"model={pretrained}", "baseline=[]", "texts=none", "evaluation.zero_shot.tasks=[]"]
+    overrides = [word("model", pretrained), "baseline=[]", "texts=none", "evaluation.zero_shot.tasks=[]"]
     if device and (torch.cuda.is_available() or not device.startswith("cuda")):  # lm-eval asks for cuda:0 unasked
-        overrides.append(f"model.device={device}")
-    return calibration_only(read_settings([*overrides, *(f"{key}={value}" for key, value in settings.items())]))
+        overrides.append(word("model.device", device))
+    return calibration_only(read_settings([*overrides, *(word(key, value) for key, value in settings.items())]))
 
 
 def _check(config: RunConfig, batch_size: int | str) -> None:

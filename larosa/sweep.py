@@ -26,12 +26,14 @@ from filelock import FileLock, Timeout
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from larosa.disk import digest, write_atomically
+from larosa.errors import described
 
 EXTRAS = {"hydra-joblib-launcher": "launchers", "hydra-submitit-launcher": "launchers", "hydra-ray-launcher": "ray"}
 """Package of a launcher -> the extra of this project that installs it."""
+OmegaConf.register_new_resolver("home", lambda path: str(Path(path).expanduser()), replace=True)  # in conf/config.yaml
 _POLL_S = 1.0
 _FOLDER = ".sweep-"
 
@@ -117,7 +119,11 @@ class SweepCallback(Callback):
                 quoted = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
                 config.hydra.overrides.hydra.append(f"hydra.callbacks.sweep.{key}={quoted}")
         self._line = ProgressLine(Sweep(group, folder, os.getpid()), name, len(runs))
-        self._line.start()
+        try:
+            self._line.start()
+        except OSError as error:  # Hydra would make a warning of it and go on
+            _say(f"ERROR: the sweep cannot be counted in output={config.output}: {described(error)}")
+            sys.exit(2)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Name what failed and end the process with status 2 if anything did."""
