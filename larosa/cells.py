@@ -37,7 +37,8 @@ def plan_cells(config: RunConfig) -> dict[str, Cell]:
     shape_config = models.model_config(config.model)
     shape = ModelShape.of(shape_config)
     _check(config, shape_config, shape)
-    levels = make_levels(shape, config.schedule, config.sparsity, config.model.name)
+    rounding = config.method.top_k.rounding
+    levels = make_levels(shape, config.schedule, config.sparsity, config.model.name, rounding)
     planned = {s: tuple(levels.planned(s, i, shape) for i in range(shape.layers)) for s in levels.level}
     cells: dict[str, Cell] = {}
     for method in [*config.baseline.values(), config.method]:
@@ -76,7 +77,8 @@ def _cell(config: RunConfig, shape: ModelShape) -> Cell:
     if config.method.name == "cats":
         levels = cats.levels(shape, config.sparsity)
     else:
-        levels = make_levels(shape, config.schedule, config.sparsity, config.model.name)
+        rounding = config.method.top_k.rounding
+        levels = make_levels(shape, config.schedule, config.sparsity, config.model.name, rounding)
     if config.method.name == "r_sparse":
         r_sparse.candidates(config.method, shape, levels)  # shares out of reach are refused here
     identity = _identity(config)

@@ -86,7 +86,8 @@ def _measure(
                 alphas = constrained(CoefficientsConfig(h1=a1, h2=None, h3=a3, h4=None), shape.ratio)
                 cell |= alphas.model_dump()
                 schedule = config.schedule.model_copy(update={"kind": "coefficients", "coefficients": alphas})
-                levels = make_levels(shape, schedule, config.sparsity, config.model.name)
+                rounding = config.method.top_k.rounding
+                levels = make_levels(shape, schedule, config.sparsity, config.model.name, rounding)
                 with dials.all_turned(levels.level):
                     found = perplexity(bench.model, ids, size, f"a1 = {a1:g}, a3 = {a3:g}")
                 cell |= {name: found[name] for name in ("perplexity", "standard_error")}

@@ -88,7 +88,7 @@ def _thresholds(config: RunConfig, cells: dict[str, Cell], bench: Bench) -> Valu
     with _applied(cell, bench) as (handle, plan):
         _, _, z = activations(bench.model, handle, _ids(config, bench, config.inspect.tokens), layer, site)
     limit: LimitAt = limits_of(plan, bench.calibrator) or bench.calibrator.magnitudes(plan).limit
-    k = kept_channels(config.sparsity, z.shape[1])
+    k = kept_channels(config.sparsity, z.shape[1], cell.config.method.top_k.rounding)
     needed = kth_magnitude(z[1:].float(), k)[:, 0].tolist()
     layers = range(plan.shape.layers)
     return {
