@@ -264,11 +264,11 @@ class RunConfig(Strict):
             config = cls.model_validate(tree)
         except ValidationError as error:
             raise ConfigError(readable(error)) from None
-        path = _schedule_path(config.schedule.path, config.model.name)
+        path = schedule_path(config.schedule.path, config.model.name)
         return config.model_copy(update={"schedule": config.schedule.model_copy(update={"path": path})})
 
 
-def _schedule_path(given: str | None, model: str) -> str | None:
+def schedule_path(given: str | None, model: str) -> str | None:
     """`mine` is `schedules/<model>/mine.json` in the working directory; with a folder or `.json` it is a path."""
     if not given or given.endswith(".json") or "/" in given or "\\" in given:
         return given

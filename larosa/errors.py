@@ -3,3 +3,7 @@
 
 class LarosaError(Exception):
     """Says what was wrong, what was expected and what to do; `run.py` prints it without a traceback."""
+
+
+class ArgumentError(LarosaError, ValueError):
+    """An argument of the Python interface is not what is expected."""

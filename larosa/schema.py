@@ -20,17 +20,17 @@ class ConfigError(LarosaError):
 class Strict(BaseModel):
     """Base of all sections: unknown keys are refused, values are frozen once checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def readable(error: ValidationError) -> str:
-    """One line for each problem: the key, what is wrong, what was given."""
+def readable(error: ValidationError, spelling: str = "`python run.py --help` lists the keys") -> str:
+    """One line for each problem: the key, what is wrong, what was given; `spelling` follows an unknown key."""
     lines = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"]) or "configuration"
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            message = "unknown key (spelling? `python run.py --help` lists the keys)"
+            message = f"unknown key (spelling? {spelling})"
         elif not isinstance(problem["input"], dict | BaseModel):
             message += f" (given: {problem['input']!r})"
         lines.append(f"{key}: {message}")
