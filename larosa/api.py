@@ -86,7 +86,7 @@ class LaRoSAActivationSparsifier(nn.Module):
             self.rotation.fit(calibration_activations)
         elif self.config.basis != "identity":
             make = bases.random if self.config.basis == "random" else bases.hadamard
-            self.rotation.Q = make(D, self.config.seed).to(self.rotation.Q.device)
+            self.rotation.Q = make(D, self.config.seed).to(self.rotation.Q.device).contiguous()
         self.fitted.fill_(True)
         return self.rotation.Q
 

@@ -123,7 +123,7 @@ class LayerwiseRotationMatrix(nn.Module):
             )
         if not bool(rows.isfinite().all()):
             raise ArgumentError("calibration activations hold NaN or infinity")
-        self.Q = bases.pca(rows.T @ rows / len(rows))
+        self.Q = bases.pca(rows.T @ rows / len(rows)).contiguous()  # as files hold it
         return self
 
     def rotate(self, x: Tensor) -> Tensor:
