@@ -193,7 +193,7 @@ def _name(asked: SparsityConfig, model: PreTrainedModel) -> str:
     name = hub_name(model.config.name_or_path or "")
     if name is None:
         raise ArgumentError(
-            "schedule=paper has coefficients for each model, and this one is from no repository that conf/model lists: "
+            "schedule=paper has coefficients for each model, and the name of this one is not known: "
             f"say model_name=... ({', '.join(asked.schedule.table)}), or take schedule='constrained'"
         )
     return name

@@ -120,20 +120,23 @@ def _integers(given: object) -> Tensor:
     if isinstance(given, Mapping):
         if "input_ids" not in given:
             raise ArgumentError(f"tokens has no input_ids, only {', '.join(map(str, given)) or 'nothing'}")
-        mask = given.get("attention_mask")
-        if mask is not None and not bool(torch.as_tensor(mask).bool().all()):
+        mask, given = given.get("attention_mask"), given["input_ids"]
+        if mask is not None and not bool(_tensor(mask).bool().all()):
             raise ArgumentError("tokens are padded, and padding would be calibrated on: give sequences of equal length")
-        given = given["input_ids"]
+    ids = _tensor(given)
+    if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex() or ids.is_meta:
+        raise ArgumentError(f"tokens must be [N, T] int64, got {described(ids)} on {ids.device}")
+    return ids.detach().cpu().long()
+
+
+def _tensor(given: object) -> Tensor:
     try:
-        ids = torch.as_tensor(given)
+        return torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ArgumentError(
             "tokens must be [N, T] int64: a tensor of token ids (not text: tokenizer(text).input_ids), or lists of "
             f"them of equal length; got {described(given)} ({error})"
         ) from None
-    if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex() or ids.is_meta:
-        raise ArgumentError(f"tokens must be [N, T] int64, got {described(ids)} on {ids.device}")
-    return ids.detach().cpu().long()
 
 
 @contextmanager
