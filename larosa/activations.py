@@ -21,10 +21,12 @@ def check_activations(given: object, width: int, device: torch.device | None = N
         raise ArgumentError(f"the activations are on {given.device}, the rotation is on {device}: move one of them")
 
 
-def check_matrix(given: object, width: int) -> None:
-    """Raise ArgumentError unless `given` is a floating matrix [width, width]."""
-    if not isinstance(given, Tensor) or not given.is_floating_point() or given.shape != (width, width):
-        raise ArgumentError(f"expected a floating matrix [{width}, {width}], got {described(given)}")
+def check_matrix(given: object, width: int | None = None) -> None:
+    """Raise ArgumentError unless `given` is a floating matrix [width, width]; None: a square one."""
+    square = isinstance(given, Tensor) and given.dim() == 2 and given.shape[0] == given.shape[1]
+    if not isinstance(given, Tensor) or not square or not given.is_floating_point() or width not in (None, len(given)):
+        size = "D" if width is None else width
+        raise ArgumentError(f"expected a floating matrix [{size}, {size}], got {described(given)}")
 
 
 def check_width(given: object) -> None:

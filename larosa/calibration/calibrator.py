@@ -37,7 +37,7 @@ _VERSION = 3  # raise when the meaning of a cached tensor changes
 
 @dataclass
 class Calibrator:
-    """The dense model, in eval mode with frozen weights, beside its calibration tokens."""
+    """The dense model, its weights frozen, beside its calibration tokens."""
 
     model: PreTrainedModel
     tokens: TokenBlock

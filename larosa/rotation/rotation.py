@@ -147,7 +147,7 @@ class ResidualAdapter(nn.Module):
 
     def __init__(self, Q_from: Tensor, Q_to: Tensor, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        check_matrix(Q_from, len(Q_from))
+        check_matrix(Q_from)
         check_matrix(Q_to, len(Q_from))
         product = Q_from.double().T @ Q_to.double()
         self.register_buffer("matrix", product.to(device=device, dtype=dtype), persistent=True)

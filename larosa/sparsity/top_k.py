@@ -95,8 +95,10 @@ class TopKSparsification(nn.Module):
         check_width(width)
         if ties not in ("strict", "keep"):
             raise ArgumentError(f"ties must be 'strict' or 'keep', got {ties!r}")
-        if score is not None and (score.shape != (width,) or not bool((score >= 0).all())):
-            raise ArgumentError(f"score must be [{width}] and not negative, got {list(score.shape)}")
+        if score is not None:
+            check_activations(score, width)
+            if score.dim() != 1 or not bool((score >= 0).all()):
+                raise ArgumentError(f"score must be [{width}] and not negative, got {list(score.shape)}")
         self.width, self.ties = width, ties
         self.k = kept_channels(level, width)
         self.register_buffer("score", score, persistent=True)
