@@ -13,10 +13,8 @@ from transformers import PretrainedConfig
 from larosa import models, results
 from larosa.config import ConfigError, MethodConfig, RunConfig
 from larosa.evaluation.zero_shot import check_room, check_tasks
-from larosa.methods import cats, r_sparse
+from larosa.planning import check_method, plan_levels
 from larosa.quantization.calibrated import check_installed
-from larosa.rotation import bases
-from larosa.rotation.explicit import check_block
 from larosa.sites import ModelShape
 from larosa.sparsity.schedule import Levels, byte_weighted, make_levels
 
@@ -73,13 +71,7 @@ def _identity(config: RunConfig) -> dict[str, Any]:
 
 
 def _cell(config: RunConfig, shape: ModelShape) -> Cell:
-    if config.method.name == "cats":
-        levels = cats.levels(shape, config.sparsity)
-    else:
-        rounding = config.method.top_k.rounding
-        levels = make_levels(shape, config.schedule, config.sparsity, config.model.name, rounding)
-    if config.method.name == "r_sparse":
-        r_sparse.candidates(config.method, shape, levels)  # shares out of reach are refused here
+    levels = plan_levels(config.method, shape, config.schedule, config.sparsity, config.model.name)
     identity = _identity(config)
     return Cell(config, levels, identity, results.record_folder(config, identity))
 
@@ -96,18 +88,9 @@ def _check(config: RunConfig, shape_config: PretrainedConfig, shape: ModelShape)
     if config.quantization.calibrated:
         _check_quantiser(config)
     check_tasks(config.evaluation.zero_shot, config.seed, results.left_out_by(config))
-    methods = [config.method, *config.baseline.values()]
-    if any(method.basis == "hadamard" for method in methods):
-        bases.hadamard_factors(shape.hidden_size)
-    for method in methods:
-        if method.form == "explicit":
-            check_block(shape.hidden_size, method.block_size, method.transform_storage)
     tokens = config.calibration.sequences * config.calibration.length
-    if any(method.basis in ("pca", "output_aware") for method in methods) and tokens < shape.hidden_size:
-        raise ConfigError(
-            f"{tokens} calibration tokens cannot span {shape.hidden_size} dimensions: raise calibration.sequences "
-            "or calibration.length (the paper: 16 x 2048)"
-        )
+    for method in (config.method, *config.baseline.values()):
+        check_method(method, shape, tokens, "raise calibration.sequences or calibration.length")
     longest = shape_config.max_position_embeddings
     check_room(config.evaluation.zero_shot, longest)
     lengths = [

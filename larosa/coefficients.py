@@ -22,7 +22,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from larosa_analysis.heat_map import draw
 from larosa import models
 from larosa.architecture import SITES
 from larosa.cells import Cell as PlannedCell
@@ -40,6 +39,7 @@ from larosa.sites import ModelShape
 from larosa.sparsity.dials import Dials
 from larosa.sparsity.schedule import constrained, make_levels
 from larosa.sparsity.schedule_file import write_schedule
+from larosa_analysis.heat_map import draw
 
 
 def run(config: RunConfig) -> Path:

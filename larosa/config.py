@@ -266,12 +266,12 @@ class RunConfig(Strict):
             config = cls.model_validate(tree)
         except ValidationError as error:
             raise ConfigError(readable(error, cls)) from None
-        path = _schedule_path(config.schedule.path, config.model.name)
+        path = schedule_path(config.schedule.path, config.model.name)
         path = found(path) if path and config.schedule.kind == "file" else path
         return config.model_copy(update={"schedule": config.schedule.model_copy(update={"path": path})})
 
 
-def _schedule_path(given: str | None, model: str) -> str | None:
+def schedule_path(given: str | None, model: str) -> str | None:
     """`mine` is `schedules/<model>/mine.json`; with a folder or `.json` it is a path.
 
     A file that is read is looked for in the working directory, then among those that come with larosa.

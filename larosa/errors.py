@@ -34,6 +34,10 @@ class LarosaError(Exception):
     """Says what was wrong, what was expected and what to do; `run.py` prints it without a traceback."""
 
 
+class ArgumentError(LarosaError, ValueError):
+    """An argument of the Python interface is not what is expected."""
+
+
 def advice(error: OSError) -> str:
     """What helps against this error of the system's."""
     return _ADVICE.get(error.errno or 0, "try again")

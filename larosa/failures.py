@@ -13,12 +13,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from larosa_analysis import quantised
-from larosa_analysis.compact import scrub
 from larosa.config import RunConfig
 from larosa.disk import write_atomically
 from larosa.errors import LarosaError
 from larosa.provenance import git_state
+from larosa_analysis import quantised
+from larosa_analysis.compact import scrub
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from larosa_analysis.run_figures import draw
 from larosa import failures, models, report, results
 from larosa.accounting import account, quantised_account
 from larosa.calibration.calibrator import Calibrator
@@ -39,6 +38,7 @@ from larosa.results import Record
 from larosa.sparsity.handle import SparsityHandle
 from larosa.store import digest
 from larosa.tracking import Tracker
+from larosa_analysis.run_figures import draw
 
 if TYPE_CHECKING:
     from larosa.workbench import Workbench

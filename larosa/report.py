@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from larosa_analysis import quantised
-from larosa_analysis.run_speed import caveat_of
 from larosa.results import Record
 from larosa.store import write_atomically
+from larosa_analysis import quantised
+from larosa_analysis.run_speed import caveat_of
 
 
 def comparison(records: dict[str, Record]) -> list[dict[str, Any]]:

@@ -63,10 +63,12 @@ class Strict(BaseModel):
         return given
 
 
-def readable(error: ValidationError, section: type[BaseModel] | None = None) -> str:
+def readable(
+    error: ValidationError, section: type[BaseModel] | None = None, spelling: str = "`python run.py --help` lists the keys"
+) -> str:
     """One line for each problem: the key, what is wrong, what was given, and what a misspelt key may have meant.
 
-    section: what was checked, to know its keys.
+    section: what was checked, to know its keys; spelling: where they are listed.
     """
     lines = []
     for problem in error.errors():
@@ -74,7 +76,7 @@ def readable(error: ValidationError, section: type[BaseModel] | None = None) -> 
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             meant = keys.question(keys.alike(key, keys.names(section))) if section else ""
-            message = f"unknown key{meant or ' (spelling?)'} (`python run.py --help` lists the keys)"
+            message = f"unknown key{meant or ' (spelling?)'} ({spelling})"
         elif not isinstance(problem["input"], dict | BaseModel):
             message += f" (given: {problem['input']!r})"
         lines.append(f"{key}: {message}")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from larosa_analysis.outcomes import SEVEN, compact_score
 from conftest import CONF, ROOT
+from larosa_analysis.outcomes import SEVEN, compact_score
 
 Record = dict[str, Any]
 CONDITIONS = {"created": "2000-01-01T00:00:00+00:00", "git": {"commit": "0" * 40, "dirty": False}}

@@ -10,13 +10,13 @@ import pytest
 from made_records import Record, inspections, made, seven
 from test_paper_tables import SHAPES, at, block, rows_of
 
+from larosa import failures
+from larosa.errors import LarosaError
+from larosa.sparsity.schedule import ScheduleError
 from larosa_analysis import bank, compact, failed
 from larosa_analysis.records import RecordsError
 from larosa_analysis.tables import every, render
 from larosa_analysis.tables.cells import Table
-from larosa import failures
-from larosa.errors import LarosaError
-from larosa.sparsity.schedule import ScheduleError
 
 
 def cell(method: str, level: float, **more: Any) -> Record:

@@ -18,6 +18,8 @@ import pytest
 from test_config import parse
 from test_pipeline import write_text
 
+from conftest import ROOT
+from larosa.pipeline import run
 from larosa_analysis import compact, methods
 from larosa_analysis.bars import gains, verdicts
 from larosa_analysis.bootstrap import Increases, draws
@@ -26,8 +28,6 @@ from larosa_analysis.method_markdown import interval, markdown
 from larosa_analysis.readme import marker
 from larosa_analysis.records import Entry, Record, RecordsError, load
 from larosa_analysis.rows import Row, Rows, build
-from conftest import ROOT
-from larosa.pipeline import run
 
 LAROSA = "larosa/paper (absorbed, pca, per layer)"
 TEXTS = ["other", "text"]

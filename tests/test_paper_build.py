@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from made_records import inspections, made, seven, timings, write
 
+from conftest import ROOT
 from larosa_analysis import bank, build
 from larosa_analysis.figures import every, lengths, thresholds
 from larosa_analysis.main_result import results
 from larosa_analysis.tables import every as every_table
 from larosa_analysis.tables import flops
-from conftest import ROOT
 
 
 def folders(tmp_path: Path, lengths: tuple[int, ...] = (32, 128)) -> list[str]:

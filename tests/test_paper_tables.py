@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from made_records import Record, inspections, made, score, seven, write
 
+from conftest import ROOT
 from larosa_analysis import bank, build, paper
 from larosa_analysis.records import RecordsError, read_lines
 from larosa_analysis.tables import every, flops, render
 from larosa_analysis.tables.cells import Block, Cell, Table
 from larosa_analysis.tables.flops import adapters, tflops
 from larosa_analysis.tables.spec import SPECS
-from conftest import ROOT
 
 SHAPES = flops.shapes(build.MODELS)
 

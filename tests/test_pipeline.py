@@ -16,8 +16,6 @@ import pytest
 import torch
 from test_config import parse
 
-from larosa_analysis.run_figures import draw
-from larosa_analysis.run_speed import timings
 from conftest import ROOT
 from larosa.architecture import ModelView
 from larosa.calibration.overlap import OverlapError
@@ -26,6 +24,8 @@ from larosa.evaluation.perplexity import EvaluationError, perplexity
 from larosa.pipeline import run
 from larosa.results import RecordError, save_record
 from larosa.tracking import scalars
+from larosa_analysis.run_figures import draw
+from larosa_analysis.run_speed import timings
 
 SENTENCE = "the cat sat on a mat while seven dogs ran over green hills and nobody asked why it rained"
 WORDS = SENTENCE.split()

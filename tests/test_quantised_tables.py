@@ -13,13 +13,13 @@ from made_records import Record, made, seven, write
 from test_failed import cell, fail, gathered
 from test_paper_tables import block, rows_of, tables
 
+from conftest import CONF
+from larosa.errors import LarosaError
 from larosa_analysis import bank, methods, quantised
 from larosa_analysis.main_result import results
 from larosa_analysis.records import Entry, RecordsError, load
 from larosa_analysis.tables import added
 from larosa_analysis.tables.cells import Block, Cell
-from conftest import CONF
-from larosa.errors import LarosaError
 
 CHOICES = ("none", "w8", "w4_rtn", "w4_rtn_input", "w4_gptq", "w4_awq", "w8_gptq", "w4_gptq_output")
 NAMES = ("none", "w8", "w4 rtn along outputs", "w4 rtn", "w4 gptq", "w4 awq", "w8 gptq", "w4 gptq along outputs")

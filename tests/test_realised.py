@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from larosa_analysis import realised
 from conftest import ROOT
+from larosa_analysis import realised
 
 RECORDS = ROOT / "analysis" / "records" / "methods-smollm2.jsonl"
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from larosa_analysis import speed
 from conftest import ROOT
+from larosa_analysis import speed
 
 RECORD = ROOT / "kernels" / "benchmarks" / "records" / "decode-llama2-7b-h100-2026-11-23.json"
 

@@ -10,9 +10,9 @@ import yaml
 from made_records import made, timings
 from test_paper_tables import block, rows_of, tables
 
+from conftest import CONF
 from larosa_analysis import run_speed, speed
 from larosa_analysis.records import RecordsError
-from conftest import CONF
 
 KERNELS = {"backend": "triton", "caveat": None}
 

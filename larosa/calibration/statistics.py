@@ -37,8 +37,7 @@ def second_moments(model: PreTrainedModel, tokens: TokenBlock, batch_size: int) 
     D = model.config.hidden_size
     if tokens.ids.numel() < D:
         raise CalibrationError(
-            f"{tokens.ids.numel()} calibration tokens cannot span {D} dimensions; raise "
-            f"calibration.sequences or calibration.length to at least {D} tokens together (the paper: 32768)"
+            f"{tokens.ids.numel()} calibration tokens cannot span {D} dimensions: give at least {D} (the paper: 32768)"
         )
     sums: dict[tuple[int, str], Tensor] = {}
     hooks = []

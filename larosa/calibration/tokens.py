@@ -34,6 +34,14 @@ class TokenBlock:
     sha256: str
     """Of the shape and the ids."""
 
+    @classmethod
+    def of(cls, ids: Tensor, text: str, documents: int, tokens_available: int) -> TokenBlock:
+        """The block of ids [N, T] int64 on the CPU."""
+        ids = ids.contiguous()
+        digest = hashlib.sha256(str(tuple(ids.shape)).encode())
+        digest.update(ids.numpy().astype("<i8").tobytes())
+        return cls(ids, text, documents, tokens_available, digest.hexdigest())
+
 
 def calibration_block(
     documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: CalibrationConfig, seed: int
@@ -106,7 +114,4 @@ def _cut(stream: Tensor, length: int) -> Tensor:
 
 
 def _block(ids: Tensor, stream: Tensor, documents: Sequence[str], text: TextConfig) -> TokenBlock:
-    ids = ids.contiguous()
-    digest = hashlib.sha256(str(tuple(ids.shape)).encode())
-    digest.update(ids.numpy().astype("<i8").tobytes())
-    return TokenBlock(ids, text.name, len(documents), len(stream), digest.hexdigest())
+    return TokenBlock.of(ids, text.name, len(documents), len(stream))

@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from larosa.activations import check_activations, check_width
+from larosa.errors import ArgumentError
+
 
 def kept_channels(level: float, width: int, rounding: str = "nearest") -> int:
     """k, the channels that stay at `level` (a fraction in [0, 1]) of `width`.
@@ -23,7 +26,7 @@ def kept_channels(level: float, width: int, rounding: str = "nearest") -> int:
     ValueError for a level out of range.
     """
     if not 0.0 <= level <= 1.0:
-        raise ValueError(f"a level is a fraction in [0, 1], got {level}")
+        raise ArgumentError(f"a level is a fraction in [0, 1], got {level}")
     if rounding == "down":
         return int((1 - level) * width)
     return width - math.floor(level * width + 0.5)
@@ -88,17 +91,21 @@ class TopKSparsification(nn.Module):
     """Keeps the k largest magnitudes of every token's vector.
 
     Args: `width` channels, `level` in [0, 1], `ties` strict or keep, `score` [width] > 0 or None: entries are ranked
-    by `|x_i| * score_i` (WINA, arXiv 2505.19427: the norm of the weight column behind channel i).
+    by `|x_i| * score_i` (WINA, arXiv 2505.19427: the norm of the weight column behind channel i). Raises ArgumentError
+    for other values, and for activations of another width or dtype.
     """
 
     score: Tensor | None
 
     def __init__(self, width: int, level: float, ties: str = "strict", score: Tensor | None = None) -> None:
         super().__init__()
+        check_width(width)
         if ties not in ("strict", "keep"):
-            raise ValueError(f"ties must be 'strict' or 'keep', got {ties!r}")
-        if score is not None and (score.shape != (width,) or not bool((score >= 0).all())):
-            raise ValueError(f"score must be [{width}] and not negative, got {list(score.shape)}")
+            raise ArgumentError(f"ties must be 'strict' or 'keep', got {ties!r}")
+        if score is not None:
+            check_activations(score, width)
+            if score.dim() != 1 or not bool((score >= 0).all()):
+                raise ArgumentError(f"score must be [{width}] and not negative, got {list(score.shape)}")
         self.width, self.ties = width, ties
         self.k = kept_channels(level, width)
         self.register_buffer("score", score, persistent=True)
@@ -113,6 +120,5 @@ class TopKSparsification(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., width]; returns the same shape and dtype, dropped entries zero."""
-        if x.shape[-1] != self.width:
-            raise ValueError(f"expected {self.width} channels, got {x.shape[-1]}")
+        check_activations(x, self.width)
         return x if self.k == self.width else x * keep_mask(self.ranked(x), self.k, self.ties)
