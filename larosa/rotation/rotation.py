@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from larosa.config import MethodConfig
+from larosa.inputs import check_floating
 from larosa.quantization.grid import Quantised
 from larosa.rotation import bases
 
@@ -94,7 +95,8 @@ def _moment(second_moments: Tensor, index: list[tuple[int, int]], which: int) ->
 class LayerwiseRotationMatrix(nn.Module):
     """One orthogonal Q [D, D] (float64) that rotates the last dimension.
 
-    `fit` takes activations [..., D]; `rotate` and `unrotate` compute in the matrix's dtype.
+    `fit` takes activations [..., D]; `rotate` and `unrotate` compute in the matrix's dtype. All raise ActivationError
+    where activations are not floating.
     """
 
     Q: Tensor
@@ -106,6 +108,7 @@ class LayerwiseRotationMatrix(nn.Module):
 
     def fit(self, activations: Tensor) -> LayerwiseRotationMatrix:
         """Set Q to the eigenvectors of the activations' uncentred second moment, by falling eigenvalue."""
+        check_floating(activations)
         rows = activations.reshape(-1, activations.shape[-1]).double()
         if rows.shape[1] != self.Q.shape[0]:
             raise ValueError(f"expected activations of width {self.Q.shape[0]}, got {rows.shape[1]}")
@@ -120,10 +123,12 @@ class LayerwiseRotationMatrix(nn.Module):
 
     def rotate(self, x: Tensor) -> Tensor:
         """x Q, in Q's dtype. x: [..., D]."""
+        check_floating(x)
         return x.to(self.Q.dtype) @ self.Q
 
     def unrotate(self, x: Tensor) -> Tensor:
         """x Q^T, in Q's dtype. x: [..., D]."""
+        check_floating(x)
         return x.to(self.Q.dtype) @ self.Q.T
 
 

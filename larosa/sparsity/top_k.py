@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from larosa.inputs import check_floating
+
 
 def kept_channels(level: float, width: int) -> int:
     """k, the channels that stay at `level` (a fraction in [0, 1]) of `width`."""
@@ -41,7 +43,8 @@ def kth_magnitude(x: Tensor, k: int) -> Tensor:
 
 
 def keep_mask(x: Tensor, k: int, ties: str) -> Tensor:
-    """True where an entry stays. x: [..., width] floating; returns bool of the same shape."""
+    """True where an entry stays. x: [..., width]; returns bool of the same shape. Raises ActivationError: no floats."""
+    check_floating(x)
     width = x.shape[-1]
     if k <= 0:
         return torch.zeros_like(x, dtype=torch.bool)
@@ -105,7 +108,11 @@ class TopKSparsification(nn.Module):
         return kth_magnitude(self.ranked(x), self.k) if 0 < self.k < self.width else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., width]; returns the same shape and dtype, dropped entries zero."""
+        """x: [..., width] floating; returns the same shape and dtype, dropped entries zero.
+
+        Raises ActivationError for another dtype, ValueError for another width.
+        """
+        check_floating(x)
         if x.shape[-1] != self.width:
             raise ValueError(f"expected {self.width} channels, got {x.shape[-1]}")
         return x if self.k == self.width else x * keep_mask(self.ranked(x), self.k, self.ties)
