@@ -64,7 +64,9 @@ class Strict(BaseModel):
 
 
 def readable(
-    error: ValidationError, section: type[BaseModel] | None = None, spelling: str = "`python run.py --help` lists the keys"
+    error: ValidationError,
+    section: type[BaseModel] | None = None,
+    spelling: str = "`python run.py --help` lists the keys",
 ) -> str:
     """One line for each problem: the key, what is wrong, what was given, and what a misspelt key may have meant.
 

@@ -73,7 +73,9 @@ class SparsityConfig(Strict):
         try:
             return cls.model_validate(tree | other)._named()
         except ValidationError as error:
-            raise ArgumentError(readable(error, spelling="conf/method, conf/schedule and conf/tokens show the keys")) from None
+            raise ArgumentError(
+                readable(error, spelling="conf/method, conf/schedule and conf/tokens show the keys")
+            ) from None
 
     def _named(self) -> SparsityConfig:
         """The same with the whole path of a schedule file. Raises ArgumentError where the model's name is missing."""

@@ -69,7 +69,9 @@ def read(records: Path, timings: Path) -> Bank:
 
 def _is_run(record: Record) -> bool:
     if not isinstance(record, dict) or not {"identity", "created", "model", "metrics"} <= set(record):
-        raise RecordsError("a line is no compact record; make it with `python -m larosa_analysis.compact RUNS OUT.jsonl`")
+        raise RecordsError(
+            "a line is no compact record; make it with `python -m larosa_analysis.compact RUNS OUT.jsonl`"
+        )
     if record["schema"] != SCHEMA:
         raise RecordsError(f"record {record['identity']} has schema {record['schema']}, this code reads {SCHEMA}")
     return True

@@ -120,7 +120,9 @@ def draw_on(axes: Axes, cells: list[Realised], level: float) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status, 2 if nothing can be made of the records."""
-    parser = argparse.ArgumentParser(prog="python -m larosa_analysis.realised", description="Realised sparsity by text.")
+    parser = argparse.ArgumentParser(
+        prog="python -m larosa_analysis.realised", description="Realised sparsity by text."
+    )
     parser.add_argument("records", type=Path, nargs="+", metavar="RECORDS.jsonl")
     parser.add_argument("--level", type=float, default=0.5, help="asked for, a fraction (default: %(default)s)")
     parser.add_argument("--methods", help="labels with commas (default: every method)")

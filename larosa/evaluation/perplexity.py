@@ -17,14 +17,17 @@ from transformers import PreTrainedModel
 from larosa.architecture import ModelView
 from larosa.evaluation.finite import EvaluationError as EvaluationError
 from larosa.evaluation.finite import require_finite
+from larosa.inputs import check_ids
 
 
 @torch.no_grad()
 def perplexity(model: PreTrainedModel, ids: Tensor, batch_size: int, label: str) -> dict[str, Any]:
     """ids: [N, T] int64. Returns perplexity, its standard error, tokens and the NLL (nats) of every block.
 
-    Raises EvaluationError where the model's logits or their likelihood are not finite.
+    Raises EvaluationError where the model's logits or their likelihood are not finite, InputError where ids are not the
+    model's to read.
     """
+    check_ids(ids, model.config)
     view = ModelView(model)
     device = view.embedding.weight.device
     block_nll: list[float] = []

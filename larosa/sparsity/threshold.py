@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from larosa.activations import check_activations
+
 
 class ThresholdSparsification(nn.Module):
     """Keeps what exceeds `limit` in magnitude. Args: `width` channels, `limit` >= 0 in the activation's unit."""
@@ -23,7 +25,9 @@ class ThresholdSparsification(nn.Module):
         return torch.full_like(x[..., :1], self.limit)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., width]; returns the same shape and dtype, dropped entries zero."""
-        if x.shape[-1] != self.width:
-            raise ValueError(f"expected {self.width} channels, got {x.shape[-1]}")
+        """x: [..., width] floating; returns the same shape and dtype, dropped entries zero.
+
+        Raises ArgumentError for another width or dtype.
+        """
+        check_activations(x, self.width)
         return x * (x.abs() > self.limit)

@@ -51,7 +51,8 @@ def kth_magnitude(x: Tensor, k: int) -> Tensor:
 
 
 def keep_mask(x: Tensor, k: int, ties: str) -> Tensor:
-    """True where an entry stays. x: [..., width] floating; returns bool of the same shape."""
+    """True where an entry stays. x: [..., width]; returns bool of the same shape. Raises ArgumentError: no floats."""
+    check_activations(x, x.shape[-1])
     width = x.shape[-1]
     if k <= 0:
         return torch.zeros_like(x, dtype=torch.bool)
