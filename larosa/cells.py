@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PretrainedConfig
 
 from larosa import models, results
@@ -37,7 +36,8 @@ def plan_cells(config: RunConfig) -> dict[str, Cell]:
     shape_config = models.model_config(config.model)
     shape = ModelShape.of(shape_config)
     _check(config, shape_config, shape)
-    levels = make_levels(shape, config.schedule, config.sparsity, config.model.name)
+    rounding = config.method.top_k.rounding
+    levels = make_levels(shape, config.schedule, config.sparsity, config.model.name, rounding)
     planned = {s: tuple(levels.planned(s, i, shape) for i in range(shape.layers)) for s in levels.level}
     cells: dict[str, Cell] = {}
     for method in [*config.baseline.values(), config.method]:
@@ -76,7 +76,8 @@ def _cell(config: RunConfig, shape: ModelShape) -> Cell:
     if config.method.name == "cats":
         levels = cats.levels(shape, config.sparsity)
     else:
-        levels = make_levels(shape, config.schedule, config.sparsity, config.model.name)
+        rounding = config.method.top_k.rounding
+        levels = make_levels(shape, config.schedule, config.sparsity, config.model.name, rounding)
     if config.method.name == "r_sparse":
         r_sparse.candidates(config.method, shape, levels)  # shares out of reach are refused here
     identity = _identity(config)
@@ -118,17 +119,34 @@ def _check(config: RunConfig, shape_config: PretrainedConfig, shape: ModelShape)
         lengths.append(("evaluation.speed, context and new tokens:", max(speed.contexts) + max(speed.new_tokens)))
         if find_spec("triton") is None:
             raise ConfigError("evaluation=speed needs the package triton, which is not installed here")
-        if config.backend == "triton" and config.model.dtype == "float32":
-            raise ConfigError("backend=triton runs model.dtype=bfloat16 or float16; float32 needs backend=reference")
-        if config.backend == "triton" and not (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"):
-            raise ConfigError(
-                "backend=triton needs a CUDA GPU, and torch sees none here: take backend=auto or reference (or set "
-                "TRITON_INTERPRET=1 to run the kernels, slowly, in Triton's interpreter)"
-            )
     for key, length in lengths:
         if length > longest:
             raise ConfigError(f"{key}={length}, but {config.model.name} reads at most {longest} positions")
+    if speed is not None:
+        _check_timed(config)
     _check_left_out(config)
+
+
+def _check_timed(config: RunConfig) -> None:
+    """Refuse times that would be no speed of the kernels, unless they are asked for by name."""
+    if config.backend == "reference":
+        return
+    if config.model.dtype == "float32":
+        raise ConfigError(
+            "evaluation=speed times kernels for bfloat16 and float16: set model.dtype; float32 needs "
+            "backend=reference, the torch reference, whose times are no speed measurement"
+        )
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if interpreted and config.backend == "triton":
+        return  # asked for twice; the results name it
+    device = models.resolve_device(config.model.device).type
+    if interpreted or device != "cuda":
+        reason = "with TRITON_INTERPRET=1 they run in Triton's interpreter" if interpreted else f"this is a {device}"
+        raise ConfigError(
+            f"evaluation=speed times the kernels on a CUDA GPU, and {reason}. Run it on a GPU, leave evaluation=speed "
+            "out, or ask for what is no speed measurement, which all results will then say: backend=reference (the "
+            "torch reference), or TRITON_INTERPRET=1 with backend=triton (the interpreter)"
+        )
 
 
 def _check_quantiser(config: RunConfig) -> None:

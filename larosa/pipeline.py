@@ -33,13 +33,10 @@ from larosa.evaluation.error import probe
 from larosa.evaluation.perplexity import perplexity
 from larosa.evaluation.sparsity import SparsityMeter, over_texts
 from larosa.evaluation.zero_shot import check_reader, zero_shot
-from larosa.maker import doubts
-from larosa.methods.registry import METHODS
+from larosa.prepare import prepare
 from larosa.provenance import Stages, git_state, hardware, versions
-from larosa.quantization.model import quantise
 from larosa.results import Record
-from larosa.sites import ModelShape
-from larosa.sparsity.handle import SparsityHandle, apply
+from larosa.sparsity.handle import SparsityHandle
 from larosa.store import digest
 from larosa.tracking import Tracker
 
@@ -203,26 +200,12 @@ def measure(cell: Cell, bench: Bench) -> Record:
     """Plan, apply, prove and measure one cell; the model is dense again afterwards."""
     config, stages = cell.config, Stages()
     log.info("measuring %s", config.method.label)
-    for doubt in doubts(config, bench.texts):
-        log.warning(doubt)
-    shape, vocabulary = ModelShape.of(bench.model.config), int(bench.model.config.vocab_size)
-    with stages("calibrate"):
-        plan = METHODS[config.method.name](config.method, shape, cell.levels, config.tokens, bench.calibrator)
-    with stages("apply"):
-        handle = apply(bench.model, plan, config.model.keep_weights)
-    metrics: dict[str, Any] = {"accounting": account(plan, vocabulary)}
+    vocabulary = int(bench.model.config.vocab_size)
+    handle, prepared = prepare(cell, bench, stages)
     with handle:
-        metrics["memory"] = {
-            "kept_weights_bytes": handle.kept_bytes,
-            "kept_weights_on": config.model.keep_weights,
-            "adapter_bytes": handle.adapter_bytes,
-        }
-        with stages("invariance"):
-            metrics["invariance"] = invariance.check(bench.model, handle, bench.dense)
+        metrics: dict[str, Any] = {"accounting": account(handle.plan, vocabulary), **prepared}
         if config.quantization.active:
-            metrics["accounting"]["quantised"] = quantised_account(plan, config.quantization, vocabulary)
-            with stages("quantise"):
-                metrics["quantization"] = quantise(bench.model, handle, config.quantization, bench.calibration.ids)
+            metrics["accounting"]["quantised"] = quantised_account(handle.plan, config.quantization, vocabulary)
         with stages("perplexity"):
             metrics |= _perplexities(cell, bench, handle)
         if config.method.name != "dense":

@@ -127,6 +127,8 @@ def _method_identity(method: MethodConfig) -> dict[str, Any]:
         del own["group_size"]
     if method.rule == "threshold":
         del own["top_k"]
+    elif method.top_k.rounding == "nearest":  # as before there was another rule
+        del own["top_k"]["rounding"]
     if method.form != "explicit":
         del own["transform_storage"], own["block_size"]
     if method.tuning is None:

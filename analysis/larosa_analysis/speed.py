@@ -82,6 +82,12 @@ def read(paths: list[Path]) -> list[Record]:
             raise RecordsError(f"{path}: expected a record of kernels/benchmarks/decode.py, schema 1")
         if not record["gate"]:
             raise RecordsError(f"{path}: timed without a correctness gate")
+        backends = {row.get("backend", "triton") for row in record["rows"]}
+        if str(record["device"]).startswith("cpu") or backends != {"triton"}:
+            raise RecordsError(
+                f"{path}: {', '.join(sorted(backends))} on {record['device']} is no speed measurement; expected the "
+                "Triton kernels on a GPU"
+            )
         records.append(record)
     return records
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from larosa.architecture import ModelView
+from larosa.evaluation.finite import require_finite
 
 Tokens = tuple[int, ...]
 _ROWS = 512
@@ -30,7 +31,7 @@ def likelihoods(
 ) -> list[tuple[float, bool]]:
     """For each (context, continuation): nats of the continuation, and whether every token of it is the likeliest.
 
-    No context and no continuation may be empty.
+    No context and no continuation may be empty. Raises EvaluationError where the model's logits are not finite.
     """
     shared: dict[Tokens, list[int]] = {}
     for index, (context, continuation) in enumerate(requests):
@@ -46,7 +47,8 @@ def likelihoods(
             asked = [[(index, requests[index][1]) for index in shared[text]] for text in batch]
             for chunk in _chunks([max(len(own) for _, own in each) for each in asked]):
                 rows = [hidden[i, len(batch[i]) - longest : len(batch[i])] for i, longest in chunk]
-                scores = view.head(torch.cat(rows)).log_softmax(-1, dtype=largest)
+                logits = require_finite(view.head(torch.cat(rows)), "log-likelihoods")
+                scores = logits.log_softmax(-1, dtype=largest)
                 ends = zip(chunk, accumulate(longest for _, longest in chunk), strict=True)
                 found |= _likelihoods(scores, [(end, *own) for (i, _), end in ends for own in asked[i]])
             bar.update(len(batch))

@@ -1,8 +1,8 @@
 """Exact per-token Top-K by magnitude.
 
-`zeros = floor(level * width + 1/2)` channels are dropped and `k = width - zeros` stay. Ties are broken by one
-of two rules: `strict` keeps exactly k entries, of equal magnitudes the lowest index first; `keep` keeps every
-entry whose magnitude is at least the k-th, as the official code does.
+`kept_channels` makes k of a level by one of two rounding rules. Ties are broken by one of two rules: `strict` keeps
+exactly k entries, of equal magnitudes the lowest index first; `keep` keeps every entry whose magnitude is at least
+the k-th, as the official code does.
 """
 
 from __future__ import annotations
@@ -15,10 +15,17 @@ import torch
 from torch import Tensor, nn
 
 
-def kept_channels(level: float, width: int) -> int:
-    """k, the channels that stay at `level` (a fraction in [0, 1]) of `width`."""
+def kept_channels(level: float, width: int, rounding: str = "nearest") -> int:
+    """k, the channels that stay at `level` (a fraction in [0, 1]) of `width`.
+
+    `nearest` drops `floor(level * width + 1/2)` channels. `down` keeps `int((1 - level) * width)`, in floats, as the
+    code of LaRoSA does (alibaba/EfficientAI, `top_k_new`) and that of WINA (microsoft/wina, `SparsifyFn`). Raises
+    ValueError for a level out of range.
+    """
     if not 0.0 <= level <= 1.0:
         raise ValueError(f"a level is a fraction in [0, 1], got {level}")
+    if rounding == "down":
+        return int((1 - level) * width)
     return width - math.floor(level * width + 0.5)
 
 
