@@ -45,7 +45,8 @@ Files = dict[str, Entry]
 """By path below the folder, with forward slashes."""
 
 _verified: dict[Path, Files] = {}
-"""Folders that this process found intact: where the manifest cannot be renewed, they are hashed once a process."""
+"""Folders that this process found intact: their manifests are read once, and where one cannot be renewed, the files are
+hashed once."""
 
 
 def is_unchanged(folder: Path, content: str | None = None) -> bool:
@@ -57,9 +58,13 @@ def is_unchanged(folder: Path, content: str | None = None) -> bool:
         states = dict(_states(folder))
         if folder in _verified and states == _states_of(_verified[folder]):
             return True
-        return states == _states_of(read(folder, content))
+        known = read(folder, content)
     except (OSError, ValueError):
         return False
+    if states != _states_of(known):
+        return False
+    _verified[folder] = known
+    return True
 
 
 def verify(folder: Path, content: str | None = None) -> None:
