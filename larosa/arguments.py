@@ -13,7 +13,7 @@ from larosa.activations import described
 from larosa.architecture import ArchitectureError, ModelView, architecture_of
 from larosa.calibration.tokens import TokenBlock
 from larosa.errors import ArgumentError
-from larosa.sparsity.handle import _SPARSE, PlanError
+from larosa.sparsity.handle import PlanError, is_sparse
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -29,8 +29,8 @@ def checked_model(given: object) -> PreTrainedModel:
             "model must be a causal language model of transformers, from AutoModelForCausalLM.from_pretrained; got "
             f"{type(given).__name__}{_unwrapping(given)}"
         )
-    if given in _SPARSE:
-        raise PlanError("the model is sparse already: call remove() on its handle first")
+    if is_sparse(given):
+        raise PlanError("the model is sparse already: call larosa.handle_of(model).remove() first")
     _check_parts(given)
     _check_weights(given)
     if any(module.training and _dropout(module) > 0 for module in given.modules()):

@@ -23,7 +23,7 @@ from larosa.accounting import account, quantised_account
 from larosa.calibration.calibrator import Calibrator
 from larosa.calibration.overlap import Overlap, overlap, require_disjoint
 from larosa.calibration.texts import load_documents
-from larosa.calibration.tokens import TokenBlock, calibration_block, evaluation_block
+from larosa.calibration.tokens import TokenBlock, calibration_block, check_ids, evaluation_block
 from larosa.cells import Cell, plan_cells
 from larosa.config import RunConfig
 from larosa.disk import claimed
@@ -185,6 +185,8 @@ def open_bench(config: RunConfig, documents: Documents) -> Bench:
             )
             for name, text in config.texts.items()
         }
+        for block in (calibration, *texts.values()):
+            check_ids(block, tokenizer, models.model_config(config.model).vocab_size)
     with stages("load"):
         model = models.load_model(config.model, config.seed)
         calibrator = Calibrator(

@@ -28,7 +28,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from larosa.disk import digest, write_atomically
+from larosa.disk import digest, read_object, write_atomically
 from larosa.errors import described
 
 EXTRAS = {"hydra-joblib-launcher": "launchers", "hydra-submitit-launcher": "launchers", "hydra-ray-launcher": "ray"}
@@ -74,8 +74,16 @@ class Sweep:
         write_atomically(path, json.dumps(asdict(outcome)).encode())
 
     def outcomes(self) -> list[Outcome]:
-        """Of all runs that have ended."""
-        return [Outcome(**json.loads(path.read_text(encoding="utf-8"))) for path in sorted(self.folder.glob("*.json"))]
+        """Of all runs that have ended; one whose file is damaged counts as not ended."""
+        return [found for path in sorted(self.folder.glob("*.json")) if (found := _outcome(path)) is not None]
+
+
+def _outcome(path: Path) -> Outcome | None:
+    try:
+        found = Outcome(**read_object(path))
+    except (OSError, ValueError, TypeError):
+        return None
+    return found if isinstance(found.overrides, list) and isinstance(found.failed, dict) else None
 
 
 def runs_of(config: DictConfig) -> list[list[str]]:

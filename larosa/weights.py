@@ -26,8 +26,9 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 )
 from transformers import AutoConfig, PretrainedConfig
 
-from larosa import smollm2
+from larosa import checkpoint, smollm2
 from larosa.config import ModelConfig
+from larosa.disk import read_object
 from larosa.errors import LarosaError
 
 HUB_TIMEOUT_S = 3.0
@@ -58,26 +59,37 @@ def model_config(config: ModelConfig) -> PretrainedConfig:
     if config.path is None:
         return _from_shape(config.shape)
     folder = Path(config.path).expanduser()
-    if not (folder / "config.json").is_file():
+    try:
+        read_object(folder / "config.json")
+    except (FileNotFoundError, NotADirectoryError):
         found = "no config.json in it" if folder.is_dir() else "no such folder"
-        raise ModelError(f"model.path={config.path}: expected a folder in transformers' layout, found {found}")
+        raise ModelError(
+            f"model.path={config.path}: expected a folder in transformers' layout, found {found}"
+        ) from None
+    except OSError as error:
+        raise ModelError(f"model.path={config.path}: its config.json cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ModelError(f"model.path={config.path}: its config.json is damaged ({error})") from error
     return read_config(folder, config)
 
 
 def read_config(source: Path | str, config: ModelConfig) -> PretrainedConfig:
     """The configuration that belongs to the weights at `source` (:func:`ensure_available`'s answer).
 
-    Raises ModelError when it cannot be read or contradicts `config.shape`: in :data:`STRUCTURE`, or for the
-    wheel, whose shape is known exactly, in any field.
+    Raises ModelError when it cannot be read, when the weights are quantised already, or when it contradicts
+    `config.shape`: in :data:`STRUCTURE`, or for the wheel, whose shape is known exactly, in any field.
     """
     try:
         found: PretrainedConfig = AutoConfig.from_pretrained(
             source, revision=revision(source, config), trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers checks values with errors of its own
         raise ModelError(
             f"the configuration of {source} cannot be read (a model's own code is never run): {error}"
         ) from error
+    quantised = checkpoint.quantised(found)
+    if quantised:
+        raise ModelError(f"the weights of {source} are quantised already: {quantised}. {checkpoint.TAKEN}")
     exact = config.source == "wheel" and config.path is None
     _refuse_other(source, config.shape, found, tuple(config.shape) if exact else STRUCTURE)
     return found
@@ -118,9 +130,9 @@ def ensure_available(config: ModelConfig) -> Path | str:
     if config.path is not None:
         model_config(config)
         folder = Path(config.path).expanduser()
-        missing = _missing(folder)
-        if missing:
-            raise ModelError(f"model.path={config.path}: {missing}")
+        problem = checkpoint.problem(folder)
+        if problem:
+            raise ModelError(f"model.path={config.path}: {problem}")
         return folder
     if config.source == "random":
         return config.name
@@ -134,41 +146,12 @@ def ensure_available(config: ModelConfig) -> Path | str:
     return _hub(config)
 
 
-def _missing(folder: Path) -> str | None:
-    """What a folder lacks to be loaded, in words; None if it is complete."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError) as error:
-            return f"{index.name} is damaged ({error})"
-        absent = sorted(shard for shard in shards if not (folder / shard).is_file())
-        if absent:
-            return f"{len(absent)} of {len(shards)} weight files are missing, the first is {absent[0]}"
-    elif not any(folder.glob("*.safetensors")):
-        pickles = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
-        hint = "; its pickled weights are not read, convert them to safetensors" if pickles else ""
-        return f"expected at least one *.safetensors file, found none{hint}"
-    if not (folder / "tokenizer.json").is_file() and not is_byte_tokenizer(folder):
-        return "expected the tokenizer's tokenizer.json, found none"
-    return None
-
-
-def is_byte_tokenizer(folder: Path) -> bool:
-    """Whether a folder was saved with the byte tokenizer of random models, which has no tokenizer.json."""
-    settings = folder / "tokenizer_config.json"
-    return (
-        settings.is_file()
-        and json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class") == "ByT5Tokenizer"
-    )
-
-
 def _hub(config: ModelConfig) -> Path | str:
     if not config.hub_id:
         raise ModelError("model.source=hub needs model.hub_id=ORGANISATION/NAME")
     try:
         cached = try_to_load_from_cache(config.hub_id, "config.json", revision=config.revision)
-        if isinstance(cached, str) and _missing(Path(cached).parent) is None:
+        if isinstance(cached, str) and checkpoint.problem(Path(cached).parent) is None:
             return Path(cached).parent
         # Not hf_hub_download: without network it retries for 23 s, or is content with a cached config.json.
         url = hf_hub_url(config.hub_id, "config.json", revision=config.revision)

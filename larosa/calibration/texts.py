@@ -12,6 +12,7 @@ A byte order mark at the beginning of a file or row is never part of a document.
 from __future__ import annotations
 
 import codecs
+import errno
 import gzip
 import itertools
 import json
@@ -158,25 +159,30 @@ def _open_cached(text: TextConfig) -> Any:
 
 def _cell(text: TextConfig, row: dict[str, Any], number: int) -> str:
     value = row.get(str(text.field), row.get(BOM + str(text.field)))
-    if value is None and {str(text.field), BOM + str(text.field)} & row.keys():
+    if isinstance(value, str):
+        return value.removeprefix(BOM)
+    if {str(text.field), BOM + str(text.field)} & row.keys():
+        held = "null" if value is None else f"{type(value).__name__} {str(value)[:40]}"
         raise TextError(
-            f"text {text.name}: row {number} of {text.dataset} has null in column {text.field!r}: remove it"
+            f"text {text.name}: row {number} of {text.data_files or text.dataset}, counted from 0, has no text in "
+            f"column {text.field!r} but {held}: expected text in every row. Correct or remove it"
         )
-    if not isinstance(value, str):
-        raise TextError(
-            f"text {text.name}: {text.dataset} has no text in column {text.field!r}; it has {', '.join(row)}"
-        )
-    return value.removeprefix(BOM)
+    raise TextError(f"text {text.name}: {text.dataset} has no text in column {text.field!r}; it has {', '.join(row)}")
 
 
 def _hub_advice(text: TextConfig, error: Exception) -> str:
     parts = [text.subset, text.data_files, f"split {text.split}"]
     which = ", ".join(part for part in parts if part)
-    reason = " ".join(str(error).split())[:300]
+    cause: BaseException = error  # the library wraps what is wrong with a file in errors that say nothing
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    reason = "it has no row" if isinstance(cause, StopIteration) else " ".join(str(cause).split())[:300]
     failed = (
         f"text {text.name} needs the dataset {text.dataset} ({which}) and could not get it: "
-        f"{type(error).__name__}: {reason}\n"
+        f"{type(cause).__name__}: {reason}\n"
     )
+    if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC):
+        return failed + "If it is the datasets library's cache that cannot be written: HF_HOME=FOLDER moves it"
     if _is_local(text):
         return failed + "It is read from this machine: check path and split, and that the files are UTF-8 text"
     return (

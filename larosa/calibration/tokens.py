@@ -101,6 +101,16 @@ def evaluation_block(
     return _block(windows, stream, documents, text)
 
 
+def check_ids(block: TokenBlock, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
+    """Raise TextError if the block holds a token that a model of `vocabulary` embeddings does not have."""
+    largest = int(block.ids.max())
+    if largest >= vocabulary:
+        raise TextError(
+            f"text {block.text} holds the token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}), and the "
+            f"model has {vocabulary} embeddings: take the tokenizer that belongs to the model, or a text without it"
+        )
+
+
 def _tokenise(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, join: str) -> Tensor:
     # verbose=False: that the stream is longer than the model's context is no news, it is cut next.
     ids = tokenizer(join.join(documents), verbose=False)["input_ids"]

@@ -11,6 +11,7 @@ import functools
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -80,7 +81,7 @@ def _read(path: str, _changed: int) -> Requests:
         return Requests.model_validate_json(gzip.decompress(Path(path).read_bytes()))
     except ValidationError as error:
         raise ZeroShotError(f"{path} holds no requests of this version: {readable(error)[:400]}") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ZeroShotError(f"{path} cannot be read as gzipped requests: {error}") from error
 
 

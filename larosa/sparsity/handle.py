@@ -205,6 +205,11 @@ class SparsityHandle:
         self._hooks += [view.decoder.register_forward_pre_hook(check, with_kwargs=True) for check in checks]
 
 
+def is_sparse(model: nn.Module) -> bool:
+    """Whether a handle holds the model."""
+    return isinstance(getattr(model, _HANDLE, None), SparsityHandle)
+
+
 def handle_of(model: nn.Module) -> SparsityHandle:
     """The handle of a sparse model, also one that its caller has lost. Raises HandleError for a dense model."""
     handle = getattr(model, _HANDLE, None)
