@@ -153,7 +153,7 @@ def test_tokens_that_are_not_sparse_get_no_remainder(rule: str, tokens: Tensor) 
     policy = TokenPolicyConfig(kind="skip_first_n", n=10, fraction=1.0)
     with apply(model, planned(model, tokens, method("r_sparse", rule=rule), policy=policy)) as handle:
         found = invariance.logits(model, tokens)
-        assert all(site.low_rank._rest is None for site in handle.sites)  # nothing is held on to
+        assert all(site.low_rank._held.rest is None for site in handle.sites)  # nothing is held on to
     assert torch.equal(found[:, :10], dense[:, :10])
     assert not torch.allclose(found[:, 10:], dense[:, 10:])
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from larosa.architecture import ModelView
+from larosa.inputs import check_ids
 
 Tokens = tuple[int, ...]
 _ROWS = 512
@@ -30,12 +31,14 @@ def likelihoods(
 ) -> list[tuple[float, bool]]:
     """For each (context, continuation): nats of the continuation, and whether every token of it is the likeliest.
 
-    No context and no continuation may be empty.
+    No context and no continuation may be empty. Raises InputError where they are not the model's to read.
     """
     shared: dict[Tokens, list[int]] = {}
     for index, (context, continuation) in enumerate(requests):
         shared.setdefault(context + continuation[:-1], []).append(index)
     texts = sorted(shared, key=lambda text: (-len(text), text))
+    for tokens in [*texts, *((continuation[-1],) for _, continuation in requests)]:
+        check_ids(torch.tensor(tokens), model.config)
     found: dict[int, tuple[float, bool]] = {}
     view, largest = ModelView(model), torch.promote_types(model.dtype, torch.float32)
     with tqdm(total=len(texts), desc="log-likelihoods", unit="text", leave=False) as bar:

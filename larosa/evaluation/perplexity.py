@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from larosa.architecture import ModelView
 from larosa.errors import LarosaError
+from larosa.inputs import check_ids
 
 
 class EvaluationError(LarosaError):
@@ -26,8 +27,9 @@ class EvaluationError(LarosaError):
 def perplexity(model: PreTrainedModel, ids: Tensor, batch_size: int, label: str) -> dict[str, Any]:
     """ids: [N, T] int64. Returns perplexity, its standard error, tokens and the NLL (nats) of every block.
 
-    Raises EvaluationError where the model's likelihood is not finite.
+    Raises EvaluationError where the model's likelihood is not finite, InputError where ids are not the model's.
     """
+    check_ids(ids, model.config)
     view = ModelView(model)
     device = view.embedding.weight.device
     block_nll: list[float] = []
