@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from larosa.activations import check_activations
 from larosa.arguments import checked_model, frozen, token_block
 from larosa.calibration.calibrator import Calibrator
 from larosa.config import MethodConfig, ScheduleConfig, TokenPolicyConfig
 from larosa.errors import ArgumentError
+from larosa.inputs import check_activations
 from larosa.methods.registry import METHODS
 from larosa.planning import check_method, plan_levels
 from larosa.rotation import bases

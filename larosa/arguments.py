@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from larosa.activations import described
 from larosa.architecture import ArchitectureError, ModelView, architecture_of
 from larosa.calibration.tokens import TokenBlock
 from larosa.errors import ArgumentError
-from larosa.sparsity.handle import PlanError, is_sparse
+from larosa.inputs import check_ids, described
+from larosa.sparsity.handle import check_dense
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -29,8 +29,7 @@ def checked_model(given: object) -> PreTrainedModel:
             "model must be a causal language model of transformers, from AutoModelForCausalLM.from_pretrained; got "
             f"{type(given).__name__}{_unwrapping(given)}"
         )
-    if is_sparse(given):
-        raise PlanError("the model is sparse already: call larosa.handle_of(model).remove() first")
+    check_dense(given)
     _check_parts(given)
     _check_weights(given)
     if any(module.training and _dropout(module) > 0 for module in given.modules()):
@@ -92,8 +91,8 @@ def token_block(given: object, model: PreTrainedModel) -> TokenBlock:
     """Calibration tokens as [N, T] int64 on the CPU: a tensor or array of integers, lists of equal length, or what a
     tokenizer returns for texts of equal length.
 
-    Raises ArgumentError for another shape or dtype, padding, ids outside the vocabulary, and sequences longer than the
-    model's positions.
+    Raises ArgumentError for another shape or dtype and for padding, InputError for ids outside the vocabulary and for
+    sequences longer than the model's positions.
     """
     ids = _integers(given)
     if ids.dim() != 2 or ids.numel() == 0 or ids.shape[1] < 2:
@@ -101,18 +100,7 @@ def token_block(given: object, model: PreTrainedModel) -> TokenBlock:
         raise ArgumentError(
             f"tokens must be [N, T] int64, N sequences of T >= 2 token ids, got {list(ids.shape)} {ids.dtype}{hint}"
         )
-    vocabulary, lowest, highest = ModelView(model).embedding.num_embeddings, int(ids.min()), int(ids.max())
-    if lowest < 0 or highest >= vocabulary:
-        raise ArgumentError(
-            f"tokens hold the id {lowest if lowest < 0 else highest}; the model knows 0 to {vocabulary - 1}: are they "
-            "from its own tokenizer?"
-        )
-    positions = model.config.max_position_embeddings
-    if ids.shape[1] > positions:
-        raise ArgumentError(
-            f"tokens has sequences of {ids.shape[1]} tokens, the model reads at most {positions}: cut them, e.g. "
-            f"tokens[:, :{positions}]"
-        )
+    check_ids(ids, model.config)
     return TokenBlock.of(ids, "given", len(ids), ids.numel())
 
 

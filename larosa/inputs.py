@@ -1,15 +1,55 @@
-"""What can be given to a model: token ids of its vocabulary, at positions that it knows."""
+"""What can be given to a model (token ids of its vocabulary, at positions that it knows) and to a site (floats)."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from larosa.errors import LarosaError
+from larosa.errors import ArgumentError, LarosaError
 
 
 class InputError(LarosaError):
     """A model was given what it cannot read."""
+
+
+class ActivationError(LarosaError, TypeError):
+    """An activation is of a type that has no magnitudes to drop by."""
+
+
+def check_floating(x: Tensor) -> None:
+    """Raise ActivationError where x is of integers, booleans or complex numbers."""
+    if not x.is_floating_point():
+        raise ActivationError(f"an activation is a floating-point tensor, got {x.dtype}: convert it with .float()")
+
+
+def described(given: object) -> str:
+    """Shape and dtype of a tensor, the type of anything else."""
+    return f"{list(given.shape)} {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
+
+
+def check_activations(given: object, width: int, device: torch.device | None = None) -> None:
+    """Raise ArgumentError unless `given` is a tensor [..., width] (on `device`, if one is named), ActivationError where
+    it is not floating."""
+    if not isinstance(given, Tensor) or given.shape[-1:] != (width,):
+        raise ArgumentError(f"expected floating activations of width {width}, [..., {width}], got {described(given)}")
+    check_floating(given)
+    if device is not None and given.device != device:
+        raise ArgumentError(f"the activations are on {given.device}, the rotation is on {device}: move one of them")
+
+
+def check_matrix(given: object, width: int | None = None) -> None:
+    """Raise ArgumentError unless `given` is a floating matrix [width, width]; None: a square one."""
+    square = isinstance(given, Tensor) and given.dim() == 2 and given.shape[0] == given.shape[1]
+    if not isinstance(given, Tensor) or not square or not given.is_floating_point() or width not in (None, len(given)):
+        size = "D" if width is None else width
+        raise ArgumentError(f"expected a floating matrix [{size}, {size}], got {described(given)}")
+
+
+def check_width(given: object) -> None:
+    """Raise ArgumentError unless `given` is a number of channels."""
+    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
+        raise ArgumentError(f"a width is a whole number of channels, at least 1, got {given!r}")
 
 
 def longest_sequence(config: PretrainedConfig) -> int:

@@ -114,8 +114,8 @@ def test_a_state_that_says_nothing_of_its_rotation_is_refused() -> None:
     ("call", "message"),
     [
         (lambda s, x: s(x[:, :16]), r"width 32, \[\.\.\., 32\], got \[500, 16\]"),
-        (lambda s, x: s(x.long()), r"floating .* got \[500, 32\] torch\.int64"),
-        (lambda s, x: s(x > 0), r"got \[500, 32\] torch\.bool"),
+        (lambda s, x: s(x.long()), r"floating-point tensor, got torch\.int64"),
+        (lambda s, x: s(x > 0), r"got torch\.bool"),
         (lambda s, x: s(x.tolist()), "got list"),
         (lambda s, x: s(x.to("meta")), "on meta, the rotation is on cpu"),
         (lambda s, x: s(x, "mpl"), "'attention' or 'mlp', got 'mpl'"),
@@ -172,7 +172,7 @@ def test_public_names_can_be_listed_and_had() -> None:
     assert set(larosa.__all__) == {*larosa._HOME, "__version__"}
     assert set(larosa.__all__) <= set(dir(larosa))
     assert larosa._HOME["handle_of"] == "larosa.sparsity.handle"
-    assert all(getattr(larosa, name) is not None for name in larosa._HOME if name != "handle_of")
+    assert all(getattr(larosa, name) is not None for name in larosa._HOME)
     with pytest.raises(AttributeError, match="module 'larosa' has no attribute 'sparsifi'"):
         larosa.sparsifi  # noqa: B018
 

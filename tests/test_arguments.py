@@ -50,15 +50,15 @@ def test_tokens_are_taken_as_they_come(tokens: Tensor) -> None:
         (lambda t: {"ids": t}, "no input_ids, only ids"),
         (lambda _: {}, "no input_ids, only nothing"),
         (lambda t: {"input_ids": t, "attention_mask": (t > 9).long()}, "padded"),
-        (lambda t: t.where(t != t[0, 0], 384), "the id 384; the model knows 0 to 383"),
-        (lambda t: t.where(t != t[0, 0], -100), "the id -100"),
-        (lambda t: t.repeat(1, 9), "sequences of 288 tokens, the model reads at most 256"),
+        (lambda t: t.where(t != t[0, 0], 384), "token id 384 is outside the vocabulary of 384"),
+        (lambda t: t.where(t != t[0, 0], -100), "token id -100 is outside"),
+        (lambda t: t.repeat(1, 9), "a sequence of 288 tokens, but the model reads at most 256"),
     ],
 )
 def test_what_is_wrong_with_tokens_is_said(change: Any, message: str, tokens: Tensor) -> None:
     model = build_model("llama", dtype=torch.float32)
     for asked in ({"sparsity": 0.4, "method": "magnitude"}, {"config": LaRoSAConfig(sparsity=0.4)}):
-        with pytest.raises(ArgumentError, match=message):
+        with pytest.raises(LarosaError, match=message):
             sparsify(model, change(tokens), **asked)
 
 

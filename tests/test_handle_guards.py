@@ -23,10 +23,9 @@ from conftest import build_model
 from larosa.api import LaRoSAConfig, sparsify
 from larosa.calibration.statistics import second_moments
 from larosa.calibration.tokens import TokenBlock
-from larosa.errors import ArgumentError
 from larosa.evaluation.likelihood import likelihoods
 from larosa.evaluation.perplexity import perplexity
-from larosa.inputs import InputError, longest_sequence
+from larosa.inputs import ActivationError, InputError, longest_sequence
 from larosa.rotation.explicit import ExplicitTransform
 from larosa.rotation.rotation import LayerwiseRotationMatrix
 from larosa.sparsity.guard import SparseModelError
@@ -337,5 +336,7 @@ def test_an_activation_has_floats(dtype: torch.dtype) -> None:
         rotation.fit,
     ]
     for given in everything:
-        with pytest.raises(ArgumentError, match=r"expected floating activations .* torch\."):
+        with pytest.raises(ActivationError, match=r"floating-point tensor, got torch\."):
+            given(x)
+        with pytest.raises(TypeError):
             given(x)

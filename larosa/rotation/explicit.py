@@ -17,8 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from larosa.activations import check_activations
 from larosa.errors import LarosaError
+from larosa.inputs import check_floating
 from larosa.rotation import bases
 
 GROUP = 64
@@ -120,8 +120,8 @@ class ExplicitTransform(nn.Module):
         return whole
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., D]; returns z of the same shape and dtype. Raises ArgumentError where it is not floating."""
-        check_activations(x, x.shape[-1])
+        """x: [..., D]; returns z of the same shape and dtype. Raises ActivationError where it is not floating."""
+        check_floating(x)
         return block_product(x, self.blocks(x.dtype))
 
 

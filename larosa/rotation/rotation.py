@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from larosa.activations import check_activations, check_matrix, check_width
 from larosa.config import MethodConfig
 from larosa.errors import ArgumentError
+from larosa.inputs import check_activations, check_matrix, check_width
 from larosa.quantization.grid import Quantised
 from larosa.rotation import bases
 
@@ -100,7 +100,7 @@ class LayerwiseRotationMatrix(nn.Module):
     """One orthogonal Q [D, D] (float64) that rotates the last dimension.
 
     `fit` takes activations [..., D]; `rotate` and `unrotate` compute in the matrix's dtype. All raise ArgumentError for
-    another width or dtype.
+    another width, ActivationError where activations are not floating.
     """
 
     Q: Tensor

@@ -205,9 +205,10 @@ class SparsityHandle:
         self._hooks += [view.decoder.register_forward_pre_hook(check, with_kwargs=True) for check in checks]
 
 
-def is_sparse(model: nn.Module) -> bool:
-    """Whether a handle holds the model."""
-    return isinstance(getattr(model, _HANDLE, None), SparsityHandle)
+def check_dense(model: nn.Module) -> None:
+    """Raise PlanError for a sparse model: handles do not nest, the inner one's weights would outlive the outer's."""
+    if _HANDLE in vars(model):
+        raise PlanError(f"the model is sparse already: {handle_of(model).remedy}")
 
 
 def handle_of(model: nn.Module) -> SparsityHandle:
@@ -272,8 +273,7 @@ def apply(model: PreTrainedModel, plan: Plan, keep_weights: str = "device") -> S
             f"the thresholds were calibrated in {plan.calibrated_in or 'an unknown basis'}, the method drops entries in"
             f" {plan.method.coordinates}: calibrate them for this method"
         )
-    if _HANDLE in vars(model):  # handles do not nest: the inner one's weights would outlive the outer's
-        raise PlanError(f"the model is sparse already: {handle_of(model).remedy}")
+    check_dense(model)
     handle = SparsityHandle(model, plan, keep_weights)
     try:
         handle._guard()

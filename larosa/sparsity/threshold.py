@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from larosa.activations import check_activations
+from larosa.inputs import check_floating
 
 
 class ThresholdSparsification(nn.Module):
@@ -27,7 +27,9 @@ class ThresholdSparsification(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., width] floating; returns the same shape and dtype, dropped entries zero.
 
-        Raises ArgumentError for another width or dtype.
+        Raises ActivationError for another dtype, ValueError for another width.
         """
-        check_activations(x, self.width)
+        check_floating(x)
+        if x.shape[-1] != self.width:
+            raise ValueError(f"expected {self.width} channels, got {x.shape[-1]}")
         return x * (x.abs() > self.limit)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from larosa.activations import check_activations, check_width
 from larosa.errors import ArgumentError
+from larosa.inputs import check_activations, check_floating, check_width
 
 
 def kept_channels(level: float, width: int, rounding: str = "nearest") -> int:
@@ -51,8 +51,8 @@ def kth_magnitude(x: Tensor, k: int) -> Tensor:
 
 
 def keep_mask(x: Tensor, k: int, ties: str) -> Tensor:
-    """True where an entry stays. x: [..., width]; returns bool of the same shape. Raises ArgumentError: no floats."""
-    check_activations(x, x.shape[-1])
+    """True where an entry stays. x: [..., width]; returns bool of the same shape. Raises ActivationError: no floats."""
+    check_floating(x)
     width = x.shape[-1]
     if k <= 0:
         return torch.zeros_like(x, dtype=torch.bool)
@@ -120,6 +120,6 @@ class TopKSparsification(nn.Module):
         return kth_magnitude(self.ranked(x), self.k) if 0 < self.k < self.width else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., width]; returns the same shape and dtype, dropped entries zero."""
+        """x: [..., width] floating; returns the same shape and dtype, dropped entries zero."""
         check_activations(x, self.width)
         return x if self.k == self.width else x * keep_mask(self.ranked(x), self.k, self.ties)
