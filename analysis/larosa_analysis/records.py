@@ -6,7 +6,6 @@ length, and of all but the dense model, which needs neither, the calibration tok
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from larosa_analysis import quantised
+from larosa_analysis import checksum, quantised
 
 Record = dict[str, Any]
 SCHEMA = 1
@@ -123,13 +122,20 @@ def _schedule(config: dict[str, Any]) -> str:
 
 
 def read_lines(path: Path) -> list[Record]:
-    """The records of a `.jsonl` file. Raises RecordsError that names the line that is none."""
+    """The records of a `.jsonl` file, without their checksums. Raises RecordsError that names the line that is none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise RecordsError(f"{path.name} is not UTF-8: {error}") from error
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise RecordsError(f"{path.name}, line {number}, is not JSON: {error}") from error
+            records.append(checksum.parsed(line))
+        except checksum.DamagedError as error:
+            raise RecordsError(
+                f"{path.name}, line {number}: {error}. Delete the line, and make it again from its result.json with "
+                "`python -m larosa_analysis.compact RUNS_DIR OUT.jsonl`"
+            ) from error
     return records
 
 

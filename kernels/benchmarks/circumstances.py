@@ -1,8 +1,9 @@
-"""Where and by what code a benchmark ran: GPU, driver, versions, date, commit."""
+"""Where and by what code a benchmark ran: GPU, driver, versions, date, commit; and its record on disk."""
 
 from __future__ import annotations
 
 import datetime
+import json
 import platform
 import subprocess
 from importlib import metadata
@@ -11,31 +12,37 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from larosa.commit import git_state
+from larosa_analysis.checksum import sealed
+
 PACKAGES = ("torch", "triton", "transformers", "numpy")
 
 
-def _ask(*words: str) -> str | None:
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=20, cwd=ROOT)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
 def circumstances(device: torch.device) -> dict[str, Any]:
-    """Of this process and this checkout; null where it cannot be told."""
+    """Of this process and of larosa's code; null where it cannot be told."""
     on_gpu = device.type == "cuda"
-    changes = _ask("git", "status", "--porcelain", "--untracked-files=no")
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu, {platform.machine()}",
-        "driver": _ask("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if on_gpu else None,
+        "driver": _driver() if on_gpu else None,
         "cuda": torch.version.cuda,
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": _ask("git", "rev-parse", "HEAD"),
-        "dirty": None if changes is None else bool(changes),
+        **git_state(),
     }
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Write the record with its checksum."""
+    path.write_text(json.dumps(sealed(record), indent=1, allow_nan=False) + "\n")
+
+
+def _driver() -> str | None:
+    words = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _version(package: str) -> str | None:

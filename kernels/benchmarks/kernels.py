@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from circumstances import circumstances
+from circumstances import circumstances, write
 from correctness import attention_inputs, bracket_around, gate
 from larosa_kernels import attend, norm_select, select, select_gemv
 from larosa_kernels.attend.workspace import AttendConfig, default_attend
@@ -145,7 +144,7 @@ def main() -> int:
             time_attention(bench, model, options.tune)
     place = circumstances(torch.device("cuda"))
     if options.json:
-        options.json.write_text(json.dumps(place | {"rows": [asdict(row) for row in bench.rows]}, indent=1) + "\n")
+        write(options.json, place | {"rows": [asdict(row) for row in bench.rows]})
     print(place)
     print(table(bench.rows))
     return 0

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import sys
 import types
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from circumstances import circumstances
+from circumstances import circumstances, write
 from larosa_kernels import select_gemv
 from rows import LAYERS, PROJECTIONS, Bench, table
 from torch import Tensor
@@ -95,7 +94,7 @@ def main() -> None:
             time_site(bench, teal, model, site)
     place = circumstances(torch.device("cuda"))
     if options.json:
-        options.json.write_text(json.dumps(place | {"rows": [asdict(row) for row in bench.rows]}, indent=1) + "\n")
+        write(options.json, place | {"rows": [asdict(row) for row in bench.rows]})
     print(place)
     print(table(bench.rows))
 

