@@ -23,7 +23,7 @@ from larosa.methods.registry import METHODS
 from larosa.pipeline import Bench, open_bench, read_documents
 from larosa.sites import ModelShape
 from larosa.sparsity.handle import Plan, apply
-from larosa.sparsity.schedule import ScheduleError
+from larosa.sparsity.schedule import ScheduleError, byte_weighted
 from larosa.sparsity.schedule_file import write_schedule
 from larosa.sparsity_config import SparsityConfig, choices
 
@@ -192,6 +192,18 @@ def test_larosa_config_reaches_every_larosa(name: str, tokens: Tensor) -> None:
         assert torch.equal(model(tokens).logits, expected)
 
 
+def test_cats_has_levels_of_its_own(tokens: Tensor) -> None:
+    model = build_model("llama", dtype=torch.float32)
+    with sparsify(model, tokens, sparsity=0.3, method="cats", schedule="uniform") as handle:
+        levels = handle.plan.levels
+        assert levels.level["h1"] == (0.0,) * 5
+        assert byte_weighted(levels.level, handle.plan.shape, levels.skips) == pytest.approx(0.3)
+    with pytest.raises(ScheduleError, match="method=cats skips up and down only"):
+        sparsify(model, tokens, sparsity=0.9, method="cats")
+    with pytest.raises(ScheduleError, match=r"leave it out of method\.rank_search"):
+        sparsify(model, tokens, sparsity=0.4, method="r_sparse", settings={"method.rank_search": [0.9]})
+
+
 def test_dense_needs_no_level(tokens: Tensor) -> None:
     model = build_model("llama", dtype=torch.float32)
     dense = model(tokens).logits
@@ -217,6 +229,8 @@ def test_the_caller_s_gradients_and_modes_do_not_matter(method: str, tokens: Ten
         with mode():
             handle = sparsify(learning, tokens, **asked)
         torch.testing.assert_close(learning(tokens).logits, expected, rtol=0, atol=0)
+        calibrated = [handle.plan.transforms, getattr(handle.plan.rotation, "matrices", None)]
+        assert not any(tensor.requires_grad for tensor in calibrated if tensor is not None)
         handle.remove()
     assert {n for n, p in learning.named_parameters() if not p.requires_grad} == {"lm_head.weight"}
     assert all(p.grad is None for p in learning.parameters())

@@ -4,8 +4,7 @@ A :class:`Plan` is pure data: which channels stay at which site, in which basis,
 :func:`apply` makes a model follow it and returns a handle; `remove()` restores the model bit for bit.
 
 The model holds its handle, so :func:`handle_of` finds one that the caller let go of. What would give a broken model
-while it is sparse is refused: see sparsity.guard (saving, copying, converting) and sparsity.calls (arguments of the
-forward pass).
+while it is sparse is refused: see sparsity.guard (saving, copying, converting) and sparsity.calls (forward passes).
 """
 
 from __future__ import annotations
