@@ -192,7 +192,8 @@ class RunConfig(Strict):
     inspect: InspectConfig
     tracking: TrackingConfig
     backend: Literal["auto", "triton", "reference"]
-    """What decodes: `auto` takes triton on a GPU and torch's references elsewhere; the record says which ran."""
+    """What decodes: `auto` takes triton on a GPU. `reference`, torch's references, must be asked for by name: their
+    times are no speed measurement, and records, tables and log lines say so."""
     seed: Seed
     output: Filename
     """Folder of the records."""

@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from made_records import made
 from transformers import PreTrainedModel
 
+from larosa_analysis.records import Entry, RecordsError
 from conftest import build_model
 from larosa import report
 from larosa.api import LaRoSAConfig, sparsify
@@ -91,3 +93,10 @@ def test_a_table_never_shows_nan_as_a_number() -> None:
     assert (
         report.cells({"ppl x": float("nan"), "increase x": float("inf")}, ["ppl x", "increase x"]) == ["no number"] * 2
     )
+
+
+def test_records_with_nan_reach_no_table() -> None:
+    record = made("larosa")
+    record["metrics"]["perplexity"]["wikitext2"]["block_nll_nats"][3] = float("nan")
+    with pytest.raises(RecordsError, match="likelihoods on wikitext2 are not finite"):
+        Entry.of(record)

@@ -52,11 +52,11 @@ class Entry:
 
     @classmethod
     def of(cls, record: Record) -> Entry:
-        """Read a compact record. Raises RecordsError if it is none."""
+        """Read a compact record. Raises RecordsError if it is none, or holds NaN where likelihoods belong."""
         try:
             metrics = record["metrics"]
             found, measured, counted = metrics["perplexity"], metrics["measured_sparsity"], metrics["accounting"]
-            return cls(
+            entry = cls(
                 record=record,
                 identity=record["identity"],
                 label=quantised.labelled(record["label"], record["config"]),
@@ -75,6 +75,12 @@ class Entry:
                 f"record {named} is not a compact record ({type(error).__name__}: {error}); make the file with "
                 "`python -m larosa_analysis.compact RUNS_DIR OUT.jsonl`"
             ) from error
+        unusable = [text for text, nats in entry.nll.items() if not np.isfinite(nats).all()]
+        if unusable:
+            raise RecordsError(
+                f"{entry.name}: its likelihoods on {', '.join(unusable)} are not finite: measure it again"
+            )
+        return entry
 
     @property
     def family(self) -> str:
