@@ -74,7 +74,7 @@ def readable(error: ValidationError, section: type[BaseModel] | None = None) -> 
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             meant = keys.question(keys.alike(key, keys.names(section))) if section else ""
-            message = f"unknown key{meant or ' (spelling?)'} (`python run.py --help` lists the keys)"
+            message = f"unknown key{meant or ' (spelling?)'} ({keys.HELP})"
         elif not isinstance(problem["input"], dict | BaseModel):
             message += f" (given: {problem['input']!r})"
         lines.append(f"{key}: {message}")
