@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from difflib import get_close_matches
+from pathlib import Path
 from typing import NoReturn
 
 import hydra
@@ -17,10 +19,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from larosa import keys
 from larosa.errors import LarosaError, described
 from larosa.overrides import explained, fit
 from larosa.packaged import found, packaged
 from larosa.schema import ConfigError
+
+_MODES = ("run", "multirun", "cfg", "info", "shell_completion")
 
 
 @hydra.main(version_base="1.3", config_path=str(packaged("conf")), config_name="config")
@@ -48,13 +53,31 @@ def arranged(words: list[str]) -> list[str]:
     parser: argparse.ArgumentParser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     given = parser.parse_intermixed_args(words)
+    modes = [name for name in _MODES if getattr(given, name)]
+    if len(modes) > 1:
+        refuse(f"--{' and --'.join(modes)} exclude each other".replace("_", "-"))
     flags = list(words)
     for word in given.overrides:
         flags.remove(word)
     if given.config_dir:
+        folder = found(os.path.expanduser(given.config_dir))
         place = max(i for i, word in enumerate(flags) if word.endswith(given.config_dir))
-        flags[place] = flags[place].removesuffix(given.config_dir) + found(given.config_dir)
+        flags[place] = flags[place].removesuffix(given.config_dir) + folder
+        _check_name(folder, given.config_name)
     return [*flags, *fit(given.overrides, given.multirun)]
+
+
+def _check_name(folder: str, name: str | None) -> None:
+    """Whether the folder of settings has these. Raises ConfigError."""
+    if not Path(folder).is_dir():
+        raise ConfigError(f"--config-dir {folder}: no such folder; expected one of YAML files")
+    known = sorted(path.stem for path in Path(folder).glob("*.yaml"))
+    file = f"{(name or 'config').removesuffix('.yaml')}.yaml"
+    if not any((at / file).is_file() for at in (Path(folder), packaged("conf"))):
+        meant = keys.question(get_close_matches(str(name), known, 3))
+        raise ConfigError(
+            f"--config-name {name}: {folder} has no {name}.yaml{meant}; it has {', '.join(known) or 'none'}"
+        )
 
 
 def main() -> None:

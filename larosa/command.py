@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from larosa.config import ConfigError, RunConfig, ScheduleConfig
 from larosa.errors import LarosaError, described
+from larosa.keys import HELP
 from larosa.overrides import explained, fit
 from larosa.packaged import packaged
 
@@ -27,10 +28,20 @@ log = logging.getLogger(__name__)
 def main(run: Callable[[RunConfig], Path]) -> None:
     """Read the settings, run, say what was written; one readable message where something is wrong."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s %(levelname)s] %(message)s", datefmt="%H:%M:%S")
+    words = arguments(sys.modules[run.__module__].__doc__)
     try:
-        log.info("wrote %s", run(not_quantised(read_settings(sys.argv[1:]))))
+        log.info("wrote %s", run(not_quantised(read_settings(words))))
     except (LarosaError, OSError) as error:
         fail(error)
+
+
+def arguments(doc: str | None) -> list[str]:
+    """The words behind the command; --help prints what the module says of itself and ends."""
+    words = sys.argv[1:]
+    if {"-h", "--help"} & set(words):
+        print(f"{doc or ''}\nSettings are key=VALUE as run.py takes them: {HELP}")
+        sys.exit(0)
+    return words
 
 
 def not_quantised(config: RunConfig) -> RunConfig:

@@ -17,7 +17,6 @@ cell that fails is named and the others go on.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from tqdm import tqdm
 
 from larosa import allocate, results
 from larosa.cells import Cell, plan_cells
-from larosa.command import fail, read_settings
+from larosa.command import arguments, fail, read_settings
 from larosa.config import ConfigError, RunConfig
 from larosa.errors import LarosaError
 from larosa.packaged import found
@@ -159,7 +158,7 @@ def _schedules(work: _Work, entry: Entry, level: float) -> Iterator[tuple[str, .
         config = work.config(entry, f"sparsity={level}", *search)
         found = [list(plan_cells(config).values())[-1].identity, config.allocation.model_dump(mode="json")]
         label = f"{results.slug(config.method.label)}-{digest({'search': found})[:8]}"
-        path = Path(config.output) / "schedules" / f"{name}-{level:g}-{label}.json"
+        path = Path(config.output).expanduser() / "schedules" / f"{name}-{level:g}-{label}.json"
         config = config.model_copy(update={"schedule": config.schedule.model_copy(update={"path": str(path)})})
 
         def find(config: RunConfig = config) -> Record:
@@ -205,10 +204,11 @@ def _guarded(work: _Work, entry: Entry, do: Callable[[], Record]) -> Record | No
 def main() -> None:
     """The list's file, then overrides."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s %(levelname)s] %(message)s", datefmt="%H:%M:%S")
+    words = arguments(__doc__)
     try:
-        if len(sys.argv) < 2:
+        if not words:
             raise ConfigError("name the list: python -m larosa.compare sweeps/methods.yaml [overrides]")
-        failed = compare(Comparison.read(Path(found(sys.argv[1])).expanduser()), sys.argv[2:])
+        failed = compare(Comparison.read(Path(found(words[0])).expanduser()), words[1:])
     except (LarosaError, OSError) as error:
         fail(error)
     if failed:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from larosa.calibration.statistics import NORM_SITES
 from larosa.calibration.texts import load_documents
 from larosa.calibration.tokens import TokenBlock, calibration_block
 from larosa.cells import Cell, plan_cells
-from larosa.command import fail, not_quantised, read_settings
+from larosa.command import arguments, fail, not_quantised, read_settings
 from larosa.config import ConfigError, RunConfig
 from larosa.disk import digest, write_atomically
 from larosa.errors import LarosaError
@@ -161,10 +160,11 @@ def _described(block: TokenBlock) -> dict[str, Any]:
 def main() -> None:
     """The kind, then overrides as run.py takes them."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s %(levelname)s] %(message)s", datefmt="%H:%M:%S")
+    words = arguments(__doc__)
     try:
-        if len(sys.argv) < 2:
+        if not words:
             raise ConfigError(f"name what to inspect: {', '.join((*KINDS, 'covariance'))}")
-        log.info("wrote %s", inspect(sys.argv[1], not_quantised(read_settings(sys.argv[2:]))))
+        log.info("wrote %s", inspect(words[0], not_quantised(read_settings(words[1:]))))
     except (LarosaError, OSError) as error:
         fail(error)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
+HELP = "`python -m larosa --help` lists the settings"
 ANY = "*"
 """Stands in a name for a part that the user chooses: `texts.*.files`."""
 
@@ -81,7 +82,8 @@ def alike(key: str, known: Mapping[str, Any]) -> list[str]:
     near = get_close_matches(parts[-1], sorted(set(last.values())), 2, 0.75)
     by_last = [name for ending in near for name in concrete if last[name] == ending]
     beside = [name for name in by_last if name.rpartition(".")[0] == key.rpartition(".")[0]]
-    return [name for name in dict.fromkeys([*beside, *same, *close, *by_last]) if name != key][:3]
+    found = [*beside, *close, *same] if same else [*beside, *close, *by_last]
+    return [name for name in dict.fromkeys(found) if name != key][:3]
 
 
 def _filled(name: list[str], given: list[str]) -> Iterator[str]:

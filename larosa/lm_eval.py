@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 def settings_of(pretrained: str, device: str | None = None, **settings: Any) -> RunConfig:
     """The run that `--model_args` describe, without baselines and evaluation texts. Raises ConfigError."""
+    if not pretrained:
+        raise ConfigError("--model_args pretrained=NAME is needed, a choice of conf/model")
     if "model" in settings:
         raise ConfigError("pretrained=NAME chooses the model; leave out model=")
     if "calibration" not in settings:
@@ -61,7 +63,7 @@ class SparseLM(HFLM):  # type: ignore[misc]
 
     def __init__(
         self,
-        pretrained: str,
+        pretrained: str = "",
         device: str | None = None,
         batch_size: int | str = 1,
         max_batch_size: int = 64,

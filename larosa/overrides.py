@@ -73,11 +73,11 @@ def explained(error: Exception) -> str:
 
 def _fit(given: str, multirun: bool) -> str:
     key, equals, value = given.partition("=")
-    if not equals and not given.startswith("~"):
-        raise ConfigError(f"{given!r} is no setting: expected {_meant(given)}=VALUE (`--help` lists the settings)")
+    if not key or not (equals or given.startswith("~")):
+        raise ConfigError(f"{given!r} is no setting: expected {_meant(given)}=VALUE ({keys.HELP})")
     kind = _kind(key.lstrip("+~"))
     if _is_group(key) and value.lower() == "null":
-        raise ConfigError(f"{given}: a group takes one of its choices, {key}=NAME (`--help` lists them)")
+        raise ConfigError(f"{given}: a group takes one of its choices, {key}=NAME ({keys.HELP})")
     if _reads(given, kind, multirun):
         return given
     changed = None
@@ -198,7 +198,8 @@ def _pasted(key: str, value: str) -> str:
 
 
 def _meant(key: str) -> str:
-    found = keys.alike(key.strip("+~ "), settings())
+    bare = key.strip("+~ ")
+    found = [bare] if bare and _kind(bare) is not None else keys.alike(bare, settings())
     return found[0] if found else "NAME"
 
 
@@ -212,7 +213,7 @@ def _no_key(key: str) -> str:
         return f"{bare}: there is no {section} in this run{how or ', it is null: a choice of its group fills it'}"
     if bare.startswith("hydra."):
         return f"{bare}: no such setting of Hydra's (`--cfg hydra` lists them)"
-    return f"{bare}: unknown key{keys.question(keys.alike(bare, settings()))} (`--help` lists the settings)"
+    return f"{bare}: unknown key{keys.question(keys.alike(bare, settings()))} ({keys.HELP})"
 
 
 def _no_group(key: str) -> str:

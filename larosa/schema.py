@@ -66,7 +66,7 @@ class Strict(BaseModel):
 def readable(
     error: ValidationError,
     section: type[BaseModel] | None = None,
-    spelling: str = "`python run.py --help` lists the keys",
+    spelling: str = keys.HELP,
 ) -> str:
     """One line for each problem: the key, what is wrong, what was given, and what a misspelt key may have meant.
 

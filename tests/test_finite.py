@@ -9,7 +9,6 @@ import torch
 from made_records import made
 from transformers import PreTrainedModel
 
-from larosa_analysis.records import Entry, RecordsError
 from conftest import build_model
 from larosa import report
 from larosa.api import LaRoSAConfig, sparsify
@@ -22,6 +21,7 @@ from larosa.evaluation.invariance import InvarianceError
 from larosa.evaluation.likelihood import likelihoods
 from larosa.evaluation.perplexity import perplexity
 from larosa.evaluation.wrapper import callable_of
+from larosa_analysis.records import Entry, RecordsError
 
 IDS = torch.arange(2, 34)[None]
 RUNS: dict[str, Callable[[PreTrainedModel], object]] = {
