@@ -46,6 +46,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHECK_TOKENS = 128
+BATCH_DEPENDENCE = (
+    "Top-K is discontinuous: where two magnitudes differ by no more than rounding, the order of sums, which changes with "
+    "batch size and padding, decides which one stays, at any site and token and under either rule for ties. A few texts "
+    "in a hundred then change by percents in float32. Only batch size 1, or float64, gives a text the same score "
+    "whatever it is measured with."
+)
 
 
 @dataclass(frozen=True)
@@ -217,6 +223,8 @@ def measure(cell: Cell, bench: Bench) -> Record:
                 metrics["errors"] = probe(bench.model, handle, probed)
         with stages("zero_shot"):
             metrics["zero_shot"] = _scores(cell, bench)
+        if config.method.name != "dense":
+            metrics["batch_dependence"] = BATCH_DEPENDENCE
         if config.evaluation.speed is not None:
             from larosa.evaluation.speed import speed  # triton, which not every machine has
 

@@ -3,6 +3,11 @@
 `kept_channels` makes k of a level by one of two rounding rules. Ties are broken by one of two rules: `strict` keeps
 exactly k entries, of equal magnitudes the lowest index first; `keep` keeps every entry whose magnitude is at least
 the k-th, as the official code does.
+
+Neither rule makes a result independent of the batch, nor does ranking by rounded magnitudes. Exact ties (the copies of
+a grouped query head's values at the first token) are exact in every batch and fall the same way. What changes are
+near-ties: two magnitudes that differ by rounding alone, whose order follows the order of sums in a matrix product. See
+`pipeline.BATCH_DEPENDENCE`, which stands in every record.
 """
 
 from __future__ import annotations
