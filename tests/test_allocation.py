@@ -251,6 +251,10 @@ def test_a_schedule_found_on_an_evaluation_text_or_another_model_is_doubted(
     content = json.loads(path.read_text())
     content["made_by"]["model"]["name"] = "larger-llama"
     path.write_text(json.dumps(content))
+    with pytest.raises(ScheduleError, match="checksum does not match"):
+        plan_cells(parse(*overrides, *more, "schedule=file"))
+    del content["checksum"]
+    path.write_text(json.dumps(content))
     config = parse(*overrides, *more, "schedule=file")
     bench = open_bench(config, read_documents(config))
     measure(list(plan_cells(config).values())[-1], bench)
