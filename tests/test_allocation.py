@@ -33,7 +33,7 @@ from larosa.sites import ModelShape
 from larosa.sparsity.allocation import AllocationError, allocate
 from larosa.sparsity.greedy import greedy_levels
 from larosa.sparsity.handle import Plan, apply
-from larosa.sparsity.schedule import Levels
+from larosa.sparsity.schedule import Levels, ScheduleError
 from larosa.sparsity.top_k import kept_channels
 
 GRID = np.linspace(0, 0.9, 10)

@@ -62,7 +62,7 @@ CHANGES: dict[str, tuple[Change, bool, str]] = {
     "sealed without tokens": (lambda r: r["data"].update(texts={}), True, "lacks the tokens of text"),
     "sealed without errors": (lambda r: r["metrics"].pop("errors"), True, "lacks errors"),
     "sealed with text for a number": (
-        lambda r: r["metrics"]["perplexity"]["text"].update(perplexity="12"), True, "metrics.perplexity.text.perplexity",
+        lambda r: r["metrics"]["perplexity"]["text"].update(perplexity="12"), True, "perplexity.text.perplexity",
     ),
     "sealed with a list": (lambda r: r.update(git=[]), True, "git"),
     "sealed with no blocks": (
