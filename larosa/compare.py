@@ -25,7 +25,7 @@ import yaml
 from pydantic import Field, ValidationError
 from tqdm import tqdm
 
-from larosa import allocate, results
+from larosa import allocate, models, results
 from larosa.cells import Cell, plan_cells
 from larosa.command import arguments, fail, read_settings
 from larosa.config import ConfigError, RunConfig
@@ -34,7 +34,9 @@ from larosa.packaged import found
 from larosa.pipeline import Bench, measure
 from larosa.results import Record
 from larosa.schema import Level, Names, Strict, readable
+from larosa.sites import ModelShape
 from larosa.sparsity.schedule import ScheduleError
+from larosa.sparsity.schedule_file import read_schedule
 from larosa.store import digest
 from larosa.workbench import Workbench, bench_settings
 
@@ -165,8 +167,20 @@ def _schedules(work: _Work, entry: Entry, level: float) -> Iterator[tuple[str, .
             allocate.search(config, work.open(config))
             return {}
 
-        if (path.exists() and not config.force) or _guarded(work, entry, find) is not None:
+        if _is_found(path, config) or _guarded(work, entry, find) is not None:
             yield ("schedule=file", f"schedule.path={path}")
+
+
+def _is_found(path: Path, config: RunConfig) -> bool:
+    """Whether the schedule is there and intact; a damaged one is named, to be found again."""
+    if config.force or not path.exists():
+        return False
+    try:
+        read_schedule(path, ModelShape.of(models.model_config(config.model)))
+    except ScheduleError as error:
+        log.warning("%s: found again", error)
+        return False
+    return True
 
 
 def _realised(work: _Work, entry: Entry, target: float, extras: float, schedule: tuple[str, ...]) -> Record:

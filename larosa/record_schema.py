@@ -146,7 +146,8 @@ def problem(record: dict[str, Any], shaping: dict[str, Any]) -> str | None:
     try:
         found = _Record.model_validate(record)
     except ValidationError as error:
-        return readable(error).replace("\n", "; ")[:300]
+        lines = readable(error).splitlines()
+        return lines[0] + (f"; and {len(lines) - 1} fields more" if len(lines) > 1 else "")
     if found.schema_ != SCHEMA:
         return f"it has schema {found.schema_}, this version of larosa reads {SCHEMA}"
     if {found.identity, digest(found.shaped_by)} != {digest(shaping)}:

@@ -38,7 +38,7 @@ from larosa.sites import ModelShape
 from larosa.sparsity.allocation import AllocationError, allocate
 from larosa.sparsity.greedy import greedy_levels
 from larosa.sparsity.handle import Plan, apply
-from larosa.sparsity.schedule import Levels
+from larosa.sparsity.schedule import Levels, ScheduleError
 from larosa.sparsity.top_k import kept_channels
 
 GRID = np.linspace(0, 0.9, 10)
@@ -258,6 +258,10 @@ def test_a_schedule_found_on_an_evaluation_text_or_another_model_is_doubted(
     command.run(parse(*overrides, *more, *swapped))
     content = json.loads(path.read_text())
     content["made_by"]["model"]["name"] = "larger-llama"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ScheduleError, match="checksum does not match"):
+        plan_cells(parse(*overrides, *more, "schedule=file"))
+    del content["checksum"]
     path.write_text(json.dumps(content))
     config = parse(*overrides, *more, "schedule=file")
     bench = open_bench(config, read_documents(config))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import json
 import logging
 import multiprocessing
 import os
@@ -119,45 +118,10 @@ def test_a_full_disk_costs_the_cache_not_the_run(
     assert "No space left" in caplog.text
 
 
-def test_a_record_that_cannot_be_written_is_rescued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    true_write = store.write_atomically
-
-    def full(path: Path, content: bytes) -> None:
-        if path.parent == folder:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        true_write(path, content)
-
-    monkeypatch.setattr(results, "write_atomically", full)
-    with pytest.raises(results.RecordError, match=r"No space left.*was saved as .*larosa-abc\.json"):
-        results.save_record(folder, {"identity": "abc"})
-    assert json.loads((tmp_path / "larosa-abc.json").read_text()) == {"identity": "abc"}
-
-
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(results.RecordError, match="output=FOLDER"):
         results.check_output(parse(f"output={tmp_path / 'file' / 'run'}"))
-
-
-def test_a_damaged_or_foreign_record_is_not_believed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    shaping = {"a": 1}
-    full = {"schema": 1, "identity": store.digest(shaping)} | dict.fromkeys(
-        ("metrics", "config", "data", "git", "stages")
-    )
-    results.save_record(tmp_path, {**full, "value": 1})
-    found = results.load_record(tmp_path, shaping)
-    assert found is not None
-    assert found["value"] == 1
-    assert results.load_record(tmp_path, {"a": 2}) is None
-    results.save_record(tmp_path, {k: v for k, v in full.items() if k != "git"})
-    assert results.load_record(tmp_path, shaping) is None
-    assert "lacks git" in caplog.text
-    (tmp_path / "result.json").write_text('{"identity": "')
-    assert results.load_record(tmp_path, shaping) is None
-    assert "damaged" in caplog.text
 
 
 def test_kill_9_while_writing_leaves_the_old_record_or_the_new(tmp_path: Path) -> None:

@@ -93,11 +93,12 @@ class Calibrator:
             "group_size": size,
         }
         if method.basis == "weight_svd":
-            identity |= {"model": self.fingerprint, "seed": self.seed, "version": _VERSION}
+            identity |= {key: value for key, value in self._identity().items() if key not in ("tokens", "batch_size")}
         elif method.basis == "pca":
             identity |= self._identity() | {"gamma": method.form == "simulated"}
         elif method.tuning is not None:
             identity |= self._identity() | {"tuning": method.tuning.model_dump(mode="json"), "score": method.score}
+            identity["tuning_version"] = TUNING_VERSION
         else:
             identity |= {"layers": layers, "D": D, "seed": self.seed, "version": _VERSION}
         tensors = self._kept("rotation", identity, build)
@@ -122,6 +123,7 @@ class Calibrator:
             return tensors["matrices"]
         start, gain = split_gain(tensors["matrices"])
         own = identity | {"tuning": method.tuning.model_dump(mode="json"), "storage": method.transform_storage}
+        own["tuning_version"] = TUNING_VERSION
 
         def tuned() -> dict[str, Tensor]:
             blocks = TunedTransforms(start, gain, method.transform_storage, self.model.device)
