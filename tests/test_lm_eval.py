@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lm_eval._cli.utils import key_val_to_dict
 from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 from test_pipeline import WORDS, write_text
@@ -57,6 +59,53 @@ def test_settings_that_run_py_refuses_are_refused(arguments: dict[str, str]) -> 
         lm_eval.settings_of("gpt5", calibration="text")
     with pytest.raises(ConfigError, match="calibration=NAME"):
         lm_eval.settings_of("tiny-llama")
+
+
+@pytest.mark.parametrize("name", ["a b.txt", "a=b.txt", "a[1].txt", "é #&.txt"])
+def test_paths_of_every_kind_arrive(name: str, arguments: dict[str, str], tmp_path: Path) -> None:
+    """As lm-eval's own parser of `--model_args` hands them over."""
+    typed = (
+        f"pretrained=tiny-llama,calibration=text,calibration.text.files={tmp_path / name},model.path={tmp_path / name}"
+    )
+    config = lm_eval.settings_of(**key_val_to_dict(typed))
+    assert config.calibration.text.files == (str(tmp_path / name),)
+    assert config.model.path == str(tmp_path / name)
+
+
+def test_values_that_lm_eval_has_read_already_keep_their_meaning(arguments: dict[str, str]) -> None:
+    typed = "pretrained=tiny-llama,calibration=text,calibration.text.files=[a.txt,b.txt],model.revision=1234567"
+    typed += ",model.device_map=none,force=true,sparsity=0.3,evaluation.perplexity.max_tokens=None"
+    config = lm_eval.settings_of(**key_val_to_dict(typed))
+    assert config.calibration.text.files == ("a.txt", "b.txt")
+    assert (config.model.revision, config.model.device_map, config.force, config.sparsity) == (
+        "1234567",
+        None,
+        True,
+        0.3,
+    )
+    assert config.evaluation.perplexity.max_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("dtype=bfloat16", "dtype: unknown key; did you mean model.dtype?"),
+        ("method.bases=pca", "did you mean method.basis"),
+        ("method=larosa/papr", "did you mean larosa/paper"),
+        ("sparcity=0.3", "did you mean sparsity"),
+    ],
+)
+def test_a_misspelt_argument_is_answered_with_the_real_name(typed: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as refused:
+        lm_eval.settings_of(**key_val_to_dict(f"pretrained=tiny-llama,calibration=c4,{typed}"))
+    assert "+" not in str(refused.value)
+
+
+def test_a_model_that_is_not_named_is_asked_for() -> None:
+    with pytest.raises(ConfigError, match="pretrained=NAME is needed"):
+        lm_eval.SparseLM(**key_val_to_dict("sparsity=0.4"))
+    with pytest.raises(ConfigError, match=r"model\.path='~/models/x'"):
+        lm_eval.settings_of(**key_val_to_dict("pretrained=~/models/x,calibration=c4"))
 
 
 @pytest.mark.parametrize(

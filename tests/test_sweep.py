@@ -136,7 +136,7 @@ def test_runs_of_a_sweep_share_a_group_and_a_continued_one_joins_it(
 
 def test_a_sweep_goes_on_past_failures_of_every_kind_and_says_so(overrides: list[str], tmp_path: Path) -> None:
     first = sweep(*overrides, "method=cats,magnitude,nothing", "sparsity=0.6")
-    assert first.returncode == 1  # a choice that does not exist is said at once, before anything runs
+    assert first.returncode == 2  # a choice that does not exist is said at once, before anything runs
     assert "nothing" in first.stderr
     assert not records(tmp_path)
     done = sweep(*overrides, "method=cats,magnitude", "sparsity=0.6", "calibration.sequences=8,0")
