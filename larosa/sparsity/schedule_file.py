@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from larosa_analysis import checksum
 from larosa.architecture import SITES
 from larosa.disk import read_object
 from larosa.errors import LarosaError
 from larosa.sites import ModelShape
 from larosa.store import write_atomically
+from larosa_analysis import checksum
 
 SCHEMA = 1
 
