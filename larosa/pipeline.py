@@ -47,9 +47,9 @@ log = logging.getLogger(__name__)
 
 CHECK_TOKENS = 128
 BATCH_DEPENDENCE = (
-    "Top-K is discontinuous: where two magnitudes differ by no more than rounding, the order of sums, which changes with "
-    "batch size and padding, decides which one stays, at any site and token and under either rule for ties. A few texts "
-    "in a hundred then change by percents in float32. Only batch size 1, or float64, gives a text the same score "
+    "Top-K is discontinuous: where two magnitudes differ by no more than rounding, the order of sums, which changes "
+    "with batch size and padding, decides which one stays, at any site and token and under either rule for ties. A few "
+    "texts in a hundred then change by percents in float32. Only batch size 1, or float64, gives a text the same score "
     "whatever it is measured with."
 )
 

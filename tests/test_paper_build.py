@@ -1,4 +1,4 @@
-"""larosa_analysis.build as a whole: figures from every kind of record, one page to read offline, the same bytes twice."""
+"""larosa_analysis.build as a whole: figures from every kind of record, one page to read offline, the same twice."""
 
 from __future__ import annotations
 

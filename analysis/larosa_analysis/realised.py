@@ -2,8 +2,8 @@
 
     python -m larosa_analysis.realised RECORDS.jsonl [--level 0.5] [--out FOLDER]
 
-RECORDS.jsonl is what `python -m larosa_analysis.compact` writes. Top-K drops the same share of every token; a limit drops what
-falls below it, so its share moves with the text and from token to token. `--out` gets realised.csv and realised.png.
+RECORDS.jsonl is what `python -m larosa_analysis.compact` writes. Top-K drops the same share of every token; a limit drops
+what falls below it, so its share moves with the text and from token to token. `--out` gets realised.csv and realised.png.
 """
 
 from __future__ import annotations
