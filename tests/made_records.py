@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from conftest import CONF, ROOT
-from larosa_analysis import checksum
+from larosa.records import checksum
 from larosa_analysis.outcomes import SEVEN, compact_score
 from larosa_analysis.records import read_lines
 

@@ -9,10 +9,10 @@ import torch
 from transformers import PreTrainedModel
 
 from conftest import build_model
-from larosa.api import LaRoSAConfig, sparsify
-from larosa.architecture import ARCHITECTURES, ArchitectureError, architecture_of
-from larosa.config import TokenPolicyConfig
-from larosa.evaluation import invariance
+from larosa.api.sparsify import LaRoSAConfig, sparsify
+from larosa.config.run import TokenPolicyConfig
+from larosa.evaluation import parity
+from larosa.models.architecture import ARCHITECTURES, ArchitectureError, architecture_of
 from larosa.sparsity.handle import PlanError
 
 CASES = [
@@ -41,7 +41,7 @@ def test_every_architecture_is_covered() -> None:
 @pytest.mark.parametrize(("kind", "more"), CASES, ids=[f"{k}-{'-'.join(m) or 'plain'}" for k, m in CASES])
 def test_level_zero_is_dense(kind: str, more: dict[str, object], tied: bool, tokens: torch.Tensor) -> None:
     model = build_model(kind, tied=tied, **more)
-    dense = invariance.logits(model, tokens)
+    dense = parity.logits(model, tokens)
     before = state(model)
     bases = list(itertools.product(GRANULARITIES, BASES))
     if tied:  # embeddings do not see which basis it is
@@ -49,10 +49,10 @@ def test_level_zero_is_dense(kind: str, more: dict[str, object], tied: bool, tok
     for form, (granularity, basis) in itertools.product(["absorbed", "simulated"], bases):
         config = LaRoSAConfig(sparsity=0.0, form=form, granularity=granularity, basis=basis, group_size=2)
         with sparsify(model, tokens, config):
-            error = (invariance.logits(model, tokens) - dense).norm() / dense.norm()
+            error = (parity.logits(model, tokens) - dense).norm() / dense.norm()
         assert error < 1e-10, (form, granularity, basis)
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert torch.equal(invariance.logits(model, tokens), dense)
+    assert torch.equal(parity.logits(model, tokens), dense)
 
 
 @pytest.mark.parametrize("keep", ["device", "cpu"])
@@ -90,19 +90,19 @@ def test_an_error_while_applying_leaves_the_model_whole(tokens: torch.Tensor, mo
 
 def test_a_wrong_rotation_is_caught(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model("llama", dtype=torch.float32)
-    dense = invariance.reference(model, tokens)
+    dense = parity.reference(model, tokens)
     with sparsify(model, tokens, LaRoSAConfig(sparsity=0.5)) as handle:
-        found = invariance.check(model, handle, dense)
+        found = parity.check(model, handle, dense)
         assert found["relative_logits_error"] <= found["bound"] < 0.01
         handle.adapters[0].matrix.mul_(1.01)
-        with pytest.raises(invariance.InvarianceError, match="level 0"):
-            invariance.check(model, handle, dense)
+        with pytest.raises(parity.InvarianceError, match="level 0"):
+            parity.check(model, handle, dense)
 
 
 def test_generate_works_and_is_sparse(tokens: torch.Tensor) -> None:
     model = build_model("mistral", dtype=torch.float32)
     prompt = tokens[:2, :6]
-    dense, logits = model.generate(prompt, max_new_tokens=8, do_sample=False), invariance.logits(model, prompt)
+    dense, logits = model.generate(prompt, max_new_tokens=8, do_sample=False), parity.logits(model, prompt)
     with sparsify(model, tokens, LaRoSAConfig(sparsity=0.0)):
         assert torch.equal(model.generate(prompt, max_new_tokens=8, do_sample=False), dense)
     with sparsify(model, tokens, LaRoSAConfig(sparsity=0.6)):
@@ -111,7 +111,7 @@ def test_generate_works_and_is_sparse(tokens: torch.Tensor) -> None:
         static = model.generate(prompt, max_new_tokens=8, do_sample=False, cache_implementation="static")
         assert torch.equal(cached, uncached)
         assert torch.equal(cached, static)
-        assert not torch.allclose(invariance.logits(model, prompt), logits)
+        assert not torch.allclose(parity.logits(model, prompt), logits)
 
 
 @pytest.mark.parametrize("kind", ["skip_first_n", "last_fraction", "decode_only"])

@@ -17,26 +17,27 @@ from test_schedule import ALL, method
 from transformers import PreTrainedModel
 
 from conftest import build_model
-from larosa import allocate as command
-from larosa import coefficients
-from larosa.architecture import SITES
 from larosa.calibration.calibrator import Calibrator
-from larosa.calibration.overlap import OverlapError
-from larosa.calibration.tokens import TokenBlock
-from larosa.cells import Cell, plan_cells
-from larosa.config import ConfigError, RunConfig
-from larosa.evaluation import invariance
-from larosa.evaluation.curves import output_curves
-from larosa.evaluation.divergence import divergence_curves
-from larosa.evaluation.finite import EvaluationError
-from larosa.evaluation.greedy import greedy_allocation
-from larosa.methods.limits import limits_of
-from larosa.pipeline import Bench, measure, open_bench, read_documents, run
-from larosa.prepare import prepare
+from larosa.cli import allocate as command
+from larosa.cli import coefficients
+from larosa.config.run import ConfigError, RunConfig
+from larosa.data.overlap import OverlapError
+from larosa.data.tokens import TokenBlock
+from larosa.evaluation import parity
+from larosa.experiment.pipeline import measure, run
+from larosa.experiment.plan_runs import Cell, plan_runs
+from larosa.experiment.prepare import prepare
+from larosa.experiment.session import Session, open_session, read_documents
+from larosa.methods.thresholds import limits_of
+from larosa.models.architecture import SITES
+from larosa.models.finite import EvaluationError
+from larosa.models.sites import ModelShape
 from larosa.rotation.rotation import build_rotation
-from larosa.sites import ModelShape
-from larosa.sparsity.allocation import AllocationError, allocate
-from larosa.sparsity.greedy import greedy_levels
+from larosa.search.allocation import AllocationError, allocate
+from larosa.search.curves import output_curves
+from larosa.search.divergence import divergence_curves
+from larosa.search.greedy import greedy_levels
+from larosa.search.greedy_levels import greedy_allocation
 from larosa.sparsity.handle import Plan, apply
 from larosa.sparsity.schedule import Levels, ScheduleError
 from larosa.sparsity.top_k import kept_channels
@@ -217,7 +218,7 @@ def test_the_command_writes_a_schedule_that_runs_use(
     assert made_by["method"] == config.method.label
     assert ("curves" in made_by) == (search != "rule=greedy")
     chosen = parse(*overrides, *more, "schedule=file")
-    levels = list(plan_cells(chosen).values())[-1].levels
+    levels = list(plan_runs(chosen).values())[-1].levels
     assert len({round(level, 6) for site in SITES for level in levels.level[site]}) > 2
     if (name, search) == ("teal", "rule=greedy"):
         record = list(run(chosen).values())[-1]
@@ -260,12 +261,12 @@ def test_a_schedule_found_on_an_evaluation_text_or_another_model_is_doubted(
     content["made_by"]["model"]["name"] = "larger-llama"
     path.write_text(json.dumps(content))
     with pytest.raises(ScheduleError, match="checksum does not match"):
-        plan_cells(parse(*overrides, *more, "schedule=file"))
+        plan_runs(parse(*overrides, *more, "schedule=file"))
     del content["checksum"]
     path.write_text(json.dumps(content))
     config = parse(*overrides, *more, "schedule=file")
-    bench = open_bench(config, read_documents(config))
-    measure(list(plan_cells(config).values())[-1], bench)
+    session = open_session(config, read_documents(config))
+    measure(list(plan_runs(config).values())[-1], session)
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 2
     assert "was made for larger-llama, not for tiny-llama" in warnings[0]
@@ -281,8 +282,8 @@ def test_a_search_runs_the_checks_of_a_run(
     marked.write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.txt").read_bytes())
     with pytest.raises(OverlapError, match="not held out"):
         search(parse(*chosen, f"texts.text.files=[{marked}]"))
-    monkeypatch.setattr(invariance, "bound", lambda *_: 0.0)
-    with pytest.raises(invariance.InvarianceError, match="at level 0"):
+    monkeypatch.setattr(parity, "bound", lambda *_: 0.0)
+    with pytest.raises(parity.InvarianceError, match="at level 0"):
         search(parse(*chosen))
     assert not (tmp_path / "mine.json").exists()
 
@@ -293,9 +294,9 @@ def test_levels_are_not_found_among_nan(
 ) -> None:  # fmt: skip
     chosen = [*overrides, "method=magnitude", "baseline=none", f"schedule.path={tmp_path / 'mine.json'}"]
 
-    def broken(cell: Cell, bench: Bench, **more: bool) -> Any:
-        found = prepare(cell, bench, **more)
-        bench.model.model.layers[1].mlp.up_proj.weight.data[3] = float("inf")  # behind the check at level 0
+    def broken(cell: Cell, session: Session, **more: bool) -> Any:
+        found = prepare(cell, session, **more)
+        session.model.model.layers[1].mlp.up_proj.weight.data[3] = float("inf")  # behind the check at level 0
         return found
 
     monkeypatch.setattr(command, "prepare", broken)

@@ -11,8 +11,8 @@ from transformers import AutoModel, PreTrainedModel
 
 from conftest import build_model
 from larosa import ArgumentError, LaRoSAConfig, LarosaError, sparsify
-from larosa.architecture import ArchitectureError
 from larosa.calibration.statistics import CalibrationError
+from larosa.models.architecture import ArchitectureError
 from larosa.sparsity.handle import PlanError
 
 
@@ -194,6 +194,6 @@ def test_a_model_that_trains_without_dropout_is_none_of_our_business(tokens: Ten
 def test_a_sparse_model_is_refused_before_it_is_calibrated(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model("llama", dtype=torch.float32)
     with sparsify(model, tokens, sparsity=0.4, method="larosa/paper"):
-        monkeypatch.setattr("larosa.api.Calibrator", None)
+        monkeypatch.setattr("larosa.api.sparsify.Calibrator", None)
         with pytest.raises(PlanError, match="sparse already"):
             sparsify(model, tokens, sparsity=0.4, method="larosa/paper")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from conftest import build_model
-from larosa.api import LaRoSAConfig, sparsify
-from larosa.evaluation.likelihood import likelihoods
+from larosa.api.sparsify import LaRoSAConfig, sparsify
+from larosa.evaluation.tasks.likelihood import likelihoods
 from larosa.sparsity.site import SparseSite
 
 

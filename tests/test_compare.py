@@ -11,11 +11,11 @@ import pytest
 from test_pipeline import write_text
 
 from conftest import ROOT
-from larosa import compare as command
-from larosa.cells import plan_cells
-from larosa.command import read_settings
-from larosa.compare import Comparison, compare
-from larosa.config import ConfigError
+from larosa.cli import compare as command
+from larosa.cli.command import read_settings
+from larosa.cli.compare import Comparison, compare
+from larosa.config.run import ConfigError
+from larosa.experiment.plan_runs import plan_runs
 
 SETTINGS = [
     "model=tiny-llama", "model.shape.hidden_size=64", "model.shape.num_attention_heads=4",
@@ -91,9 +91,9 @@ def test_done_cells_are_not_measured_again_and_failures_do_not_stop_it(
     measured: list[str] = []
     real = command.measure
 
-    def count(cell: Any, bench: Any) -> Any:
+    def count(cell: Any, session: Any) -> Any:
         measured.append(cell.config.method.label)
-        return real(cell, bench)
+        return real(cell, session)
 
     monkeypatch.setattr(command, "measure", count)
     entry = {"settings": "method=magnitude", "schedules": ["uniform"]}
@@ -126,7 +126,7 @@ def test_a_list_that_cannot_work_is_refused(
 def test_a_method_with_a_bench_of_its_own_is_refused(
     make: Callable[..., Comparison], more: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="one bench serves all methods"):
+    with pytest.raises(ConfigError, match="one session serves all methods"):
         compare(make({"settings": ["method=magnitude", more]}), [f"output={tmp_path / 'runs'}"])
 
 
@@ -154,4 +154,4 @@ def test_every_committed_list_can_be_planned() -> None:
         for entry in listed.methods:
             config = read_settings([*listed.settings, *entry.settings, "baseline=none", "schedule=uniform"])
             for level in entry.levels or listed.levels:
-                assert list(plan_cells(config.model_copy(update={"sparsity": level})).values())
+                assert list(plan_runs(config.model_copy(update={"sparsity": level})).values())

@@ -16,10 +16,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from conftest import CONF, ROOT
-from larosa import pipeline
-from larosa.cells import plan_cells
-from larosa.config import ConfigError, RunConfig
+from larosa.config.run import ConfigError, RunConfig
 from larosa.errors import LarosaError
+from larosa.experiment import pipeline
+from larosa.experiment.plan_runs import plan_runs
 
 OWN_FILES = {"calibration=text": "calibration.text.files=[a.txt]", "texts=text": "texts.text.files=[a.txt]"}
 NEEDS = {
@@ -61,7 +61,7 @@ def test_every_conf_file_composes(choice: str) -> None:
 def test_every_method_plans_with_its_own_paper_s_settings(name: str) -> None:
     """Options of a group that the command line chooses stay open."""
     config = parse(f"+experiment={name}", "sparsity=0.3")
-    cells = plan_cells(config)
+    cells = plan_runs(config)
     assert config.method.name in name
     assert list(cells)[-1] == config.method.label
     assert {"teal": 0.5, "wina": 0.99, "r_sparse": 0.1}.get(name, config.tokens.fraction) == config.tokens.fraction
@@ -78,7 +78,7 @@ def test_every_model_plans_with_every_method(model: str, method: str, schedule: 
     """Composed apart, for no group looks at another, and checked together."""
     composed = tree("sparsity=0.4", f"method={method}", f"schedule={schedule}")
     config = RunConfig.parse({**composed, "model": tree(f"model={model}")["model"]})
-    cells = plan_cells(config)
+    cells = plan_runs(config)
     assert len({str(cell.folder) for cell in cells.values()}) == len(cells)
     assert list(cells)[-1] == config.method.label
 
@@ -189,7 +189,7 @@ def test_baseline_one_several_none() -> None:
 
 def test_cells_that_differ_are_all_measured_and_equal_ones_once() -> None:
     def labels(*overrides: str) -> list[str]:
-        return list(plan_cells(parse(*overrides)))
+        return list(plan_runs(parse(*overrides)))
 
     assert labels("method.top_k.ties=keep", "baseline=[dense,larosa]") == [
         "dense",
@@ -216,15 +216,15 @@ def test_cells_that_differ_are_all_measured_and_equal_ones_once() -> None:
 def test_what_cannot_work_is_refused_before_anything_loads(overrides: list[str], message: str | None) -> None:
     config = parse(*overrides)
     if message is None:
-        plan_cells(config)
+        plan_runs(config)
         return
     with pytest.raises(LarosaError, match=message):
-        plan_cells(config)
+        plan_runs(config)
 
 
 def test_baselines_stand_at_the_byte_weighted_level_of_a_nominal_method() -> None:
     config = parse("model=llama2-7b", "method=larosa/paper", "schedule=paper", "schedule.count=nominal", "sparsity=0.5")
-    cells = plan_cells(config)
+    cells = plan_runs(config)
     assert cells["magnitude"].config.schedule.count == "bytes"
     assert 0.46 < cells["magnitude"].config.sparsity < 0.475
     assert cells[config.method.label].config.sparsity == 0.5
@@ -233,14 +233,14 @@ def test_baselines_stand_at_the_byte_weighted_level_of_a_nominal_method() -> Non
 def test_identity_follows_what_shapes_the_result_and_nothing_else() -> None:
     def folder(*overrides: str) -> Path:
         config = parse(*overrides)
-        return plan_cells(config)[config.method.label].folder
+        return plan_runs(config)[config.method.label].folder
 
     base = folder()
     assert folder("tracking=off", "force=true", "baseline=none", "model.keep_weights=cpu") == base
     for other in ("sparsity=0.41", "seed=1", "calibration.length=512", "method.top_k.ties=keep", "texts=lambada",
                   "model.dtype=bfloat16", "evaluation.zero_shot.examples=21", "schedule=uniform"):  # fmt: skip
         assert folder(other) != base, other
-    dense = {plan_cells(parse(o))["dense"].folder for o in ("sparsity=0.4", "sparsity=0.5", "schedule=uniform")}
+    dense = {plan_runs(parse(o))["dense"].folder for o in ("sparsity=0.4", "sparsity=0.5", "schedule=uniform")}
     assert len(dense) == 1
 
 
@@ -249,7 +249,7 @@ def test_own_files_shape_the_identity_by_content(tmp_path: Path) -> None:
 
     def folder() -> Path:
         config = parse("calibration=text", f"calibration.text.files=[{file}]")
-        return plan_cells(config)[config.method.label].folder
+        return plan_runs(config)[config.method.label].folder
 
     file.write_text("one")
     one = folder()
@@ -280,7 +280,7 @@ def test_run_py_ends_with_one_message_within_seconds(overrides: list[str], messa
 def test_run_refuses_before_anything_loads(
     overrides: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for step in ("read_documents", "open_bench"):
+    for step in ("read_documents", "open_session"):
         monkeypatch.setattr(pipeline, step, lambda *_: pytest.fail("loaded"))
     with pytest.raises(LarosaError, match=message):
         pipeline.run(parse(f"output={tmp_path}", "tracking=off", *overrides))

@@ -13,15 +13,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from conftest import build_model
-from larosa.architecture import SITES
-from larosa.config import MethodConfig
+from larosa.config.run import MethodConfig
 from larosa.decode.decoder import Decoder
 from larosa.decode.errors import DecodeError
 from larosa.decode.from_model import weights_of
-from larosa.decode.gate_model import check_model
 from larosa.decode.generate import Sampling, draw, generate
+from larosa.decode.parity_model import check_model
 from larosa.decode.prefill import prefill
-from larosa.decode.rules import SiteRule, dense_rules, level_rules, rules_of
+from larosa.decode.selectors import SiteRule, dense_rules, level_rules, rules_of
+from larosa.models.architecture import SITES
 from larosa.sparsity.handle import apply
 from larosa.sparsity.top_k import keep_mask
 

@@ -20,9 +20,9 @@ from larosa.decode.decoder import Decoder
 from larosa.decode.dense import DenseDecoder, transposed
 from larosa.decode.errors import GateError
 from larosa.decode.from_model import weights_of
-from larosa.decode.gate import check_plain
-from larosa.decode.gate_model import check_model
-from larosa.decode.rules import SiteRule, level_rules
+from larosa.decode.parity import check_plain
+from larosa.decode.parity_model import check_model
+from larosa.decode.selectors import SiteRule, level_rules
 from larosa.decode.weights import DecodeWeights, random_weights
 
 
@@ -79,7 +79,7 @@ def test_a_wrong_level_is_red(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -
     with applied(model, tokens, chosen("magnitude")) as handle:
         weights = weights_of(model, handle)
         less = level_rules(weights.shape, 0.45)
-        monkeypatch.setattr("larosa.decode.gate_model.rules_of", lambda _: less)
+        monkeypatch.setattr("larosa.decode.parity_model.rules_of", lambda _: less)
         with pytest.raises(GateError, match="not within a unit"):
             check_model(model, handle, weights, tokens[0, :8])
 

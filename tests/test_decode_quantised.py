@@ -21,18 +21,18 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from conftest import ROOT, SHAPE, build_model
-from larosa.accounting import quantised_account
+from larosa.decode.benchmark import compare, measure
 from larosa.decode.decoder import Decoder
 from larosa.decode.errors import DecodeError, GateError
 from larosa.decode.from_model import weights_of
-from larosa.decode.gate import check_plain
-from larosa.decode.gate_model import check_model
 from larosa.decode.matrix import PackedMatrix
+from larosa.decode.parity import check_plain
+from larosa.decode.parity_model import check_model
 from larosa.decode.prefill import prefill
-from larosa.decode.rules import SiteRule, dense_rules, level_rules, rules_of
-from larosa.decode.speed import compare, measure
+from larosa.decode.selectors import SiteRule, dense_rules, level_rules, rules_of
 from larosa.decode.weights import DecodeWeights, random_weights
-from larosa.quantization.model import quantise
+from larosa.evaluation.accounting import quantised_account
+from larosa.quantization.apply import quantise
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 3}
 CHOICES = ["w8", "w4_rtn", "w4_gptq_output"]

@@ -14,16 +14,16 @@ from test_config import parse
 from transformers import AutoConfig
 
 from conftest import ROOT, SHAPE
-from larosa.cells import plan_cells
+from larosa.decode import evaluate as evaluated
+from larosa.decode.benchmark import compare, measure, with_speedups
 from larosa.decode.calibrate import bracketed, kth_bits, limited
 from larosa.decode.decoder import Decoder
 from larosa.decode.dense import DenseDecoder, transposed
 from larosa.decode.errors import DecodeError
-from larosa.decode.rules import dense_rules, level_rules
-from larosa.decode.speed import compare, measure, with_speedups
+from larosa.decode.selectors import dense_rules, level_rules
 from larosa.decode.weights import DecodeWeights, random_weights
 from larosa.errors import LarosaError
-from larosa.evaluation import speed as evaluated
+from larosa.experiment.plan_runs import plan_runs
 
 BLOCKED = ("pydantic", "hydra", "omegaconf", "wandb", "datasets", "lm_eval", "pandas", "sklearn", "psutil")
 
@@ -158,7 +158,7 @@ def test_the_benchmark_runs_where_only_torch_is(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_timed_is_refused_early(more: list[str], message: str) -> None:
     with pytest.raises(LarosaError, match=message):
-        plan_cells(parse("evaluation=speed", *more))
+        plan_runs(parse("evaluation=speed", *more))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
@@ -167,15 +167,15 @@ def test_no_speed_without_a_gpu_unless_asked_for_by_name(monkeypatch: pytest.Mon
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     for backend in ("auto", "triton"):
         with pytest.raises(LarosaError, match=r"on a CUDA GPU, and this is a cpu.*backend=reference"):
-            plan_cells(parse(*timed, f"backend={backend}"))
+            plan_runs(parse(*timed, f"backend={backend}"))
         with pytest.raises(LarosaError, match="float32 needs backend=reference"):
-            plan_cells(parse("evaluation=speed", "model.dtype=float32", f"backend={backend}"))
-    plan_cells(parse(*timed, "backend=reference"))
-    plan_cells(parse("backend=triton"))  # nothing decodes
+            plan_runs(parse("evaluation=speed", "model.dtype=float32", f"backend={backend}"))
+    plan_runs(parse(*timed, "backend=reference"))
+    plan_runs(parse("backend=triton"))  # nothing decodes
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(LarosaError, match="Triton's interpreter"):
-        plan_cells(parse(*timed))
-    plan_cells(parse(*timed, "backend=triton"))
+        plan_runs(parse(*timed))
+    plan_runs(parse(*timed, "backend=triton"))
 
 
 def test_times_of_anything_but_the_kernels_on_a_gpu_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ import pytest
 from made_records import Record, inspections, made, sealed, seven
 from test_paper_tables import SHAPES, at, block, rows_of
 
-from larosa import failures
 from larosa.errors import LarosaError
+from larosa.experiment import failures
 from larosa.sparsity.schedule import ScheduleError
 from larosa_analysis import bank, compact, failed
 from larosa_analysis.records import RecordsError

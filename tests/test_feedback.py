@@ -7,8 +7,8 @@ import torch
 from test_quantization import matrix
 from torch import Tensor
 
-from larosa.quantization.feedback import fed_back
-from larosa.quantization.grid import QuantizationError, quantised
+from larosa.models.formats import QuantizationError, quantised
+from larosa.quantization.gptq import fed_back
 
 GRIDS = ["w8", "w4_output"]
 

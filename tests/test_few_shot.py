@@ -13,13 +13,13 @@ from datasets import Dataset
 from huggingface_hub import constants
 from tasks import settings, write_rendered
 
-from larosa.command import read_settings
-from larosa.evaluation import harness, wheel_tasks
-from larosa.evaluation.recording import record
-from larosa.evaluation.scores import ZeroShotError
-from larosa.evaluation.wheel_tasks import POOLED, WHEEL_TASKS
-from larosa.evaluation.zero_shot import check_tasks, zero_shot
-from larosa.results import identity
+from larosa.cli.command import read_settings
+from larosa.evaluation.tasks import harness, wheel_tasks
+from larosa.evaluation.tasks.recording import record
+from larosa.evaluation.tasks.scores import ZeroShotError
+from larosa.evaluation.tasks.wheel_tasks import POOLED, WHEEL_TASKS
+from larosa.evaluation.tasks.zero_shot import check_tasks, zero_shot
+from larosa.experiment.results import identity
 
 SUBJECTS = ("mmlu_anatomy", "mmlu_virology")
 TEST_ROWS = (6, 9)

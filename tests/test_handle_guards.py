@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from conftest import build_model
-from larosa.api import LaRoSAConfig, sparsify
+from larosa.api.sparsify import LaRoSAConfig, sparsify
 from larosa.calibration.statistics import second_moments
-from larosa.calibration.tokens import TokenBlock
-from larosa.evaluation.likelihood import likelihoods
+from larosa.data.tokens import TokenBlock
 from larosa.evaluation.perplexity import perplexity
-from larosa.inputs import ActivationError, InputError, longest_sequence
-from larosa.rotation.explicit import ExplicitTransform
+from larosa.evaluation.tasks.likelihood import likelihoods
+from larosa.models.inputs import ActivationError, InputError, longest_sequence
+from larosa.rotation.online import ExplicitTransform
 from larosa.rotation.rotation import LayerwiseRotationMatrix
 from larosa.sparsity.guard import SparseModelError
 from larosa.sparsity.handle import HandleError, PlanError, SparsityHandle, handle_of

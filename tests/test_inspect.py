@@ -1,4 +1,4 @@
-"""`python -m larosa.inspect`: the numbers of its files against their definitions, on a tiny model."""
+"""`python -m larosa.cli.diagnose`: the numbers of its files against their definitions, on a tiny model."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from test_pipeline import write_text
 from conftest import CONF, ROOT
 from larosa import models
 from larosa.calibration.calibrator import Calibrator
-from larosa.calibration.texts import load_documents
-from larosa.calibration.tokens import calibration_block, evaluation_block
-from larosa.command import read_settings
-from larosa.config import ConfigError, RunConfig
-from larosa.evaluation.covariance import cosines
-from larosa.evaluation.surface import surface
+from larosa.cli.command import read_settings
+from larosa.cli.diagnose import inspect
+from larosa.cli.launch import in_sweep
+from larosa.cli.sweep import Sweep
+from larosa.config.run import ConfigError, RunConfig
+from larosa.data.texts import load_documents
+from larosa.data.tokens import calibration_block, evaluation_block
 from larosa.evaluation.tap import dense_activations
-from larosa.inspect import inspect
-from larosa.launch import in_sweep
-from larosa.results import identity
+from larosa.experiment.diagnostics.covariance import cosines
+from larosa.experiment.diagnostics.surface import surface
+from larosa.experiment.results import identity
 from larosa.sparsity.top_k import theoretical_error
-from larosa.sweep import Sweep
 from larosa_analysis import bank
 from larosa_analysis.figures import every
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from tasks import settings, write_rendered
 
-from larosa.calibration.articles import related
-from larosa.command import read_settings
-from larosa.config import RunConfig
-from larosa.evaluation import wheel_tasks
-from larosa.evaluation.recording import record
-from larosa.evaluation.scores import ZeroShotError
-from larosa.evaluation.wheel_tasks import WHEEL_TASKS
-from larosa.evaluation.zero_shot import zero_shot
-from larosa.results import identity, left_out_by
+from larosa.cli.command import read_settings
+from larosa.config.run import RunConfig
+from larosa.data.articles import related
+from larosa.evaluation.tasks import wheel_tasks
+from larosa.evaluation.tasks.recording import record
+from larosa.evaluation.tasks.scores import ZeroShotError
+from larosa.evaluation.tasks.wheel_tasks import WHEEL_TASKS
+from larosa.evaluation.tasks.zero_shot import zero_shot
+from larosa.experiment.results import identity, left_out_by
 
 ARTICLES = {
     "bread": ["sourdough ferments overnight", "lactobacilli make flour and water rise"],

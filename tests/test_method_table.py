@@ -20,7 +20,7 @@ from test_config import parse
 from test_pipeline import write_text
 
 from conftest import ROOT
-from larosa.pipeline import run
+from larosa.experiment.pipeline import run
 from larosa_analysis import compact, methods
 from larosa_analysis.bars import gains, verdicts
 from larosa_analysis.bootstrap import Increases, draws
@@ -54,8 +54,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAROSA_CACHE", str(folder / "cache"))
-        patch.setattr("larosa.pipeline._illustrate", lambda *_: [])
-        patch.setattr("larosa.report.show", lambda *_: None)
+        patch.setattr("larosa.experiment.pipeline._illustrate", lambda *_: [])
+        patch.setattr("larosa.experiment.summary.show", lambda *_: None)
         for more in (
             ["sparsity=0.4"], ["sparsity=0.4", "schedule=uniform"], ["sparsity=0.5"],
             ["sparsity=0.5", "schedule=uniform"],

@@ -10,19 +10,19 @@ from test_schedule import ALL, method, schedule
 from torch import Tensor
 
 from conftest import build_model
-from larosa.accounting import account
 from larosa.calibration.calibrator import Calibrator
 from larosa.calibration.statistics import CalibrationError
-from larosa.calibration.tokens import TokenBlock
-from larosa.config import MethodConfig
-from larosa.evaluation import invariance
+from larosa.config.run import MethodConfig
+from larosa.data.tokens import TokenBlock
+from larosa.evaluation import parity
+from larosa.evaluation.accounting import account
 from larosa.evaluation.sparsity import SparsityMeter
 from larosa.methods import cats
 from larosa.methods.registry import METHODS
-from larosa.rotation.explicit import split_gain
-from larosa.sites import ModelShape
-from larosa.sparsity.dials import Dials
+from larosa.models.sites import ModelShape
+from larosa.rotation.online import split_gain
 from larosa.sparsity.handle import PlanError, SparsityHandle, apply
+from larosa.sparsity.level_override import Dials
 from larosa.sparsity.schedule import ScheduleError, make_levels
 from larosa.sparsity.site import SparseSite
 
@@ -70,7 +70,7 @@ def test_wina_keeps_the_largest_products_with_column_norms(tokens: Tensor) -> No
 
 def test_wina_transform_is_exact_and_makes_columns_orthogonal(tokens: Tensor) -> None:
     model = build_model("qwen2", tied=True)
-    dense = invariance.logits(model, tokens)
+    dense = parity.logits(model, tokens)
     with applied(model, tokens, method("wina/transform")) as handle:
         for layer in model.model.layers:
             for linear in (layer.self_attn.k_proj, layer.mlp.gate_proj):
@@ -78,8 +78,8 @@ def test_wina_transform_is_exact_and_makes_columns_orthogonal(tokens: Tensor) ->
                 off = gram - torch.diag(gram.diagonal())
                 assert float(off.abs().max()) < 1e-5 * float(gram.diagonal().max())
         with handle.level_zero():
-            assert float((invariance.logits(model, tokens) - dense).norm() / dense.norm()) < 1e-10
-    assert torch.equal(invariance.logits(model, tokens), dense)
+            assert float((parity.logits(model, tokens) - dense).norm() / dense.norm()) < 1e-10
+    assert torch.equal(parity.logits(model, tokens), dense)
 
 
 class Watched:
@@ -227,7 +227,7 @@ def test_cats_says_how_far_it_goes(tokens: Tensor) -> None:
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_output_aware_is_exact_at_level_zero_and_its_columns_are_orthonormal(kind: str, tokens: Tensor) -> None:
     model = build_model(kind, tied=True, hidden_size=64, num_attention_heads=4)
-    dense = invariance.reference(model, tokens)
+    dense = parity.reference(model, tokens)
     with applied(model, tokens, method("larosa/output_aware", transform_storage="model")) as handle:
         layer = model.model.layers[1]
         stacked = torch.cat([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight])
@@ -236,9 +236,9 @@ def test_output_aware_is_exact_at_level_zero_and_its_columns_are_orthonormal(kin
         torch.testing.assert_close(stacked.T @ stacked, torch.eye(64, dtype=torch.float64), atol=1e-8, rtol=0)
         assert handle.adapters == []
         with handle.level_zero():
-            error = (invariance.logits(model, tokens) - dense.logits).norm() / dense.logits.norm()
+            error = (parity.logits(model, tokens) - dense.logits).norm() / dense.logits.norm()
         assert error < 1e-10
-    assert torch.equal(invariance.logits(model, tokens), dense.logits)
+    assert torch.equal(parity.logits(model, tokens), dense.logits)
 
 
 def test_output_aware_drops_what_its_definition_says(tokens: Tensor) -> None:
@@ -271,9 +271,9 @@ def test_transforms_are_stored_small_and_undone_as_stored(
     storage: str, most: float, share: float, tokens: Tensor
 ) -> None:
     model = build_model("llama", dtype=torch.float32, hidden_size=64, num_attention_heads=4)
-    dense = invariance.reference(model, tokens)
+    dense = parity.reference(model, tokens)
     with applied(model, tokens, method("larosa/output_aware", transform_storage=storage)) as handle:
-        found = invariance.check(model, handle, dense)
+        found = parity.check(model, handle, dense)
         transform = handle.sites[0].transform
         assert transform is not None
         exact, _ = split_gain(handle.plan.transforms[0, 0])
@@ -291,11 +291,11 @@ def test_transforms_are_stored_small_and_undone_as_stored(
 def test_remove_restores_the_model(name: str, tokens: Tensor) -> None:
     model = build_model("mistral", dtype=torch.float32)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    dense = invariance.logits(model, tokens)
+    dense = parity.logits(model, tokens)
     handle = applied(model, tokens, method(name))
-    assert not torch.equal(invariance.logits(model, tokens), dense)
+    assert not torch.equal(parity.logits(model, tokens), dense)
     handle.remove()
-    assert torch.equal(invariance.logits(model, tokens), dense)
+    assert torch.equal(parity.logits(model, tokens), dense)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 

@@ -90,8 +90,8 @@ def test_what_has_no_record_says_what_makes_it(tmp_path: Path) -> None:
     drawn = {own.name: own for own in every.build(found)}
     assert [name for name, own in drawn.items() if own.figure is None] == ["figure1", "figure4", "figure5"]
     assert "--config-name figure4 -m model=llama2-7b" in drawn["figure4"].missing
-    assert "larosa.inspect error_curve model=smollm2-135m" in drawn["figure5"].missing
-    assert "larosa.inspect thresholds" in drawn["figure3"].missing
+    assert "larosa.cli.diagnose error_curve model=smollm2-135m" in drawn["figure5"].missing
+    assert "larosa.cli.diagnose thresholds" in drawn["figure3"].missing
     assert "d: `python run.py --config-dir sweeps --config-name figure3 -m conditions=smollm2-135m " in (
         drawn["figure3"].missing
     )

@@ -14,7 +14,8 @@ from test_paper_tables import block, rows_of, tables
 
 from conftest import CONF
 from larosa.errors import LarosaError
-from larosa_analysis import bank, methods, quantised
+from larosa.records import quantization_label
+from larosa_analysis import bank, methods
 from larosa_analysis.main_result import results
 from larosa_analysis.records import Entry, RecordsError, load
 from larosa_analysis.tables import added
@@ -55,13 +56,13 @@ def of(found: Block, level: str, quantization: str, method: str) -> dict[str, Ce
 @pytest.mark.parametrize(("choice", "name"), zip(CHOICES, NAMES, strict=True))
 def test_names(choice: str, name: str) -> None:
     record = on_grid(choice, "larosa")
-    assert quantised.name(record["config"]) == name
+    assert quantization_label.name(record["config"]) == name
     label = Entry.of(record).label
     assert label == ("larosa/paper (absorbed, pca, per layer" + (")" if name == "none" else f", {name})"))
     record["config"]["quantization"] |= {"head": "w8", "adapters": "w8"}
-    assert quantised.name(record["config"]).removeprefix(f"{name}, ") == "w8 head, w8 adapters"
+    assert quantization_label.name(record["config"]).removeprefix(f"{name}, ") == "w8 head, w8 adapters"
     del record["config"]["quantization"]
-    assert quantised.name(record["config"]) == "none"
+    assert quantization_label.name(record["config"]) == "none"
 
 
 def test_table_9_of_a_printed_model(tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_bytes_are_of_16_bit_weights_and_extras_of_weights_as_stored(tmp_path: P
 def test_of_a_model_that_the_paper_has_not_every_setting_has_a_row(tmp_path: Path) -> None:
     runs = every_choice(model="smollm2-135m", texts=("lambada",), calibration="boolq-passages")
     for run in runs:
-        run["model"]["gguf_sha256"] = next(iter(quantised._GRIDS))
+        run["model"]["gguf_sha256"] = next(iter(quantization_label._GRIDS))
     found = block(tables(tmp_path, runs)[9], "smollm2-135m")
     for name in NAMES:
         for level, method in (("0", "dense"), ("0", "larosa/paper"), ("25", "magnitude"), ("25", "larosa/paper")):
@@ -110,7 +111,7 @@ def test_of_a_model_that_the_paper_has_not_every_setting_has_a_row(tmp_path: Pat
 
 def test_what_codes_add_is_paired_by_block_with_the_same_method_and_level(tmp_path: Path) -> None:
     runs = every_choice(model="smollm2-135m", texts=("lambada", "gsm8k"))
-    runs[1]["model"]["gguf_sha256"] = next(iter(quantised._GRIDS))
+    runs[1]["model"]["gguf_sha256"] = next(iter(quantization_label._GRIDS))
     lonely = on_grid(
         "w8", "magnitude", 0.5, model="smollm2-135m", texts=("lambada", "gsm8k")
     )  # nothing plain beside it

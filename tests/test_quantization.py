@@ -15,17 +15,17 @@ from test_schedule import method
 from torch import Tensor
 
 from conftest import CONF, build_model
-from larosa import results
-from larosa.architecture import ModelView
-from larosa.cells import plan_cells
-from larosa.command import not_quantised
-from larosa.config import ConfigError
-from larosa.evaluation import invariance
-from larosa.pipeline import run
-from larosa.quantization import calibrated
-from larosa.quantization.grid import GROUP, SCHEMES, QuantizationError, quantised
-from larosa.quantization.model import quantise
-from larosa.quantization_config import QuantizationConfig
+from larosa.cli.command import not_quantised
+from larosa.config.quantization import QuantizationConfig
+from larosa.config.run import ConfigError
+from larosa.evaluation import parity
+from larosa.experiment import results
+from larosa.experiment.pipeline import run
+from larosa.experiment.plan_runs import plan_runs
+from larosa.models.architecture import ModelView
+from larosa.models.formats import GROUP, SCHEMES, QuantizationError, quantised
+from larosa.quantization import external
+from larosa.quantization.apply import quantise
 
 CHOICES = sorted(path.stem for path in (CONF / "quantization").glob("*.yaml"))
 ROUNDED = ["w8", "w4_rtn", "w8_gptq", "w4_gptq_output"]
@@ -121,12 +121,12 @@ def test_turned_then_rounded_then_removed_bit_for_bit(choice: str, name: str, ke
 def test_the_proof_at_level_zero_comes_before_the_rounding(tokens: Tensor) -> None:
     """Rounded weights would not pass it, nor should its bound be widened for them."""
     model = build_model("llama", dtype=torch.float32)
-    dense = invariance.reference(model, tokens)
+    dense = parity.reference(model, tokens)
     with applied(model, tokens, method("larosa/paper")) as handle:
-        invariance.check(model, handle, dense)
+        parity.check(model, handle, dense)
         quantise(model, handle, config("w4_rtn"), tokens)
-        with pytest.raises(invariance.InvarianceError):
-            invariance.check(model, handle, dense)
+        with pytest.raises(parity.InvarianceError):
+            parity.check(model, handle, dense)
 
 
 def test_adapters_in_int8_are_what_runs_and_what_is_counted(tokens: Tensor) -> None:
@@ -142,7 +142,7 @@ def test_adapters_in_int8_are_what_runs_and_what_is_counted(tokens: Tensor) -> N
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_identities_of_runs_without_are_what_they_were(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("larosa.cells.check_installed", lambda _: None)
+    monkeypatch.setattr("larosa.experiment.plan_runs.check_installed", lambda _: None)
     run = parse(f"quantization={choice}")
     found = results.identity(run, {"weights": "x"}, "cpu")
     if choice == "none":
@@ -151,8 +151,8 @@ def test_identities_of_runs_without_are_what_they_were(choice: str, monkeypatch:
     assert found["quantization"]["weights"] == run.quantization.weights
     assert ("calibration" in found["quantization"]) == (run.quantization.quantizer != "rtn")
     assert ("groups" in found["quantization"]) == (run.quantization.weights == "w4")
-    folders = {cell.folder for name in ("none", choice) for cell in plan_cells(parse(f"quantization={name}")).values()}
-    assert len(folders) == 2 * len(plan_cells(run))
+    folders = {cell.folder for name in ("none", choice) for cell in plan_runs(parse(f"quantization={name}")).values()}
+    assert len(folders) == 2 * len(plan_runs(run))
 
 
 @pytest.mark.parametrize(
@@ -176,20 +176,20 @@ def test_impossible_settings_are_named(settings: list[str], message: str) -> Non
 
 
 def test_a_missing_library_is_named_before_anything_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrated, "find_spec", lambda _: None)
+    monkeypatch.setattr(external, "find_spec", lambda _: None)
     with pytest.raises(QuantizationError, match="pip install"):
-        plan_cells(parse("quantization=w4_gptq"))
+        plan_runs(parse("quantization=w4_gptq"))
     for ours in ("w8_gptq", "w4_gptq_output"):
-        assert plan_cells(parse(f"quantization={ours}"))
+        assert plan_runs(parse(f"quantization={ours}"))
 
 
 def test_a_quantiser_reads_as_many_sequences_as_asked(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("larosa.cells.check_installed", lambda _: None)
-    assert plan_cells(parse("quantization=w4_gptq", "quantization.sequences=2", "calibration.sequences=2"))
+    monkeypatch.setattr("larosa.experiment.plan_runs.check_installed", lambda _: None)
+    assert plan_runs(parse("quantization=w4_gptq", "quantization.sequences=2", "calibration.sequences=2"))
     with pytest.raises(ConfigError, match="expected at most as many"):
-        plan_cells(parse("quantization=w4_gptq", "quantization.sequences=3", "calibration.sequences=2"))
+        plan_runs(parse("quantization=w4_gptq", "quantization.sequences=3", "calibration.sequences=2"))
     read: list[Tensor] = []
-    monkeypatch.setattr("larosa.quantization.model.quantise_layers", lambda *given: read.append(given[-1]) or {})
+    monkeypatch.setattr("larosa.quantization.apply.quantise_layers", lambda *given: read.append(given[-1]) or {})
     model = build_model("llama", dtype=torch.float32)
     with applied(model, tokens, method("larosa/paper")) as handle:
         for wanted in (None, 1):
@@ -207,8 +207,8 @@ def test_a_quantiser_reads_as_many_sequences_as_asked(tokens: Tensor, monkeypatc
 
 def test_a_first_token_counts_as_often_as_asked_in_second_moments() -> None:
     x = matrix(5, 7)[None]
-    assert calibrated._counted(x, None) is x
-    found, first = calibrated._counted(x, 9.0)[0], x[0, :1]
+    assert external._counted(x, None) is x
+    found, first = external._counted(x, 9.0)[0], x[0, :1]
     assert torch.allclose(found.T @ found, x[0].T @ x[0] + 8 * first.T @ first)
 
 
@@ -220,7 +220,7 @@ def test_gptq_errs_less_at_first_tokens_that_count_more() -> None:
     W, exact = matrix(96, 128, seed=10).float(), inputs[0][0]
     off = {}
     for weight in (None, 64.0):
-        (new,) = calibrated.rounded([W], [calibrated._counted(x, weight) for x in inputs], "gptq")
+        (new,) = external.rounded([W], [external._counted(x, weight) for x in inputs], "gptq")
         off[weight] = ((exact @ (new - W).T).norm(dim=-1) / (exact @ W.T).norm(dim=-1)).tolist()
     assert off[64.0][0] < 0.5 * off[None][0]
     assert sum(off[64.0]) < 1.2 * sum(off[None])

@@ -14,19 +14,19 @@ from test_schedule import ALL, method, schedule, shape_of
 from torch import Tensor, nn
 
 from conftest import build_model
-from larosa.accounting import account
-from larosa.architecture import SITES, ModelView
 from larosa.calibration.calibrator import Calibrator
-from larosa.calibration.tokens import TokenBlock
-from larosa.cells import plan_cells
-from larosa.config import MethodConfig, TokenPolicyConfig
-from larosa.evaluation import invariance
+from larosa.config.run import MethodConfig, TokenPolicyConfig
+from larosa.data.tokens import TokenBlock
+from larosa.evaluation import parity
+from larosa.evaluation.accounting import account
 from larosa.evaluation.error import probe
 from larosa.evaluation.sparsity import SparsityMeter
+from larosa.experiment.pipeline import run
+from larosa.experiment.plan_runs import plan_runs
+from larosa.experiment.results import identity
 from larosa.methods import r_sparse
-from larosa.pipeline import run
-from larosa.results import identity
-from larosa.sites import ModelShape
+from larosa.models.architecture import SITES, ModelView
+from larosa.models.sites import ModelShape
 from larosa.sparsity.handle import Plan, apply
 from larosa.sparsity.low_rank import LowRank, flat, rank_of, truncated_svd, truncated_svds, unflat
 from larosa.sparsity.schedule import ScheduleError, make_levels
@@ -112,27 +112,27 @@ def test_limits_are_quantiles_of_the_dense_model(tokens: Tensor) -> None:
 @pytest.mark.parametrize("rule", ["threshold", "top_k"])
 def test_full_rank_is_dense_at_every_level(rule: str, tokens: Tensor) -> None:
     model = build_model("mistral")
-    dense = invariance.reference(model, tokens)
-    bound = invariance.bound(torch.float64, dense.kappa, 80)
+    dense = parity.reference(model, tokens)
+    bound = parity.bound(torch.float64, dense.kappa, 80)
     for sparsity in (0.2, 0.9):
         plan = planned(model, tokens, method("r_sparse", rule=rule), sparsity)
         with apply(model, plan):
-            assert float((invariance.logits(model, tokens) - dense.logits).norm() / dense.logits.norm()) > 1e-3
+            assert float((parity.logits(model, tokens) - dense.logits).norm() / dense.logits.norm()) > 1e-3
         with apply(model, replace(plan, low_rank=full(model))):
-            error = (invariance.logits(model, tokens) - dense.logits).norm() / dense.logits.norm()
+            error = (parity.logits(model, tokens) - dense.logits).norm() / dense.logits.norm()
         assert float(error) < bound
 
 
 def test_level_zero_is_dense_bit_for_bit_and_remove_restores(tokens: Tensor) -> None:
     model = build_model("qwen2", dtype=torch.float32, tied=True)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    dense = invariance.reference(model, tokens)
+    dense = parity.reference(model, tokens)
     handle = apply(model, planned(model, tokens, method("r_sparse")))
-    assert not torch.equal(invariance.logits(model, tokens), dense.logits)
-    assert invariance.check(model, handle, dense)["relative_logits_error"] == 0.0
-    assert not torch.equal(invariance.logits(model, tokens), dense.logits)
+    assert not torch.equal(parity.logits(model, tokens), dense.logits)
+    assert parity.check(model, handle, dense)["relative_logits_error"] == 0.0
+    assert not torch.equal(parity.logits(model, tokens), dense.logits)
     handle.remove()
-    assert torch.equal(invariance.logits(model, tokens), dense.logits)
+    assert torch.equal(parity.logits(model, tokens), dense.logits)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
@@ -142,18 +142,18 @@ def test_no_level_no_pairs(tokens: Tensor) -> None:
     plan = planned(model, tokens, method("r_sparse", rank_search=(0.02, 0.1)), 0.0)
     assert account(plan)["extras"] == {"kind": "none", "products": 0, "bytes": 0}
     assert account(plan)["net_bytes_share"] == 1.0
-    dense = invariance.logits(model, tokens)
+    dense = parity.logits(model, tokens)
     with apply(model, plan):
-        assert torch.equal(invariance.logits(model, tokens), dense)
+        assert torch.equal(parity.logits(model, tokens), dense)
 
 
 @pytest.mark.parametrize("rule", ["threshold", "top_k"])
 def test_tokens_that_are_not_sparse_get_no_remainder(rule: str, tokens: Tensor) -> None:
     model = build_model("llama")
-    dense = invariance.logits(model, tokens)
+    dense = parity.logits(model, tokens)
     policy = TokenPolicyConfig(kind="skip_first_n", n=10, fraction=1.0)
     with apply(model, planned(model, tokens, method("r_sparse", rule=rule), policy=policy)) as handle:
-        found = invariance.logits(model, tokens)
+        found = parity.logits(model, tokens)
         assert all(site.low_rank._held.rest is None for site in handle.sites)  # nothing is held on to
     assert torch.equal(found[:, :10], dense[:, :10])
     assert not torch.allclose(found[:, 10:], dense[:, 10:])
@@ -163,16 +163,16 @@ def test_threads_have_a_remainder_each(tokens: Tensor) -> None:
     """One thread's pass runs while another's is between a site and its readers."""
     model = build_model("llama")
     with apply(model, planned(model, tokens, method("r_sparse"))):
-        expected = invariance.logits(model, tokens)
+        expected = parity.logits(model, tokens)
 
         def interrupt(*_: object) -> None:
             hook.remove()
-            other = threading.Thread(target=invariance.logits, args=(model, tokens[:1]))
+            other = threading.Thread(target=parity.logits, args=(model, tokens[:1]))
             other.start()
             other.join()
 
         hook = model.model.layers[2].input_layernorm.register_forward_hook(interrupt)
-        assert torch.equal(invariance.logits(model, tokens), expected)
+        assert torch.equal(parity.logits(model, tokens), expected)
 
 
 def test_reported_errors_include_the_low_rank_part(tokens: Tensor) -> None:
@@ -323,11 +323,11 @@ def test_shares_out_of_reach_are_refused_before_weights_load(sparsity: str, shar
         "schedule=uniform", "baseline=none",
     )  # fmt: skip
     with pytest.raises(ScheduleError, match=r"at site h1, layer 0.*leave it out of method.rank_search"):
-        plan_cells(config)
+        plan_runs(config)
 
 
 def test_it_stands_beside_other_methods_and_shapes_only_its_own_identity() -> None:
-    cells = plan_cells(parse("baseline=[dense,r_sparse]", "method=r_sparse", "method.rank_search=[0.01,0.05]"))
+    cells = plan_runs(parse("baseline=[dense,r_sparse]", "method=r_sparse", "method.rank_search=[0.01,0.05]"))
     assert list(cells) == ["dense", "r_sparse (2.5 % low-rank)", "r_sparse (searched, +2.5 % bytes)"]
     shaped = identity(parse("method=r_sparse"), {}, "cpu")["method"]
     assert shaped["rank_share"] == 0.025

@@ -16,10 +16,12 @@ import pytest
 from test_config import parse
 from test_pipeline import overrides, write_text  # noqa: F401  # a fixture
 
-from larosa import cells, commit, compare, launch, pipeline, record_file, results, workbench
-from larosa.failures import CellsFailedError
-from larosa.inspect import inspect
-from larosa_analysis import checksum, compact
+from larosa.cli import compare, launch
+from larosa.cli.diagnose import inspect
+from larosa.experiment import pipeline, plan_runs, record_file, results, session
+from larosa.experiment.failures import RunsFailedError
+from larosa.records import checksum, commit
+from larosa_analysis import compact
 
 Record = dict[str, Any]
 Change = Callable[[Record], object]
@@ -37,8 +39,8 @@ def path(words: list[str]) -> Path:
     return planned(words).folder / "result.json"
 
 
-def planned(words: list[str]) -> cells.Cell:
-    return list(cells.plan_cells(parse(*words)).values())[-1]
+def planned(words: list[str]) -> plan_runs.Cell:
+    return list(plan_runs.plan_runs(parse(*words)).values())[-1]
 
 
 def changed(path: Path, change: Change, seal: bool) -> None:
@@ -181,7 +183,7 @@ def test_a_rescued_record_is_found_again(
 ) -> None:
     folder = planned(words).folder
     emptied = full_disk(folder, monkeypatch, tmp_path)
-    with pytest.raises(CellsFailedError, match=r"No space left.*was saved as .*larosa-[0-9a-f]{16}\.json"):
+    with pytest.raises(RunsFailedError, match=r"No space left.*was saved as .*larosa-[0-9a-f]{16}\.json"):
         pipeline.run(parse(*words))
     (rescue,) = tmp_path.glob("larosa-*.json")
     assert (folder / "failed.json").exists()
@@ -246,20 +248,20 @@ def test_files_that_change_while_they_are_measured(
 
     folder = planned(words).folder
     monkeypatch.setattr(pipeline, "perplexity", slow)
-    with pytest.raises(CellsFailedError, match=r"files changed while it was measured \(texts\)"):
+    with pytest.raises(RunsFailedError, match=r"files changed while it was measured \(texts\)"):
         pipeline.run(parse(*words))
     assert not (folder / "result.json").exists()
 
 
 def test_a_bench_is_not_shared_by_texts_of_other_content(words: list[str], tmp_path: Path) -> None:
-    config, shared = parse(*words), workbench.Workbench()
+    config, shared = parse(*words), session.Sessions()
     first = shared.open(config)
     assert shared.open(config) is first
     write_text(tmp_path / "b.txt", 9)
     second = shared.open(config)
     assert second.texts["text"].sha256 != first.texts["text"].sha256
-    assert workbench.bench_settings(config) != workbench.bench_settings(parse(*words, "seed=1"))
-    assert compare.Workbench is workbench.Workbench
+    assert session.session_settings(config) != session.session_settings(parse(*words, "seed=1"))
+    assert compare.Sessions is session.Sessions
 
 
 def test_an_inspection_that_changed_is_made_again(

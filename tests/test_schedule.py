@@ -12,12 +12,12 @@ from test_config import parse
 from transformers import AutoConfig
 
 from conftest import CONF, ROOT
-from larosa.accounting import account
-from larosa.architecture import SITES
-from larosa.cells import plan_cells
-from larosa.config import MethodConfig, ScheduleConfig, TokenPolicyConfig
+from larosa.config.run import MethodConfig, ScheduleConfig, TokenPolicyConfig
+from larosa.evaluation.accounting import account
+from larosa.experiment.plan_runs import plan_runs
+from larosa.models.architecture import SITES
+from larosa.models.sites import ModelShape
 from larosa.rotation.rotation import Rotation, build_rotation, rotation_index
-from larosa.sites import ModelShape
 from larosa.sparsity.handle import Plan
 from larosa.sparsity.schedule import ScheduleError, byte_weighted, make_levels, table11_constraints
 
@@ -192,7 +192,7 @@ def test_committed_schedules_are_used_by_name(path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(ROOT)
     level = path.stem.rpartition("-")[2]
     more = ["method=magnitude", "schedule=file", f"schedule.path={path.stem}", f"sparsity={level}"]
-    cell = list(plan_cells(parse(f"model={path.parent.name}", *more)).values())[-1]
+    cell = list(plan_runs(parse(f"model={path.parent.name}", *more)).values())[-1]
     assert byte_weighted(cell.levels.level, shape_of(path.parent.name), cell.levels.skips) == pytest.approx(
         float(level)
     )

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from conftest import build_model
-from larosa.api import LaRoSAConfig, sparsify
-from larosa.architecture import norm_epsilon
+from larosa.api.sparsify import LaRoSAConfig, sparsify
 from larosa.calibration.statistics import CalibrationError, second_moments, with_gamma
-from larosa.calibration.tokens import TokenBlock
-from larosa.config import CoefficientsConfig, TokenPolicyConfig
+from larosa.config.run import CoefficientsConfig, TokenPolicyConfig
+from larosa.data.tokens import TokenBlock
+from larosa.models.architecture import norm_epsilon
 
 ONES = CoefficientsConfig(h1=1, h2=1, h3=1, h4=1)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_config import parse
 
-from larosa.pipeline import run
+from larosa.experiment.pipeline import run
 
 pytestmark = pytest.mark.slow
 LEAN = ["evaluation.zero_shot.tasks=[]", "tracking=off"]

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from conftest import CONF, build_model
 from larosa import ArgumentError, LaRoSAConfig, MethodConfig, models, sparsify
-from larosa.cells import plan_cells
-from larosa.config import RunConfig
+from larosa.api.settings import SparsityConfig, choices
+from larosa.config.run import RunConfig
+from larosa.experiment.plan_runs import plan_runs
+from larosa.experiment.session import Session, open_session, read_documents
 from larosa.methods.registry import METHODS
-from larosa.pipeline import Bench, open_bench, read_documents
-from larosa.sites import ModelShape
+from larosa.models.sites import ModelShape
 from larosa.sparsity.handle import Plan, apply
 from larosa.sparsity.schedule import ScheduleError, byte_weighted
 from larosa.sparsity.schedule_file import write_schedule
-from larosa.sparsity_config import SparsityConfig, choices
 
 STEPS = {"method.tuning.steps": 2}
 SEARCH = {"method.rank_search": [0.0125, 0.025], "method.rank_share": 0.02}
@@ -47,10 +47,10 @@ CASES: list[dict[str, Any]] = [
 
 @dataclass
 class Runs:
-    """One bench of run.py's, for many methods."""
+    """One session of run.py's, for many methods."""
 
     words: list[str]
-    bench: Bench
+    session: Session
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
             f"output={folder / 'runs'}", "evaluation.perplexity.length=64",
         ]  # fmt: skip
         config = parse(*words)
-        yield Runs(words, open_bench(config, read_documents(config)))
+        yield Runs(words, open_session(config, read_documents(config)))
 
 
 def tuned_shortly(case: dict[str, Any]) -> dict[str, Any]:
@@ -99,24 +99,24 @@ def same(one: object, other: object) -> bool:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(str(v) for v in case.values()).replace(" ", ""))
 def test_the_plan_is_run_py_s(case: dict[str, Any], runs: Runs) -> None:
-    case, bench = tuned_shortly(case), runs.bench
+    case, session = tuned_shortly(case), runs.session
     config = as_run_py(case, runs.words)
-    (cell,) = plan_cells(config).values()
-    calibrator = copy.copy(bench.calibrator)
+    (cell,) = plan_runs(config).values()
+    calibrator = copy.copy(session.calibrator)
     calibrator.seed = config.seed
     plan = METHODS[config.method.name](
-        cell.config.method, ModelShape.of(bench.model.config), cell.levels, config.tokens, calibrator
+        cell.config.method, ModelShape.of(session.model.config), cell.levels, config.tokens, calibrator
     )
-    ids = bench.calibration.ids
-    with apply(bench.model, plan):
-        expected = bench.model(ids[:2]).logits
+    ids = session.calibration.ids
+    with apply(session.model, plan):
+        expected = session.model(ids[:2]).logits
     model = models.load_model(config.model, 0)
     with sparsify(model, ids, sparsity=0.3, batch_size=config.calibration.batch_size, **case) as handle:
         found = model(ids[:2]).logits
     for field in fields(Plan):
         assert same(getattr(handle.plan, field.name), getattr(plan, field.name)), field.name
     assert torch.equal(found, expected)
-    assert torch.equal(model(ids[:2]).logits, bench.model(ids[:2]).logits)
+    assert torch.equal(model(ids[:2]).logits, session.model(ids[:2]).logits)
 
 
 def test_every_preset_and_group_of_conf_is_compared() -> None:

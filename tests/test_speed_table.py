@@ -10,7 +10,8 @@ import pytest
 from made_records import sealed
 
 from conftest import ROOT
-from larosa_analysis import checksum, speed
+from larosa.records import checksum
+from larosa_analysis import speed
 
 RECORD = ROOT / "kernels" / "benchmarks" / "records" / "decode-llama2-7b-h100-2026-11-23.json"
 

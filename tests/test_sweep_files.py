@@ -16,13 +16,13 @@ from made_records import made, write
 from omegaconf import OmegaConf
 
 from conftest import CONF, ROOT
-from larosa.cells import plan_cells
-from larosa.command import read_settings
-from larosa.config import RunConfig
-from larosa.evaluation.scores import ZeroShotError
-from larosa.inspect import _check
+from larosa.cli.command import read_settings
+from larosa.cli.diagnose import _check
+from larosa.cli.sweep import expand
+from larosa.config.run import RunConfig
+from larosa.evaluation.tasks.scores import ZeroShotError
+from larosa.experiment.plan_runs import plan_runs
 from larosa.sparsity.schedule import ScheduleError
-from larosa.sweep import expand
 from larosa_analysis import bank, build, paper
 from larosa_analysis.figures import every as every_figure
 from larosa_analysis.tables import every as every_table
@@ -31,7 +31,7 @@ from larosa_analysis.tables.commands import command
 
 SWEEPS = ROOT / "sweeps"
 README = (SWEEPS / "README.md").read_text()
-NAMES = sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.stem != "methods")  # a list of larosa.compare
+NAMES = sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.stem != "methods")  # a list of larosa.cli.compare
 TABLES = {f"table{i:02d}" for i in range(1, 20)}
 FIGURES = {"figure1", "figure3", "figure4", "figure5"}
 GRIDS = ("algorithm1", "table10", "table11")  # of coefficients, some of which ask a site for more than there is
@@ -43,7 +43,7 @@ Tree = dict[str, Any]
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # plans do not ask whether it answers
-    monkeypatch.setattr("larosa.cells.check_installed", lambda _: None)  # of the extra `quantization`
+    monkeypatch.setattr("larosa.experiment.plan_runs.check_installed", lambda _: None)  # of the extra `quantization`
 
 
 @cache
@@ -97,8 +97,8 @@ def settings(name: str, run: dict[str, Any], first: dict[str, Any]) -> RunConfig
 
 
 def inspections(name: str) -> list[tuple[str, ...]]:
-    """Kind and overrides of the commands of larosa.inspect in a sweep's header."""
-    start = "#   python -m larosa.inspect "
+    """Kind and overrides of the commands of larosa.cli.diagnose in a sweep's header."""
+    start = "#   python -m larosa.cli.diagnose "
     lines = (SWEEPS / f"{name}.yaml").read_text().splitlines()
     return [tuple(shlex.split(line.removeprefix(start))) for line in lines if line.startswith(start)]
 
@@ -137,7 +137,7 @@ def test_what_inspects_writes_where_the_figures_read_and_takes_one_run_a_model()
 
 
 def test_every_command_of_the_readme_composes() -> None:
-    start = "python -m larosa.inspect "
+    start = "python -m larosa.cli.diagnose "
     printed = [line.partition(" # ")[0].strip() for line in README.splitlines() if line.startswith(start)]
     assert {line.split()[3] for line in printed} == {"surface", "error_curve", "thresholds", "covariance"}
     for line in printed:
@@ -174,7 +174,7 @@ def test_every_run_of_every_command_plans(name: str) -> None:
         runs, refused = runs_of(name, given), []
         for run in runs:
             try:
-                plan_cells(settings(name, run, runs[0]))
+                plan_runs(settings(name, run, runs[0]))
             except ScheduleError:
                 refused.append(run)
         assert not [run for run in refused if run.get("row") != "cats" and name not in GRIDS]
@@ -225,7 +225,7 @@ def test_every_command_that_a_report_names_plans(tmp_path: Path) -> None:
         middle = runs[len(runs) // 2]  # the corners of Algorithm 1's grid are out of reach
         short = model == "tiny-llama" and name in ("table04", "table08")  # reads fewer tokens than are generated
         with pytest.raises(ZeroShotError, match="generates up to") if short else nullcontext():
-            plan_cells(settings(name, middle, middle))
+            plan_runs(settings(name, middle, middle))
     assert all({"table01", "table02", "table05", "table08", "table11"} <= names for names in own.values())
 
 

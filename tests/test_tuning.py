@@ -10,18 +10,18 @@ from test_schedule import ALL, method, schedule
 from torch import Tensor
 
 from conftest import build_model
-from larosa.accounting import account
 from larosa.calibration.calibrator import Calibrator
 from larosa.calibration.statistics import ALL_READERS, weight_moments
-from larosa.calibration.tokens import TokenBlock
-from larosa.cells import plan_cells
-from larosa.config import ConfigError, MethodConfig, TuningConfig
+from larosa.config.run import ConfigError, MethodConfig, TuningConfig
+from larosa.data.tokens import TokenBlock
 from larosa.errors import LarosaError
-from larosa.evaluation import invariance
+from larosa.evaluation import parity
+from larosa.evaluation.accounting import account
+from larosa.experiment.plan_runs import plan_runs
 from larosa.methods.registry import METHODS
-from larosa.rotation.explicit import ExplicitTransform, output_aware, split_gain
-from larosa.rotation.tuning import TunedTransforms
-from larosa.sites import ModelShape
+from larosa.models.sites import ModelShape
+from larosa.rotation.online import ExplicitTransform, output_aware, split_gain
+from larosa.search.tuning import TunedTransforms
 from larosa.sparsity.handle import Plan, SparsityHandle, apply
 from larosa.sparsity.schedule import make_levels
 from larosa.sparsity.site import SparseSite
@@ -55,9 +55,9 @@ class Inputs:
 
 def divergence(model: torch.nn.Module, tokens: Tensor, handle: SparsityHandle) -> float:
     """KL of the sparse model's next-token distribution from the dense one's, nats a token."""
-    sparse = invariance.logits(model, tokens).log_softmax(-1)
+    sparse = parity.logits(model, tokens).log_softmax(-1)
     with handle.level_zero():
-        dense = invariance.logits(model, tokens).log_softmax(-1)
+        dense = parity.logits(model, tokens).log_softmax(-1)
     return float((dense.exp() * (dense - sparse)).sum(-1).mean())
 
 
@@ -76,17 +76,17 @@ def test_tuning_lowers_the_divergence_and_keeps_level_zero(
     kind: str, chosen: MethodConfig, start: MethodConfig | None, tokens: Tensor
 ) -> None:
     model = build_model(kind, tied=True, dtype=torch.float32, **WIDE)
-    dense = invariance.reference(model, tokens)
+    dense = parity.reference(model, tokens)
     start = start or chosen.model_copy(update={"tuning": None})
     with apply(model, plan(model, tokens, start)) as handle:
         before = divergence(model, tokens, handle)
     tuned = plan(model, tokens, chosen)
-    assert torch.equal(invariance.logits(model, tokens), dense.logits)  # tuning left the model as it was
+    assert torch.equal(parity.logits(model, tokens), dense.logits)  # tuning left the model as it was
     with apply(model, tuned) as handle:
         assert divergence(model, tokens, handle) < 0.97 * before
-        found = invariance.check(model, handle, dense)
+        found = parity.check(model, handle, dense)
     assert found["relative_logits_error"] <= found["bound"] < 0.1
-    assert torch.equal(invariance.logits(model, tokens), dense.logits)
+    assert torch.equal(parity.logits(model, tokens), dense.logits)
 
 
 def test_learned_bases_are_orthogonal_and_shared_as_asked(tokens: Tensor) -> None:
@@ -208,4 +208,4 @@ def test_impossible_combinations_raise(name: str, more: dict[str, object], messa
 )
 def test_blocks_that_do_not_fit_are_refused_before_weights(overrides: list[str], message: str) -> None:
     with pytest.raises((ConfigError, LarosaError), match=message):
-        plan_cells(parse(*overrides))
+        plan_runs(parse(*overrides))

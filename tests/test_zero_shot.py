@@ -17,11 +17,11 @@ from huggingface_hub import constants
 from tasks import ROWS, settings
 from transformers import LlamaForCausalLM
 
-from larosa.evaluation import harness
-from larosa.evaluation import wheel_tasks as module
-from larosa.evaluation.scores import TaskScore, ZeroShotError, draw
-from larosa.evaluation.wheel_tasks import WHEEL_TASKS
-from larosa.evaluation.zero_shot import check_tasks, zero_shot
+from larosa.evaluation.tasks import harness
+from larosa.evaluation.tasks import wheel_tasks as module
+from larosa.evaluation.tasks.scores import TaskScore, ZeroShotError, draw
+from larosa.evaluation.tasks.wheel_tasks import WHEEL_TASKS
+from larosa.evaluation.tasks.zero_shot import check_tasks, zero_shot
 
 
 @torch.no_grad()

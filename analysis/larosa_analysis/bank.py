@@ -12,10 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from larosa_analysis import checksum, failed, run_speed, speed
+from larosa.records import checksum
+from larosa.records.quantization_label import NONE
+from larosa_analysis import failed, run_speed, speed
 from larosa_analysis.compact import newest
 from larosa_analysis.failed import Failure
-from larosa_analysis.quantised import NONE
 from larosa_analysis.records import SCHEMA, Record, RecordsError, read_lines
 from larosa_analysis.run import Run
 
@@ -83,7 +84,7 @@ def _inspection(path: Path) -> Record:
         missing = [name for name in ("model", "created", "values") if name not in record]
         missing += [name for name in needed if name not in record["values"]]
     except checksum.DamagedError as error:
-        raise RecordsError(f"{path.name}: {error}; inspect again with `python -m larosa.inspect`") from error
+        raise RecordsError(f"{path.name}: {error}; inspect again with `python -m larosa.cli.diagnose`") from error
     except (KeyError, TypeError) as error:
         raise RecordsError(
             f"{path.name} is no inspection: expected a kind of {', '.join(KINDS)} with its values ({error!r})"

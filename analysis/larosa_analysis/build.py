@@ -18,14 +18,15 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from larosa.packaged import in_checkout, packaged
+from larosa.config.packaged import in_checkout, packaged
+from larosa.records.disk import write_atomically
 from larosa_analysis import bank, readme, rows, speed
 from larosa_analysis.bank import Bank
 from larosa_analysis.figures import every as figures
 from larosa_analysis.figures.drawn import Drawn
 from larosa_analysis.main_result import Result, results
 from larosa_analysis.method_summary import summary
-from larosa_analysis.records import RecordsError, load, write_atomically
+from larosa_analysis.records import RecordsError, load
 from larosa_analysis.report import Image, Picture, html
 from larosa_analysis.style import both
 from larosa_analysis.tables import added, every, flops, render
@@ -101,7 +102,7 @@ def _codes(tables: list[Table]) -> str:
 
 
 def _methods(folder: Path) -> str:
-    """The summary of the method table, of the records of larosa.compare."""
+    """The summary of the method table, of the records of larosa.cli.compare."""
     entries, texts = load(sorted(folder.glob("methods-*.jsonl")))
     return summary(rows.build(entries, texts, None))
 

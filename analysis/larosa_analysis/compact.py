@@ -13,22 +13,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
-from larosa_analysis import checksum, failed
-from larosa_analysis.checksum import sealed
+from larosa.records import checksum
+from larosa.records.checksum import sealed
+from larosa.records.disk import write_atomically
+from larosa.records.scrub import scrub
+from larosa_analysis import failed
 from larosa_analysis.outcomes import compact_score
-from larosa_analysis.records import Record, RecordsError, read_lines, write_atomically
+from larosa_analysis.records import Record, RecordsError, read_lines
 
 LIMIT_BYTES = 2**20
 _KEPT = ("schema", "identity", "label", "created", "git", "versions", "hardware", "device", "data")
 _NOT_SHAPING = ("output", "tracking", "force")
 """Settings that shape no result: where records go, and whose account sees them."""
-_ABSOLUTE = re.compile(r"""(?<![^\s"'=:,(\[{])(?:file:/*|~|[A-Za-z]:)?[/\\][^\s"',)\]}]+""")
 
 
 def compact(record: Record) -> Record:
@@ -81,23 +82,6 @@ def _over_layers(sites: dict[str, Any]) -> dict[str, float]:
 def _mean(values: Any) -> float:
     """Of a list, rounded; a number is a mean already."""
     return round(sum(values) / len(values), 9) if isinstance(values, list) else values
-
-
-def scrub(tree: Any, key: str = "") -> Any:
-    """The tree with every path of the machine cut to the file's name: `path` and `files`, and what is absolute."""
-    if isinstance(tree, dict):
-        return {name: scrub(value, name) for name, value in tree.items()}
-    if isinstance(tree, list):
-        return [scrub(value, key) for value in tree]
-    if not isinstance(tree, str):
-        return tree
-    if key in ("path", "files") or _ABSOLUTE.match(tree):
-        return _file_name(tree)
-    return _ABSOLUTE.sub(lambda found: _file_name(found[0]), tree)
-
-
-def _file_name(path: str) -> str:
-    return PureWindowsPath(path).name if "\\" in path else PurePosixPath(path).name
 
 
 def gather(source: Path) -> list[Record]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from larosa_analysis import quantised
+from larosa.records import quantization_label
 from larosa_analysis.outcomes import Score
 from larosa_analysis.records import Record
 from larosa_analysis.run import Run
@@ -18,7 +18,7 @@ def described(runs: list[Run], texts: bool = True, tasks: tuple[str, ...] = ()) 
     weights = " (weights dequantised from a GGUF file)" if "gguf_sha256" in first["model"] else ""
     parts = [
         f"{first['model']['name']}, {first['model']['dtype']}{weights}",
-        *filter(None, [quantised.caption(made)]),
+        *filter(None, [quantization_label.caption(made)]),
         *_calibrated([run for run in runs if run.entry.family != "dense"]),
         *(_texts(records) if texts else ()),
         *_tasks(runs, tasks),

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from larosa_analysis import checksum
-from larosa_analysis.quantised import NONE, joined
+from larosa.records import checksum
+from larosa.records.quantization_label import NONE, joined
 from larosa_analysis.records import Record, RecordsError
 
 FILE = "failed.json"
@@ -39,7 +39,7 @@ class Failure:
     error: str
     message: str
     quantization: str = NONE
-    """What was to be quantised, as :mod:`larosa_analysis.quantised` names it."""
+    """What was to be quantised, as :mod:`larosa.records.quantization_label` names it."""
 
     @classmethod
     def of(cls, found: Record) -> Failure:

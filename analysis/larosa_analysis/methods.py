@@ -15,12 +15,13 @@ import io
 import sys
 from pathlib import Path
 
+from larosa.records.disk import write_atomically
 from larosa_analysis.extras import share_at_llama2_7b
 from larosa_analysis.method_figure import draw
 from larosa_analysis.method_markdown import markdown
 from larosa_analysis.method_summary import summary
 from larosa_analysis.readme import inserted
-from larosa_analysis.records import RecordsError, load, write_atomically
+from larosa_analysis.records import RecordsError, load
 from larosa_analysis.rows import TOLERANCE, Row, Rows, build
 from larosa_analysis.style import png
 

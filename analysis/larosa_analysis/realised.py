@@ -20,7 +20,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from larosa_analysis.records import Record, RecordsError, read_lines, write_atomically
+from larosa.records.disk import write_atomically
+from larosa_analysis.records import Record, RecordsError, read_lines
 from larosa_analysis.style import method_styles, png
 
 

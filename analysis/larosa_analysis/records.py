@@ -6,8 +6,6 @@ length, and of all but the dense model, which needs neither, the calibration tok
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from larosa_analysis import checksum, quantised
+from larosa.records import checksum, quantization_label
 
 Record = dict[str, Any]
 SCHEMA = 1
@@ -37,7 +35,7 @@ class Entry:
     label: str
     """The method's, with what is quantised among its settings."""
     quantization: str
-    """What is quantised, as :mod:`larosa_analysis.quantised` names it."""
+    """What is quantised, as :mod:`larosa.records.quantization_label` names it."""
     schedule: str
     asked: float
     extras: float
@@ -59,8 +57,8 @@ class Entry:
             entry = cls(
                 record=record,
                 identity=record["identity"],
-                label=quantised.labelled(record["label"], record["config"]),
-                quantization=quantised.name(record["config"]),
+                label=quantization_label.labelled(record["label"], record["config"]),
+                quantization=quantization_label.name(record["config"]),
                 schedule=_schedule(record["config"]),
                 asked=counted["level_asked"],
                 extras=counted["extras_share"],
@@ -186,14 +184,14 @@ def _conditions(entry: Entry) -> dict[str, Any]:
         "dtype": weights.pop("dtype"),
         "weights": weights,
         "what is quantised": entry.quantization,
-        "settings of the quantiser": quantised.settings(config),
+        "settings of the quantiser": quantization_label.settings(config),
     }
     for text in entry.nll:
         found[f"evaluation tokens of {text} (SHA-256)"] = record["data"]["texts"][text]["sha256"]
         found[f"block length of {text}"] = record["metrics"]["perplexity"][text]["block_length"]
     if entry.family != "dense":
         found["token policy"] = config["tokens"]
-    if entry.family != "dense" or quantised.calibrated(config):
+    if entry.family != "dense" or quantization_label.calibrated(config):
         found["calibration tokens (SHA-256)"] = record["data"].get("calibration", {}).get("sha256")
     return found
 
@@ -215,18 +213,3 @@ def _distinct(entries: list[Entry]) -> list[Entry]:
             )
         found[key] = entry
     return sorted(found.values(), key=lambda e: (e.label, e.asked, e.schedule))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as scratch:
-        try:
-            scratch.write(content)
-            scratch.flush()
-            os.fsync(scratch.fileno())
-            os.chmod(scratch.name, 0o644)
-            os.replace(scratch.name, path)
-        except BaseException:
-            os.unlink(scratch.name)
-            raise

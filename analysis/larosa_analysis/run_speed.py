@@ -7,19 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from larosa.records.caveat import caveat_of
+from larosa.records.quantization_label import NONE
 from larosa_analysis.conditions import device
-from larosa_analysis.quantised import NONE
 from larosa_analysis.records import Entry, Record
-
-
-def caveat_of(speed: Record) -> str | None:
-    """Why the times of a run's `speed` are no speed measurement; None if the kernels ran on a GPU.
-
-    Records from before there was a caveat tell it by their backend.
-    """
-    if "caveat" in speed:
-        return None if speed["caveat"] is None else str(speed["caveat"])
-    return "torch reference, not a speed measurement" if speed.get("backend", "triton") != "triton" else None
 
 
 def timings(runs: list[Record]) -> list[Record]:

@@ -20,9 +20,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from larosa_analysis import checksum
-from larosa_analysis.quantised import NONE
-from larosa_analysis.records import RecordsError, write_atomically
+from larosa.records import checksum
+from larosa.records.disk import write_atomically
+from larosa.records.quantization_label import NONE
+from larosa_analysis.records import RecordsError
 from larosa_analysis.style import LINE_STYLES, SPARE, png
 
 Record = dict[str, Any]

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from larosa.commit import git_state
-from larosa_analysis.checksum import sealed
+from larosa.records.checksum import sealed
+from larosa.records.commit import git_state
 
 PACKAGES = ("torch", "triton", "transformers", "numpy")
 

@@ -24,11 +24,11 @@ import yaml
 from circumstances import circumstances, write
 from transformers import AutoConfig
 
+from larosa.decode.benchmark import Row, compare, prefill_rows
 from larosa.decode.calibrate import bracketed, kth_bits, limited
 from larosa.decode.decoder import Decoder
-from larosa.decode.gate import check_plain
-from larosa.decode.rules import Rules, cut, level_rules
-from larosa.decode.speed import Row, compare, prefill_rows
+from larosa.decode.parity import check_plain
+from larosa.decode.selectors import Rules, cut, level_rules
 from larosa.decode.weights import DecodeWeights, random_weights
 from larosa.errors import LarosaError
 

@@ -15,19 +15,18 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from larosa import store
-from larosa.architecture import SITES
 from larosa.calibration.histograms import Histograms, histograms
-from larosa.calibration.limits import MagnitudeCounter, count_magnitudes
-from larosa.calibration.site_errors import SiteErrors, site_errors
 from larosa.calibration.statistics import ALL_READERS, WINA_READERS, second_moments, weight_moments, with_gamma
-from larosa.calibration.tokens import TokenBlock
-from larosa.config import MethodConfig, ScheduleConfig, TokenPolicyConfig, TopKConfig
-from larosa.results import TUNING_VERSION
-from larosa.rotation.explicit import output_aware, split_gain
+from larosa.calibration.thresholds import MagnitudeCounter, count_magnitudes
+from larosa.config.run import MethodConfig, ScheduleConfig, TokenPolicyConfig, TopKConfig
+from larosa.data import tensor_store
+from larosa.data.tokens import TokenBlock
+from larosa.models.architecture import SITES
+from larosa.models.sites import ModelShape
+from larosa.rotation.online import output_aware, split_gain
 from larosa.rotation.rotation import Rotation, build_rotation, rotation_index
-from larosa.rotation.tuning import Tuned, TunedBases, TunedTransforms, tune
-from larosa.sites import ModelShape
+from larosa.search.site_errors import SiteErrors, site_errors
+from larosa.search.tuning import TUNING_VERSION, Tuned, TunedBases, TunedTransforms, tune
 from larosa.sparsity.handle import Plan
 from larosa.sparsity.low_rank import LowRank, flat, truncated_svds, unflat
 from larosa.sparsity.schedule import make_levels
@@ -180,7 +179,7 @@ class Calibrator:
             "sparse_tokens": plan.tokens.model_dump(mode="json"),
             "tuning_version": TUNING_VERSION if plan.method.tuning else None,
         }
-        key = store.digest(own)
+        key = tensor_store.digest(own)
         if key not in self._counted:
             tensors = self._kept(
                 "magnitudes",
@@ -205,9 +204,11 @@ class Calibrator:
         """For each plan, the errors of its sites' outputs on the calibration tokens of the dense model."""
         return [site_errors(self.model, plan, self.tokens, self.batch_size) for plan in plans]
 
-    def _kept(self, kind: str, identity: dict[str, Any], build: Callable[[], store.Tensors]) -> store.Tensors:
+    def _kept(
+        self, kind: str, identity: dict[str, Any], build: Callable[[], tensor_store.Tensors]
+    ) -> tensor_store.Tensors:
         """What `build` gives, from the cache if it is there."""
-        return build() if self.fingerprint is None else store.cached(kind, identity, build)[0]
+        return build() if self.fingerprint is None else tensor_store.cached(kind, identity, build)[0]
 
     def _identity(self) -> dict[str, Any]:
         return {

@@ -13,9 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from larosa.architecture import SITES, ModelView
 from larosa.calibration.statistics import CalibrationError
-from larosa.calibration.tokens import TokenBlock
+from larosa.data.tokens import TokenBlock
+from larosa.models.architecture import SITES, ModelView
 
 TAPS = (*SITES, "gate")
 """The four sites, and SiLU(gate x) for CATS."""

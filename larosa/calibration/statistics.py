@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from larosa.architecture import ModelView, norm_epsilon
-from larosa.calibration.tokens import TokenBlock
+from larosa.data.tokens import TokenBlock
 from larosa.errors import LarosaError
-from larosa.inputs import check_ids
+from larosa.models.architecture import ModelView, norm_epsilon
+from larosa.models.inputs import check_ids
 
 
 class CalibrationError(LarosaError):

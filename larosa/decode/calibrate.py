@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from larosa.decode.decoder import Decoder, SiteEvent
-from larosa.decode.rules import Rules, SiteRule
+from larosa.decode.selectors import Rules, SiteRule
 
 _MARGIN = 0.25
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from larosa.decode import ops
 from larosa.decode.errors import DecodeError
 from larosa.decode.matrix import PackedMatrix
-from larosa.decode.rules import Rules, SiteRule
+from larosa.decode.selectors import Rules, SiteRule
 from larosa.decode.weights import DecodeWeights, LayerWeights
 
 _WARM_UPS = 3

@@ -14,7 +14,7 @@ from torch.nn import functional
 from larosa.decode.decoder import Decoder
 from larosa.decode.errors import DecodeError
 from larosa.decode.matrix import dense
-from larosa.decode.rules import dense_rules
+from larosa.decode.selectors import dense_rules
 from larosa.decode.weights import DecodeWeights
 
 LAYOUTS = ("linear", "addmm", "input_major")

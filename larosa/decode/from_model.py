@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from larosa.architecture import SITES, LayerView, ModelView
 from larosa.decode.errors import DecodeError
 from larosa.decode.matrix import Matrix, PackedMatrix
 from larosa.decode.weights import DecodeWeights, LayerWeights, Transform
+from larosa.models.architecture import SITES, LayerView, ModelView
 
 if TYPE_CHECKING:
     from larosa.rotation.rotation import ResidualAdapter

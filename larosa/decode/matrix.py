@@ -10,7 +10,7 @@ from larosa_kernels.sparse_gemv.packing import GROUP, pack_codes, pack_scales, u
 from torch import Tensor
 
 from larosa.decode.errors import DecodeError
-from larosa.quantization.grid import Quantised
+from larosa.models.formats import Quantised
 
 
 @dataclass(frozen=True)

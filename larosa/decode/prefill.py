@@ -10,7 +10,7 @@ from larosa.decode import ops
 from larosa.decode.decoder import Decoder
 from larosa.decode.errors import DecodeError
 from larosa.decode.matrix import dense
-from larosa.decode.rules import SiteRule
+from larosa.decode.selectors import SiteRule
 
 
 @torch.no_grad()

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from larosa.architecture import SITES, ModelView
 from larosa.decode import ops
 from larosa.decode.errors import DecodeError
+from larosa.models.architecture import SITES, ModelView
 
 FEW_ROWS = 8
 """Rows from which one dense product over all weights is cheaper than a sparse one each."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from larosa.architecture import SITES
 from larosa.decode.decoder import Decoder, SiteEvent
 from larosa.decode.matrix import read_bytes, stored_bytes
 from larosa.decode.ops import kept
+from larosa.models.architecture import SITES
 
 PEAK_BYTES_S = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.04e12}
 """Datasheets, by a part of the device's name."""

@@ -23,8 +23,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from larosa.decode.errors import DecodeError
 from larosa.decode.matrix import Matrix, PackedMatrix, dense, tensors
-from larosa.quantization.grid import quantised
-from larosa.sites import ModelShape
+from larosa.models.formats import quantised
+from larosa.models.sites import ModelShape
 
 _FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from larosa.architecture import SITES, ModelView
+from larosa.models.architecture import SITES, ModelView
 from larosa.sparsity.handle import SparsityHandle
 from larosa.sparsity.site import SparseSite
 from larosa.sparsity.top_k import theoretical_error

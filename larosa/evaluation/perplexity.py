@@ -14,10 +14,10 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from larosa.architecture import ModelView
-from larosa.evaluation.finite import EvaluationError as EvaluationError
-from larosa.evaluation.finite import require_finite
-from larosa.inputs import check_ids
+from larosa.models.architecture import ModelView
+from larosa.models.finite import EvaluationError as EvaluationError
+from larosa.models.finite import require_finite
+from larosa.models.inputs import check_ids
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from larosa.architecture import SITES
-from larosa.sites import ModelShape
+from larosa.models.architecture import SITES
+from larosa.models.sites import ModelShape
 from larosa.sparsity.site import SparseSite
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from larosa.architecture import ModelView
+from larosa.models.architecture import ModelView
 from larosa.sparsity.handle import SparsityHandle
 from larosa.sparsity.site import SparseSite
 

@@ -7,10 +7,10 @@ level reaches at most the share of up and down in the seven projections.
 
 from __future__ import annotations
 
-from larosa.architecture import SITES
 from larosa.calibration.calibrator import Calibrator
-from larosa.config import MethodConfig, TokenPolicyConfig
-from larosa.sites import ModelShape
+from larosa.config.run import MethodConfig, TokenPolicyConfig
+from larosa.models.architecture import SITES
+from larosa.models.sites import ModelShape
 from larosa.sparsity.handle import Plan
 from larosa.sparsity.schedule import Levels, ScheduleError
 from larosa.sparsity.top_k import kept_channels

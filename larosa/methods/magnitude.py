@@ -5,8 +5,8 @@ With `rule=threshold` the same levels are met on average by a calibrated limit i
 from __future__ import annotations
 
 from larosa.calibration.calibrator import Calibrator
-from larosa.config import MethodConfig, TokenPolicyConfig
-from larosa.sites import ModelShape
+from larosa.config.run import MethodConfig, TokenPolicyConfig
+from larosa.models.sites import ModelShape
 from larosa.sparsity.handle import Plan
 from larosa.sparsity.schedule import Levels
 

@@ -17,10 +17,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TypeVar
 
-from larosa.architecture import SITES
 from larosa.calibration.calibrator import Calibrator
-from larosa.config import MethodConfig, TokenPolicyConfig
-from larosa.sites import ModelShape, Site
+from larosa.config.run import MethodConfig, TokenPolicyConfig
+from larosa.models.architecture import SITES
+from larosa.models.sites import ModelShape, Site
 from larosa.sparsity.handle import Plan
 from larosa.sparsity.low_rank import LowRank, rank_of
 from larosa.sparsity.schedule import Levels, ScheduleError

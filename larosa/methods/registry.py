@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from larosa.calibration.calibrator import Calibrator
-from larosa.config import MethodConfig, TokenPolicyConfig
+from larosa.config.run import MethodConfig, TokenPolicyConfig
 from larosa.methods import cats, dense, larosa, magnitude, r_sparse, teal, wina
-from larosa.sites import ModelShape
+from larosa.models.sites import ModelShape
 from larosa.sparsity.handle import Plan
 from larosa.sparsity.schedule import Levels
 

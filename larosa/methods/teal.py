@@ -6,10 +6,10 @@ with levels from the run's schedule (uniform is TEAL's simplest setting) and in 
 
 from __future__ import annotations
 
-from larosa.architecture import SITES
 from larosa.calibration.calibrator import Calibrator
-from larosa.config import MethodConfig, TokenPolicyConfig
-from larosa.sites import ModelShape
+from larosa.config.run import MethodConfig, TokenPolicyConfig
+from larosa.models.architecture import SITES
+from larosa.models.sites import ModelShape
 from larosa.sparsity.handle import Plan
 from larosa.sparsity.schedule import Levels
 

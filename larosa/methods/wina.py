@@ -7,8 +7,8 @@ the columns are orthogonal; `basis=weight_svd` makes those of k and gate so, by 
 from __future__ import annotations
 
 from larosa.calibration.calibrator import Calibrator
-from larosa.config import MethodConfig, TokenPolicyConfig
-from larosa.sites import ModelShape
+from larosa.config.run import MethodConfig, TokenPolicyConfig
+from larosa.models.sites import ModelShape
 from larosa.sparsity.handle import Plan
 from larosa.sparsity.schedule import Levels
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
-from larosa.architecture import ModelView
+from larosa.models.architecture import ModelView
 from larosa.rotation.rotation import ResidualAdapter, Rotation
 
 _ROWS = 16_384

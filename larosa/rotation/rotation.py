@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from larosa.config import MethodConfig
+from larosa.config.run import MethodConfig
 from larosa.errors import ArgumentError
-from larosa.inputs import check_activations, check_matrix, check_width
-from larosa.quantization.grid import Quantised
+from larosa.models.formats import Quantised
+from larosa.models.inputs import check_activations, check_matrix, check_width
 from larosa.rotation import bases
 
 _SEEDS = 2**63

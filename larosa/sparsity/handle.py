@@ -21,21 +21,21 @@ from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from larosa.architecture import LayerView, ModelView
-from larosa.config import MethodConfig, TokenPolicyConfig
+from larosa.config.run import MethodConfig, TokenPolicyConfig
 from larosa.errors import LarosaError
-from larosa.quantization.grid import Quantised
+from larosa.models.architecture import LayerView, ModelView
+from larosa.models.formats import Quantised
+from larosa.models.sites import ModelShape
 from larosa.rotation.absorb import WeightSwaps, absorb, fold
-from larosa.rotation.explicit import ExplicitTransform, split_gain
+from larosa.rotation.online import ExplicitTransform, split_gain
 from larosa.rotation.rotation import LayerwiseRotationMatrix, ResidualAdapter, Rotation
-from larosa.sites import ModelShape
 from larosa.sparsity.calls import CallCheck
 from larosa.sparsity.guard import Guards
 from larosa.sparsity.low_rank import LowRank, LowRankRemainder
 from larosa.sparsity.schedule import Levels
 from larosa.sparsity.site import Observer, Rule, SparseSite
 from larosa.sparsity.threshold import ThresholdSparsification
-from larosa.sparsity.tokens import PROMPT_KINDS, TokenPolicy
+from larosa.sparsity.token_policy import PROMPT_KINDS, TokenPolicy
 from larosa.sparsity.top_k import TopKSparsification
 
 _HANDLE = "_larosa_handle"

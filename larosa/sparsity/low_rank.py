@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from larosa.architecture import SITES, ModelView
+from larosa.models.architecture import SITES, ModelView
 
 
 class LowRankPair(NamedTuple):

@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from larosa.architecture import SITES
-from larosa.config import CoefficientsConfig, ScheduleConfig
-from larosa.sites import ModelShape
+from larosa.config.run import CoefficientsConfig, ScheduleConfig
+from larosa.models.architecture import SITES
+from larosa.models.sites import ModelShape
 from larosa.sparsity.schedule_file import ScheduleError as ScheduleError
 from larosa.sparsity.schedule_file import read_schedule
 from larosa.sparsity.top_k import kept_channels

@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from larosa.architecture import SITES
-from larosa.disk import read_object
+from larosa.data.tensor_store import write_atomically
 from larosa.errors import LarosaError
-from larosa.sites import ModelShape
-from larosa.store import write_atomically
-from larosa_analysis import checksum
+from larosa.models.architecture import SITES
+from larosa.models.sites import ModelShape
+from larosa.records import checksum
+from larosa.records.disk import read_object
 
 SCHEMA = 1
 

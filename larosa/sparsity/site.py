@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from larosa.architecture import LayerView
-from larosa.rotation.explicit import ExplicitTransform
+from larosa.models.architecture import LayerView
+from larosa.rotation.online import ExplicitTransform
 from larosa.sparsity.low_rank import LowRankRemainder
-from larosa.sparsity.tokens import TokenPolicy
+from larosa.sparsity.token_policy import TokenPolicy
 
 
 class Observer(Protocol):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from larosa.inputs import check_floating
+from larosa.models.inputs import check_floating
 
 
 class ThresholdSparsification(nn.Module):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from larosa.errors import ArgumentError
-from larosa.inputs import check_activations, check_floating, check_width
+from larosa.models.inputs import check_activations, check_floating, check_width
 
 
 def kept_channels(level: float, width: int, rounding: str = "nearest") -> int:

@@ -49,4 +49,4 @@ _INSPECT = {
 
 def inspection(kind: str, model: str) -> str:
     """What makes an inspection of a model, where `larosa_analysis.build` finds it."""
-    return f"python -m larosa.inspect {kind} model={model} {_INSPECT[kind]} output=analysis/records"
+    return f"python -m larosa.cli.diagnose {kind} model={model} {_INSPECT[kind]} output=analysis/records"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from larosa_analysis.quantised import NONE, caption
+from larosa.records.quantization_label import NONE, caption
 from larosa_analysis.run import Run
 from larosa_analysis.tables.cells import Block, Cell
 from larosa_analysis.tables.names import short_names

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from larosa_analysis.quantised import calibrated, settings
+from larosa.records.quantization_label import calibrated, settings
 from larosa_analysis.run import Run
 from larosa_analysis.tables.merge import merged
 

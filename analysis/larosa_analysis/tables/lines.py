@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
+from larosa.records.quantization_label import NONE
 from larosa_analysis import paper
 from larosa_analysis.failed import Failure
 from larosa_analysis.paper import Printed
-from larosa_analysis.quantised import NONE
 from larosa_analysis.run import Run
 from larosa_analysis.tables import match
 from larosa_analysis.tables.flops import mlp_share

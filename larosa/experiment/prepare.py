@@ -1,0 +1,58 @@
+"""From a planned planned to a sparse model that may be measured: plan, apply, check at level 0, quantise.
+
+Every way to a score goes through :func:`prepare`: runs, lm-eval, searches for schedules, inspections.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from larosa.evaluation import parity
+from larosa.experiment.plan_runs import PlannedRun
+from larosa.experiment.provenance import Stages
+from larosa.experiment.schedule_provenance import doubts
+from larosa.methods.registry import METHODS
+from larosa.models.sites import ModelShape
+from larosa.quantization.apply import quantise
+from larosa.sparsity.handle import SparsityHandle, apply
+
+if TYPE_CHECKING:
+    from larosa.experiment.session import Session
+
+log = logging.getLogger(__name__)
+
+
+def prepare(
+    planned: PlannedRun, session: Session, stages: Stages | None = None, quantised: bool = True
+) -> tuple[SparsityHandle, dict[str, Any]]:
+    """Make the session's model sparse as `planned` says; returns its handle and what was found, as records hold it.
+
+    `quantised=False` leaves the weights as they are, for searches. Raises LarosaError, InvarianceError where the
+    model at level 0 is not the dense one; the model is then dense again.
+    """
+    config, stages = planned.config, stages or Stages()
+    for doubt in doubts(config, session.texts):
+        log.warning(doubt)
+    shape = ModelShape.of(session.model.config)
+    with stages("calibrate"):
+        plan = METHODS[config.method.name](config.method, shape, planned.levels, config.tokens, session.calibrator)
+    with stages("apply"):
+        handle = apply(session.model, plan, config.model.keep_weights)
+    try:
+        found: dict[str, Any] = {
+            "memory": {
+                "kept_weights_bytes": handle.kept_bytes,
+                "kept_weights_on": config.model.keep_weights,
+                "adapter_bytes": handle.adapter_bytes,
+            }
+        }
+        with stages("invariance"):
+            found["invariance"] = parity.check(session.model, handle, session.dense)
+        if quantised and config.quantization.active:
+            with stages("quantise"):
+                found["quantization"] = quantise(session.model, handle, config.quantization, session.calibration.ids)
+    except BaseException:
+        handle.remove()
+        raise
+    return handle, found
