@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from conftest import ROOT, SHAPE, build_model
-from larosa.decode.benchmark import compare, measure
+from larosa.decode.timing import compare, measure
 from larosa.decode.decoder import Decoder
 from larosa.decode.errors import DecodeError, GateError
 from larosa.decode.from_model import weights_of

@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 from conftest import ROOT, SHAPE
 from larosa.decode import evaluate as evaluated
-from larosa.decode.benchmark import compare, measure, with_speedups
+from larosa.decode.timing import compare, measure, with_speedups
 from larosa.decode.calibrate import bracketed, kth_bits, limited
 from larosa.decode.decoder import Decoder
 from larosa.decode.dense import DenseDecoder, transposed

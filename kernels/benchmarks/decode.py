@@ -24,7 +24,7 @@ import yaml
 from circumstances import circumstances, write
 from transformers import AutoConfig
 
-from larosa.decode.benchmark import Row, compare, prefill_rows
+from larosa.decode.timing import Row, compare, prefill_rows
 from larosa.decode.calibrate import bracketed, kth_bits, limited
 from larosa.decode.decoder import Decoder
 from larosa.decode.parity import check_plain

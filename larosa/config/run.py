@@ -147,7 +147,7 @@ class ZeroShotConfig(Strict):
 
 
 class SpeedConfig(Strict):
-    """Time of a decode step at batch 1, behind the correctness gate. See :mod:`larosa.decode.benchmark`."""
+    """Time of a decode step at batch 1, behind the correctness gate. See :mod:`larosa.decode.timing`."""
 
     contexts: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     """Tokens in the cache before the first timed one."""

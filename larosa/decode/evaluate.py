@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from larosa.config.run import SpeedConfig
-from larosa.decode.benchmark import Row, compare
+from larosa.decode.timing import Row, compare
 from larosa.decode.calibrate import bracketed, kth_bits
 from larosa.decode.decoder import Decoder
 from larosa.decode.from_model import weights_of
