@@ -60,7 +60,7 @@ def test_remove_restores_bits_ties_and_configuration(keep: str, tokens: torch.Te
     model = build_model("llama", dtype=torch.float32, tied=True)
     before, parameters = state(model), dict(model.named_parameters())
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
-    handle = sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, granularity="block", keep_weights=keep))
+    handle = sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, granularity="sublayer", dense_weights_device=keep))
     assert model.lm_head.weight is not model.model.embed_tokens.weight
     assert not model.config.tie_word_embeddings
     projections = 5 * (48 * 48 + 2 * 48 * 16 + 48 * 48 + 3 * 48 * 80)

@@ -124,8 +124,8 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
     "magnitude": ("magnitude", {}),
     "teal": ("teal", {}),
     "wina": ("wina", {}),
-    "absorbed": ("larosa/paper", {"basis": "random", "granularity": "block", "top_k": {"ties": "keep"}}),
-    "simulated, threshold": ("larosa/paper", {"basis": "random", "form": "simulated", "rule": "threshold"}),
+    "absorbed": ("larosa/paper", {"basis": "random", "granularity": "sublayer", "top_k": {"ties": "keep"}}),
+    "simulated, threshold": ("larosa/paper", {"basis": "random", "form": "simulated", "selector": "threshold"}),
 }
 
 
@@ -209,7 +209,7 @@ def test_the_command_writes_a_schedule_that_runs_use(
     name: str, rule: str, search: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    more = [f"method={name}", f"method.rule={rule}", "sparsity=0.5", "baseline=none", "schedule.path=mine"]
+    more = [f"method={name}", f"method.selector={rule}", "sparsity=0.5", "baseline=none", "schedule.path=mine"]
     config = parse(*overrides, *more, f"allocation.{search}", "allocation.grid=[0,0.3,0.6,0.9]", "allocation.step=0.5")
     path = command.run(config)
     assert path == Path("schedules/tiny-llama/mine.json")
@@ -222,7 +222,7 @@ def test_the_command_writes_a_schedule_that_runs_use(
     assert len({round(level, 6) for site in SITES for level in levels.level[site]}) > 2
     if (name, search) == ("teal", "rule=greedy"):
         record = list(run(chosen).values())[-1]
-        assert record["metrics"]["accounting"]["level_byte_weighted"] == pytest.approx(0.5, abs=0.01)
+        assert record["metrics"]["accounting"]["weight_sparsity"] == pytest.approx(0.5, abs=0.01)
         assert "mine.json" in record["metrics"]["accounting"]["coefficients"]
 
 
@@ -234,7 +234,7 @@ def test_the_command_writes_a_schedule_that_runs_use(
         (["sparsity=0"], "nothing to allocate"),
         (["sparsity=0.95"], "needs more"),
         (["method=cats"], "not for cats"),
-        (["allocation.rule=greedy", "allocation.error=kl"], "allocation.error must be output"),
+        (["allocation.algorithm=greedy", "allocation.error=kl"], "allocation.error must be output"),
         (["allocation.grid=[0.1,0.5]"], "must rise from 0"),
         (["allocation.grid=[0,0.95]"], "less than or equal to 0.9"),
     ],

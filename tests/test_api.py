@@ -134,7 +134,10 @@ def test_a_state_that_says_nothing_of_its_rotation_is_refused() -> None:
         (lambda _, x: LaRoSAActivationSparsifier(32, 0.5), "LaRoSAConfig or a mapping"),
         (lambda _, x: LaRoSAActivationSparsifier(32, {"sparsity": 2}), "sparsity: Input should be less than 1"),
         (lambda _, x: fitted(coefficients={"h1": 2.5, "h2": 1, "h3": 1, "h4": 1}), r"attention: .* below 1"),
-        (lambda _, x: fitted(basis="weight_svd", granularity="block"), "takes basis pca, random, hadamard, identity"),
+        (
+            lambda _, x: fitted(basis="weight_svd", granularity="sublayer"),
+            "takes basis pca, random, hadamard, identity",
+        ),
         (lambda _, x: fitted(score="column_norm"), "score=magnitude"),
         (lambda _, x: fitted(tokens={"kind": "decode_only", "n": 0, "fraction": 1}), "all tokens"),
         (lambda _, x: fitted(width=22, basis="hadamard"), "Hadamard matrix of size 22"),

@@ -32,7 +32,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Compa
     settings = [*SETTINGS, f"calibration.text.files=[{texts[0]}]", f"texts.text.files=[{texts[1]}]"]
 
     def build(*methods: dict[str, Any], **more: Any) -> Comparison:
-        schedules = {"uniform": None, "official": None, "output": [], "greedy": ["allocation.rule=greedy"]}
+        schedules = {"uniform": None, "official": None, "output": [], "greedy": ["allocation.algorithm=greedy"]}
         content = {"settings": settings, "levels": [0.4], "schedules": schedules, "methods": methods, **more}
         path = tmp_path / "list.yaml"
         path.write_text(json.dumps(content))  # JSON is YAML
@@ -46,11 +46,11 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def realised(record: dict[str, Any]) -> float:
-    return float(record["metrics"]["measured_sparsity"]["text"]["byte_weighted_mean"])
+    return float(record["metrics"]["achieved_sparsity"]["text"]["weight_sparsity_mean"])
 
 
 def test_every_schedule_is_measured_and_net_bytes_are_met(make: Callable[..., Comparison], tmp_path: Path) -> None:
-    tuned = ["method=larosa/tuned", "method.transform_storage=int4", "method.tuning.steps=2"]
+    tuned = ["method=larosa/tuned", "method.transform_dtype=int4", "method.tuning.steps=2"]
     listed = make(
         {"settings": "method=magnitude", "schedules": ["uniform", "official", "output"]},
         {"settings": tuned, "schedules": ["uniform", "official"]},
@@ -64,7 +64,7 @@ def test_every_schedule_is_measured_and_net_bytes_are_met(make: Callable[..., Co
     }
     net = [r for r in found if r["config"]["method"]["name"] == "larosa" and r["config"]["sparsity"] > 0.41]
     assert len(net) == 1
-    assert 1 - net[0]["metrics"]["accounting"]["net_bytes_share"] == pytest.approx(0.4, abs=0.005)
+    assert 1 - net[0]["metrics"]["accounting"]["read_fraction"] == pytest.approx(0.4, abs=0.005)
     best = min((r for r in found if r["label"] == net[0]["label"] and r is not net[0]), key=mean_nats)
     assert net[0]["config"]["schedule"]["name"] == best["config"]["schedule"]["name"]
 

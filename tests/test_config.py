@@ -25,8 +25,8 @@ OWN_FILES = {"calibration=text": "calibration.text.files=[a.txt]", "texts=text":
 NEEDS = {
     **OWN_FILES,
     "schedule=file": "schedule.path=a.json",
-    "tokens=decode_only": "texts=none evaluation.zero_shot.tasks=[]",
-    "tokens=last_fraction": "evaluation.zero_shot.batch_size=1",
+    "token_policy=decode_only": "texts=none evaluation.zero_shot.tasks=[]",
+    "token_policy=last_fraction": "evaluation.zero_shot.batch_size=1",
 }
 
 
@@ -64,7 +64,9 @@ def test_every_method_plans_with_its_own_paper_s_settings(name: str) -> None:
     cells = plan_runs(config)
     assert config.method.name in name
     assert list(cells)[-1] == config.method.label
-    assert {"teal": 0.5, "wina": 0.99, "r_sparse": 0.1}.get(name, config.tokens.fraction) == config.tokens.fraction
+    assert {"teal": 0.5, "wina": 0.99, "r_sparse": 0.1}.get(
+        name, config.token_policy.fraction
+    ) == config.token_policy.fraction
     assert parse(f"+experiment={name}", "sparsity=0.3", "texts=lambada").texts.keys() == {"lambada"}
 
 
@@ -97,16 +99,16 @@ def test_no_group_is_named_sparsity() -> None:
         (["method.basis=fourier"], "method.basis"),
         (["method=magnitude", "method.basis=pca"], "has no rotation"),
         (["method.form=plain"], "absorbed, simulated or explicit"),
-        (["tokens=decode_only"], "would measure the dense model"),
-        (["tokens=last_fraction"], "batch_size=1"),
+        (["token_policy=decode_only"], "would measure the dense model"),
+        (["token_policy=last_fraction"], "batch_size=1"),
         (["calibration.probe_sequences=99"], "must not exceed"),
-        (["tokens=skip_first_n", "tokens.n=1024"], "leaves no sparse token"),
-        (["tokens=last_fraction", "tokens.fraction=0"], "tokens.fraction"),
-        (["tokens=last_fraction", "tokens.fraction=nan"], "tokens.fraction"),
+        (["token_policy=skip_first_n", "token_policy.n=1024"], "leaves no sparse token"),
+        (["token_policy=last_fraction", "token_policy.fraction=0"], "token_policy.fraction"),
+        (["token_policy=last_fraction", "token_policy.fraction=nan"], "token_policy.fraction"),
         (["sparsity=false"], "sparsity: expected a number"),
         (["calibration.sequences=true"], "calibration.sequences: expected a number"),
         (["evaluation.perplexity.max_tokens=true"], "max_tokens: expected a number"),
-        (["method=r_sparse", "method.rank_share=false"], "rank_share: expected a number"),
+        (["method=r_sparse", "method.low_rank_ratio=false"], "low_rank_ratio: expected a number"),
         (["allocation.step=inf"], "allocation.step: Input should be a finite number"),
         (["schedule.coefficients.h1=nan"], "schedule.coefficients.h1"),
         (["+schedule.table.mine={h1: -1, h2: 1, h3: 1, h4: 1}"], "schedule.table.mine.h1: Input should be greater"),
@@ -172,7 +174,7 @@ def test_the_highest_seed_serves_every_generator() -> None:
 
 
 def test_decode_only_is_scored_by_what_is_generated() -> None:
-    only = ["tokens=decode_only", "texts=none"]
+    only = ["token_policy=decode_only", "texts=none"]
     tasks = ("gsm8k_cot", "hendrycks_math500")
     assert parse(*only, f"evaluation.zero_shot.tasks=[{','.join(tasks)}]").evaluation.zero_shot.tasks == tasks
     with pytest.raises(ConfigError, match="would measure the dense model"):
@@ -191,13 +193,13 @@ def test_cells_that_differ_are_all_measured_and_equal_ones_once() -> None:
     def labels(*overrides: str) -> list[str]:
         return list(plan_runs(parse(*overrides)))
 
-    assert labels("method.top_k.ties=keep", "baseline=[dense,larosa]") == [
+    assert labels("method.ties=keep", "baseline=[dense,larosa]") == [
         "dense",
-        "larosa (explicit, output_aware, per block, int8)",
-        "larosa (explicit, output_aware, per block, int8) #2",
+        "larosa (online, output_aware, per sublayer, int8)",
+        "larosa (online, output_aware, per sublayer, int8) #2",
     ]
     assert labels("method=magnitude", "baseline=[magnitude,dense]") == ["dense", "magnitude"]
-    assert labels("baseline=larosa/output_aware") == ["larosa (explicit, output_aware, per block, int8)"]
+    assert labels("baseline=larosa/output_aware") == ["larosa (online, output_aware, per sublayer, int8)"]
 
 
 @pytest.mark.parametrize(
@@ -223,9 +225,11 @@ def test_what_cannot_work_is_refused_before_anything_loads(overrides: list[str],
 
 
 def test_baselines_stand_at_the_byte_weighted_level_of_a_nominal_method() -> None:
-    config = parse("model=llama2-7b", "method=larosa/paper", "schedule=paper", "schedule.count=nominal", "sparsity=0.5")
+    config = parse(
+        "model=llama2-7b", "method=larosa/paper", "schedule=paper", "schedule.metric=nominal", "sparsity=0.5"
+    )
     cells = plan_runs(config)
-    assert cells["magnitude"].config.schedule.count == "bytes"
+    assert cells["magnitude"].config.schedule.metric == "weight_bytes"
     assert 0.46 < cells["magnitude"].config.sparsity < 0.475
     assert cells[config.method.label].config.sparsity == 0.5
 
@@ -236,8 +240,8 @@ def test_identity_follows_what_shapes_the_result_and_nothing_else() -> None:
         return plan_runs(config)[config.method.label].folder
 
     base = folder()
-    assert folder("tracking=off", "force=true", "baseline=none", "model.keep_weights=cpu") == base
-    for other in ("sparsity=0.41", "seed=1", "calibration.length=512", "method.top_k.ties=keep", "texts=lambada",
+    assert folder("tracking=off", "force=true", "baseline=none", "model.dense_weights_device=cpu") == base
+    for other in ("sparsity=0.41", "seed=1", "calibration.length=512", "method.ties=keep", "texts=lambada",
                   "model.dtype=bfloat16", "evaluation.zero_shot.examples=21", "schedule=uniform"):  # fmt: skip
         assert folder(other) != base, other
     dense = {plan_runs(parse(o))["dense"].folder for o in ("sparsity=0.4", "sparsity=0.5", "schedule=uniform")}

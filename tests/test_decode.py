@@ -34,18 +34,18 @@ MODELS = [
 ]
 METHODS = {
     "magnitude": ("magnitude", {}),
-    "threshold": ("magnitude", {"rule": "threshold"}),
+    "threshold": ("magnitude", {"selector": "threshold"}),
     "teal": ("teal", {}),
     "cats": ("cats", {}),
     "wina": ("wina", {}),
     "wina/transform": ("wina/transform", {}),
     "layer": ("larosa/paper", {}),
-    "block": ("larosa/paper", {"granularity": "block"}),
+    "block": ("larosa/paper", {"granularity": "sublayer"}),
     "model": ("larosa/paper", {"granularity": "model"}),
     "simulated": ("larosa/paper", {"form": "simulated"}),
-    "simulated, scored": ("larosa/paper", {"form": "simulated", "score": "column_norm"}),
+    "simulated, scored": ("larosa/paper", {"form": "simulated", "importance": "column_norm"}),
     "int8": ("larosa/output_aware", {}),
-    "int8, scored": ("larosa/output_aware", {"score": "column_norm"}),
+    "int8, scored": ("larosa/output_aware", {"importance": "column_norm"}),
     "blocks": ("larosa/output_aware", {"block_size": 16}),
 }
 

@@ -21,7 +21,6 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from conftest import ROOT, SHAPE, build_model
-from larosa.decode.timing import compare, measure
 from larosa.decode.decoder import Decoder
 from larosa.decode.errors import DecodeError, GateError
 from larosa.decode.from_model import weights_of
@@ -30,15 +29,16 @@ from larosa.decode.parity import check_plain
 from larosa.decode.parity_model import check_model
 from larosa.decode.prefill import prefill
 from larosa.decode.selectors import SiteRule, dense_rules, level_rules, rules_of
+from larosa.decode.timing import compare, measure
 from larosa.decode.weights import DecodeWeights, random_weights
 from larosa.evaluation.accounting import quantised_account
 from larosa.quantization.apply import quantise
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 3}
-CHOICES = ["w8", "w4_rtn", "w4_gptq_output"]
+CHOICES = ["w8", "w4_rtn", "w4_gptq_out"]
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "magnitude": ("magnitude", {}),
-    "adapters": ("larosa/paper", {"granularity": "block"}),
+    "adapters": ("larosa/paper", {"granularity": "sublayer"}),
     "transforms": ("larosa/output_aware", {}),
 }
 
@@ -186,9 +186,9 @@ def test_the_account_of_a_plan_agrees_with_the_decoder(choice: str, tokens: Tens
         dense = measure(Decoder(decoder.weights, dense_rules(handle.plan.shape), 16), 8, 2, 1)["read_bytes"]
     assert counted["read_bytes"] == read["projections"]
     assert counted["projection_bytes"] == dense["projections"]
-    assert counted["extras_bytes"] == read["adapters"]
+    assert counted["overhead_bytes"] == read["adapters"]
     assert counted["head_bytes"] == read["lm_head"]
-    assert counted["net_bytes"] == counted["read_bytes"] + counted["extras_bytes"]
+    assert counted["total_read_bytes"] == counted["read_bytes"] + counted["overhead_bytes"]
 
 
 def test_groups_along_the_input_are_not_run(tokens: Tensor) -> None:

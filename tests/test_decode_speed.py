@@ -15,12 +15,12 @@ from transformers import AutoConfig
 
 from conftest import ROOT, SHAPE
 from larosa.decode import evaluate as evaluated
-from larosa.decode.timing import compare, measure, with_speedups
 from larosa.decode.calibrate import bracketed, kth_bits, limited
 from larosa.decode.decoder import Decoder
 from larosa.decode.dense import DenseDecoder, transposed
 from larosa.decode.errors import DecodeError
 from larosa.decode.selectors import dense_rules, level_rules
+from larosa.decode.timing import compare, measure, with_speedups
 from larosa.decode.weights import DecodeWeights, random_weights
 from larosa.errors import LarosaError
 from larosa.experiment.plan_runs import plan_runs
@@ -153,7 +153,7 @@ def test_the_benchmark_runs_where_only_torch_is(tmp_path: Path) -> None:
         (["model.dtype=float64"], "bfloat16"),
         (["method=r_sparse"], "low-rank"),
         (["evaluation.speed.contexts=[9000]"], "at most 8192 positions"),
-        (["evaluation.speed.gate_tokens=5000"], "gate_tokens"),
+        (["evaluation.speed.parity_tokens=5000"], "parity_tokens"),
     ],
 )
 def test_what_cannot_be_timed_is_refused_early(more: list[str], message: str) -> None:

@@ -26,7 +26,7 @@ from larosa.data.tokens import TokenBlock
 from larosa.evaluation.perplexity import perplexity
 from larosa.evaluation.tasks.likelihood import likelihoods
 from larosa.models.inputs import ActivationError, InputError, longest_sequence
-from larosa.rotation.online import ExplicitTransform
+from larosa.rotation.online import OnlineTransform
 from larosa.rotation.rotation import LayerwiseRotationMatrix
 from larosa.sparsity.guard import SparseModelError
 from larosa.sparsity.handle import HandleError, PlanError, SparsityHandle, handle_of
@@ -323,7 +323,7 @@ def test_the_simulated_form_has_the_gradient_of_what_it_keeps(tokens: Tensor) ->
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.complex64])
 def test_an_activation_has_floats(dtype: torch.dtype) -> None:
     x = torch.ones(2, 8).to(dtype)
-    transform = ExplicitTransform(torch.eye(8)[None], "model", torch.float32)
+    transform = OnlineTransform(torch.eye(8)[None], "model", torch.float32)
     rotation = LayerwiseRotationMatrix(8)
     everything: list[Callable[[Tensor], Any]] = [
         TopKSparsification(8, 0.5),

@@ -43,8 +43,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [
         "model=tiny-llama", "calibration=text", f"calibration.text.files=[{calibration}]", "calibration.length=64",
         "calibration.sequences=8", "texts=text", f"texts.text.files=[{held_out}]", "calibration.text.name=own",
-        "evaluation.perplexity.length=64", f"inspect.layer={LAYER}", f"inspect.levels=[{','.join(map(str, LEVELS))}]",
-        f"inspect.tokens={TOKENS}", "inspect.surface_tokens=8", "inspect.channels=20", f"output={tmp_path / 'runs'}",
+        "evaluation.perplexity.length=64", f"diagnostics.layer={LAYER}", f"diagnostics.levels=[{','.join(map(str, LEVELS))}]",
+        f"diagnostics.tokens={TOKENS}", "diagnostics.surface_tokens=8", "diagnostics.channels=20", f"output={tmp_path / 'runs'}",
     ]  # fmt: skip
 
 
@@ -125,13 +125,13 @@ def test_error_curve_is_the_readers_error(settings: list[str]) -> None:
 
 @pytest.mark.parametrize("method", ["larosa/official", "larosa/output_aware"])
 def test_error_curve_in_other_coordinates(settings: list[str], method: str) -> None:
-    record, _ = read("error_curve", settings, f"method={method}", "baseline=none", "inspect.site=h1")
+    record, _ = read("error_curve", settings, f"method={method}", "baseline=none", "diagnostics.site=h1")
     (errors,) = record["values"]["measured"].values()
     assert 0 < errors[0] < errors[1] < errors[2] < 1
 
 
 def test_covariance_of_two_texts(settings: list[str]) -> None:
-    record, config = read("covariance", settings, "inspect.site=h3")
+    record, config = read("covariance", settings, "diagnostics.site=h3")
     values = record["values"]
     assert (values["sets"], values["site"]) == (["own", "text"], "h3")
     model, tokenizer = models.load_model(config.model, 0), models.load_tokenizer(config.model)
@@ -162,11 +162,11 @@ def test_cosine_of_orthogonal_moments_is_zero() -> None:
     [
         ("surfaces", [], "there is no 'surfaces'"),
         ("surface", ["method=dense", "baseline=none"], "dense model drops nothing"),
-        ("surface", ["inspect.layer=3"], "layers 0 to 2"),
-        ("surface", ["inspect.surface_tokens=64"], "a block has 64"),
+        ("surface", ["diagnostics.layer=3"], "layers 0 to 2"),
+        ("surface", ["diagnostics.surface_tokens=64"], "a block has 64"),
         ("thresholds", ["method=teal", "baseline=magnitude"], "baseline=none"),
         ("error_curve", ["method=cats", "baseline=none"], "no levels of their own"),
-        ("covariance", ["inspect.site=h4"], "h1 and h3"),
+        ("covariance", ["diagnostics.site=h4"], "h1 and h3"),
     ],
 )
 def test_what_cannot_be_shown_is_refused(settings: list[str], kind: str, more: list[str], message: str) -> None:
@@ -196,7 +196,7 @@ def test_a_failed_inspection_is_noted_and_success_removes_the_note(settings: lis
     given = Sweep("group", tmp_path / "sweep", os.getpid())
     notes = []
     for layer in (3, LAYER):
-        words = [*settings, "inspect.kind=surface", f"inspect.layer={layer}"]
+        words = [*settings, "diagnostics.kind=surface", f"diagnostics.layer={layer}"]
         with initialize_config_dir(str(CONF), version_base="1.3"):
             in_sweep(given, compose("config", words), ["same"], "python run.py")
         (outcome,) = given.outcomes()
@@ -211,7 +211,7 @@ def test_other_settings_or_force_inspect_again(settings: list[str]) -> None:
     chosen = ["surface", settings, "method=magnitude", "baseline=none"]
     first, _ = read(*chosen)
     assert read(*chosen)[0] == first
-    assert read(*chosen, "inspect.surface_tokens=4")[0]["identity"] != first["identity"]
+    assert read(*chosen, "diagnostics.surface_tokens=4")[0]["identity"] != first["identity"]
     again, _ = read(*chosen)
     assert again["values"] == first["values"]
     path = inspect("surface", read_settings([*chosen[1], *chosen[2:]]))
@@ -220,5 +220,5 @@ def test_other_settings_or_force_inspect_again(settings: list[str]) -> None:
 
 
 def test_inspect_does_not_shape_a_run(settings: list[str]) -> None:
-    one, other = read_settings(settings), read_settings([*settings, "inspect.tokens=3"])
+    one, other = read_settings(settings), read_settings([*settings, "diagnostics.tokens=3"])
     assert identity(one, {}, "cpu") == identity(other, {}, "cpu")

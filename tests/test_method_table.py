@@ -61,7 +61,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["sparsity=0.5", "schedule=uniform"],
             ["sparsity=0.5", "schedule=file", f"schedule.path={folder / 'mine.json'}", "method=magnitude"],
             ["sparsity=0.5635", "baseline=none"],
-            ["sparsity=0.45", "method=magnitude", "method.rule=threshold", "baseline=none"],
+            ["sparsity=0.45", "method=magnitude", "method.selector=threshold", "baseline=none"],
         ):  # fmt: skip
             run(parse(*common, *more))
     return folder / "runs"
@@ -86,7 +86,7 @@ def made(tmp_path: Path, lines: list[Record], targets: list[float] | None = None
 def pick(lines: list[Record], label: str, asked: float, schedule: str = "official") -> Record:
     def fits(line: Record) -> bool:
         accounting, own = line["metrics"]["accounting"], line["config"]["schedule"]["name"]
-        return (line["label"], accounting["level_asked"], own) == (label, asked, schedule)
+        return (line["label"], accounting["target_sparsity"], own) == (label, asked, schedule)
 
     return next(line for line in lines if fits(line))
 
@@ -116,10 +116,10 @@ def test_a_compact_record_is_short_and_compacting_is_idempotent(runs: Path, tmp_
     full = json.loads(next(runs.glob(f"*{line['identity'][:10]}/result.json")).read_text())
     assert len(json.dumps(line)) < 0.6 * len(json.dumps(full))
     assert {key: line[key] for key in ("git", "versions", "hardware", "created")}.items() <= full.items()
-    errors, measured = full["metrics"]["errors"], full["metrics"]["measured_sparsity"]["text"]
+    errors, measured = full["metrics"]["errors"], full["metrics"]["achieved_sparsity"]["text"]
     assert line["metrics"]["errors"] == {"layer_error_mean": pytest.approx(np.mean(errors["layer_error"]))}
-    assert line["metrics"]["measured_sparsity"]["text"]["level_mean"] == {
-        site: pytest.approx(np.mean(levels)) for site, levels in measured["level_mean"].items()
+    assert line["metrics"]["achieved_sparsity"]["text"]["site_mean"] == {
+        site: pytest.approx(np.mean(levels)) for site, levels in measured["site_mean"].items()
     }
     nats = full["metrics"]["perplexity"]["text"]["block_nll_nats"]
     assert line["metrics"]["perplexity"]["text"]["block_nll_nats"] == [round(value, 6) for value in nats]
@@ -224,13 +224,13 @@ def test_net_bytes_pay_for_the_extras(lines: list[Record], tmp_path: Path) -> No
 
 def test_what_misses_its_level_is_listed_and_never_counts(lines: list[Record], tmp_path: Path) -> None:
     line = pick(lines, "magnitude (threshold)", 0.45)
-    for found in line["metrics"]["measured_sparsity"].values():
-        found["byte_weighted_mean"] = 0.5
+    for found in line["metrics"]["achieved_sparsity"].values():
+        found["weight_sparsity_mean"] = 0.5
     row = standing(made(tmp_path, lines), 0.5, "level", "magnitude (threshold)")
     assert row.entry.asked == 0.45  # what is realised counts, not what was asked
-    line["metrics"]["accounting"]["level_asked"] = 0.5
-    for found, level in zip(line["metrics"]["measured_sparsity"].values(), (0.52, 0.5), strict=True):
-        found["byte_weighted_mean"] = level
+    line["metrics"]["accounting"]["target_sparsity"] = 0.5
+    for found, level in zip(line["metrics"]["achieved_sparsity"].values(), (0.52, 0.5), strict=True):
+        found["weight_sparsity_mean"] = level
     rows = made(tmp_path, lines)
     assert "magnitude (threshold)" not in [r.entry.label for r in rows.standing(0.5, "level")]
     (row,) = [r for r in rows.rows if r.entry.label == "magnitude (threshold)"]
@@ -238,8 +238,8 @@ def test_what_misses_its_level_is_listed_and_never_counts(lines: list[Record], t
     assert f"({line['identity']}): asked 50.0 %, realised 51.0 ± " in markdown(rows)
     assert "(50.0 to 52.0) %" in markdown(rows)
     again = pick(lines, "magnitude", 0.5, "uniform")
-    for found in again["metrics"]["measured_sparsity"].values():
-        found["byte_weighted_mean"] = 0.51
+    for found in again["metrics"]["achieved_sparsity"].values():
+        found["weight_sparsity_mean"] = 0.51
     text = markdown(made(tmp_path, lines))
     assert "Not at this level, and not counted:\n\n* 50 %, level: magnitude (threshold), official" in text
     assert f"another record stands for: 50 %, level: magnitude, uniform ({again['identity']}): asked 50.0 %" in text
@@ -248,7 +248,7 @@ def test_what_misses_its_level_is_listed_and_never_counts(lines: list[Record], t
     assert (listed["level_realised"], listed["ratio_mean"]) == ("0.51", "")
     with pytest.raises(RecordsError, match="does not count"):
         _ = row.compared
-    line["metrics"]["accounting"]["level_asked"] = 0.7
+    line["metrics"]["accounting"]["target_sparsity"] = 0.7
     assert f"Of no level of this table: magnitude (threshold) at 70 %, official ({line['identity']})." in markdown(
         made(tmp_path, lines)
     )
@@ -256,13 +256,13 @@ def test_what_misses_its_level_is_listed_and_never_counts(lines: list[Record], t
 
 def test_of_one_schedule_the_record_nearest_to_the_level_counts(lines: list[Record], tmp_path: Path) -> None:
     near = pick(lines, LAROSA, 0.5)
-    for found in near["metrics"]["measured_sparsity"].values():
-        found["byte_weighted_mean"] = 0.5
+    for found in near["metrics"]["achieved_sparsity"].values():
+        found["weight_sparsity_mean"] = 0.5
     far = copy.deepcopy(near) | {"identity": "far"}
     lose(far, pick(lines, "dense", 0.0), {"text": 1.0001, "other": 1.0001})
-    far["metrics"]["accounting"]["level_asked"] = 0.496
-    for found in far["metrics"]["measured_sparsity"].values():
-        found["byte_weighted_mean"] -= 0.004
+    far["metrics"]["accounting"]["target_sparsity"] = 0.496
+    for found in far["metrics"]["achieved_sparsity"].values():
+        found["weight_sparsity_mean"] -= 0.004
     rows = made(tmp_path, [*lines, far])
     assert {r.entry.identity: r.status for r in rows.rows}["far"] == "further from the target"
     assert standing(rows, 0.5, "level", LAROSA).entry.identity != "far"
@@ -277,7 +277,7 @@ def test_coefficients_that_the_schedule_s_name_does_not_tell_stand_with_it(lines
         "name": "constrained",
         "coefficients": {"h1": 0.9, "h2": None, "h3": 0.8, "h4": None},
     }
-    line["config"]["schedule"]["count"] = "nominal"
+    line["config"]["schedule"]["metric"] = "nominal"
     assert Entry.of(line).schedule == "constrained (h1 0.9, h3 0.8), nominal"
 
 
@@ -303,7 +303,7 @@ def change(path: str, value: Any) -> Edit:
         ("calibration tokens", change("data/calibration/sha256", "0")),
         ("evaluation tokens of other", change("data/texts/other/sha256", "0")),
         ("block length of text", change("metrics/perplexity/text/block_length", 32)),
-        ("meaning", change("meaning", 2)),
+        ("semantics_version", change("semantics_version", 2)),
         ("schema", change("schema", 2)),
     ],
 )
@@ -321,7 +321,7 @@ def test_records_of_different_conditions_are_refused(
 
 def test_dense_depends_neither_on_calibration_nor_on_the_token_policy(lines: list[Record], tmp_path: Path) -> None:
     dense = pick(lines, "dense", 0.0)
-    dense["config"]["tokens"] = {"kind": "skip_first_n", "n": 1, "fraction": 1.0}
+    dense["config"]["token_policy"] = {"kind": "skip_first_n", "n": 1, "fraction": 1.0}
     dense["data"]["calibration"] = {"sha256": "0"}
     assert made(tmp_path, lines).dense.identity == dense["identity"]
 
@@ -337,7 +337,7 @@ def test_one_setting_has_one_result(lines: list[Record], tmp_path: Path) -> None
 
 def test_a_text_that_one_record_lacks_is_refused_or_left_out(lines: list[Record], tmp_path: Path) -> None:
     line = pick(lines, LAROSA, 0.4)
-    for place in (line["metrics"]["perplexity"], line["metrics"]["measured_sparsity"], line["data"]["texts"]):
+    for place in (line["metrics"]["perplexity"], line["metrics"]["achieved_sparsity"], line["data"]["texts"]):
         del place["other"]
     with pytest.raises(RecordsError, match=rf"{line['identity']}.* was not measured on other"):
         made(tmp_path, lines)
@@ -350,7 +350,7 @@ def test_a_missing_comparator_is_named_with_its_command(
 ) -> None:
     kept = [
         line for line in lines
-        if line["label"] != missing or asked not in (None, line["metrics"]["accounting"]["level_asked"])
+        if line["label"] != missing or asked not in (None, line["metrics"]["accounting"]["target_sparsity"])
     ]  # fmt: skip
     for line in kept:
         del line["config"]["texts"]["other"]  # of no group of conf/texts
@@ -463,21 +463,21 @@ def test_bar_a_allows_one_adapter_a_layer_and_bar_b_takes_net_bytes(lines: list[
     record = pick(kept, LAROSA, 0.4)
     counted = record["metrics"]["accounting"]
     one = adapter_share(record)
-    assert one == pytest.approx(1.5 * counted["extras_share"])  # two adapters in three layers
-    counted["extras_share"] = one
+    assert one == pytest.approx(1.5 * counted["overhead_fraction"])  # two adapters in three layers
+    counted["overhead_fraction"] = one
     assert verdicts(made(tmp_path, kept, [0.4]))[0].holds
-    counted["extras_share"] = one * 1.01
+    counted["overhead_fraction"] = one * 1.01
     verdict, _ = verdicts(made(tmp_path, kept, [0.4]))
     assert (verdict.best, verdict.holds) == (None, False)
     assert verdict.too_dear is not None
     assert f"With larger extras: {LAROSA}" in markdown(made(tmp_path, kept, [0.4]))
-    for found in record["metrics"]["measured_sparsity"].values():
-        found["byte_weighted_mean"] = 0.4 + one * 1.01
+    for found in record["metrics"]["achieved_sparsity"].values():
+        found["weight_sparsity_mean"] = 0.4 + one * 1.01
     _, net = verdicts(made(tmp_path, kept, [0.4]))
     assert net.holds
-    counted["extras_share"] = 0.0
-    for found in record["metrics"]["measured_sparsity"].values():
-        found["byte_weighted_mean"] = 0.4
+    counted["overhead_fraction"] = 0.0
+    for found in record["metrics"]["achieved_sparsity"].values():
+        found["weight_sparsity_mean"] = 0.4
     assert [verdict.holds for verdict in verdicts(made(tmp_path, kept, [0.4]))] == [True, True]
 
 
@@ -496,12 +496,12 @@ def test_the_gain_of_a_searched_schedule(lines: list[Record], tmp_path: Path) ->
 def test_extras_at_the_proportions_of_llama2_7b(lines: list[Record]) -> None:
     record = pick(lines, LAROSA, 0.4)
     counted = record["metrics"]["accounting"]
-    stated = counted.pop("extras_share_llama2_7b")
+    stated = counted.pop("overhead_fraction_llama2_7b")
     assert share_at_llama2_7b(record) == pytest.approx(stated)
     assert stated == pytest.approx(2 / 3 * 4096**2 / (4 * 4096**2 + 3 * 4096 * 11008))
-    counted["extras"]["kind"] = "low-rank remainders, rank 1"
+    counted["overhead"]["kind"] = "low-rank remainders, rank 1"
     assert share_at_llama2_7b(record) is None
-    counted["extras_share_llama2_7b"] = 0.03
+    counted["overhead_fraction_llama2_7b"] = 0.03
     assert share_at_llama2_7b(record) == 0.03
     assert share_at_llama2_7b(pick(lines, "magnitude", 0.4)) == 0
 

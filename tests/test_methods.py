@@ -115,7 +115,7 @@ def test_the_official_preset_drops_what_the_official_code_drops(
         kth = z.abs().topk(k, dim=-1).values[..., -1:]
         assert torch.equal(z_sparse, z * (z.abs() >= kth))
         assert levels.kept[site][layer] == k
-    planned = account(plan)["level_planned"]
+    planned = account(plan)["planned_sparsity"]
     assert planned["h1"][0] == 1 - int((1 - sparsity * 0.8) * 48) / 48  # what is counted is what stays
 
 
@@ -178,11 +178,11 @@ def test_cats_skips_neurons_whose_gate_is_small(tokens: Tensor) -> None:
     expected = hidden * (hidden.abs() > limit) * mlp.up_proj(gate)
     torch.testing.assert_close(sparse, expected)
     measured = meter.summary()
-    assert measured["level_mean"]["h1"] == [0.0] * 5
+    assert measured["site_mean"]["h1"] == [0.0] * 5
     share = float((sparse == 0).double().mean()) * 2 * 48 * 80 / shape.layer_weights
-    first = measured["level_mean"]["h4"][0] * 2 * 48 * 80 / shape.layer_weights
+    first = measured["site_mean"]["h4"][0] * 2 * 48 * 80 / shape.layer_weights
     assert first == pytest.approx(share)
-    assert account(plan)["level_byte_weighted"] == pytest.approx(0.3, abs=0.01)
+    assert account(plan)["weight_sparsity"] == pytest.approx(0.3, abs=0.01)
 
 
 @pytest.mark.parametrize("more", [{}, {"form": "simulated"}, {"granularity": "model"}])
@@ -194,9 +194,9 @@ def test_thresholds_drop_the_level_on_average_in_the_rotated_basis(more: dict[st
         with handle.observed_by(meter):
             model(tokens)
         found = meter.summary()
-    assert found["level_mean"]["h1"][0] == pytest.approx(0.5, abs=0.01)  # layer 0 sees what calibration saw
-    assert found["level_std_over_tokens"]["h1"][0] > 0.01
-    assert 0.35 < found["byte_weighted_mean"] < 0.6
+    assert found["site_mean"]["h1"][0] == pytest.approx(0.5, abs=0.01)  # layer 0 sees what calibration saw
+    assert found["site_std_over_tokens"]["h1"][0] > 0.01
+    assert 0.35 < found["weight_sparsity_mean"] < 0.6
 
 
 def test_magnitudes_that_are_no_numbers_are_refused(tokens: Tensor) -> None:
@@ -206,7 +206,7 @@ def test_magnitudes_that_are_no_numbers_are_refused(tokens: Tensor) -> None:
         applied(model, tokens, method("magnitude", rule="threshold"))
 
 
-@pytest.mark.parametrize("other", [{"form": "simulated"}, {"basis": "random"}, {"granularity": "block"}])
+@pytest.mark.parametrize("other", [{"form": "simulated"}, {"basis": "random"}, {"granularity": "sublayer"}])
 def test_thresholds_of_another_basis_are_refused(other: dict[str, str], tokens: Tensor) -> None:
     model = build_model("llama")
     with applied(model, tokens, method("larosa/paper", rule="threshold")) as handle:
@@ -228,7 +228,7 @@ def test_cats_says_how_far_it_goes(tokens: Tensor) -> None:
 def test_output_aware_is_exact_at_level_zero_and_its_columns_are_orthonormal(kind: str, tokens: Tensor) -> None:
     model = build_model(kind, tied=True, hidden_size=64, num_attention_heads=4)
     dense = parity.reference(model, tokens)
-    with applied(model, tokens, method("larosa/output_aware", transform_storage="model")) as handle:
+    with applied(model, tokens, method("larosa/output_aware", transform_dtype="model")) as handle:
         layer = model.model.layers[1]
         stacked = torch.cat([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight])
         gain = layer.post_attention_layernorm.weight
@@ -258,7 +258,7 @@ def test_output_aware_drops_what_its_definition_says(tokens: Tensor) -> None:
     z_sparse = torch.zeros_like(z).scatter(-1, keep, z.gather(-1, keep))
     expected = z_sparse @ torch.linalg.inv(root @ U) @ W.T
     torch.testing.assert_close((x @ W.T - expected).norm(), (z - z_sparse).norm())
-    with applied(model, tokens, method("larosa/output_aware", transform_storage="model")):
+    with applied(model, tokens, method("larosa/output_aware", transform_dtype="model")):
         hidden: list[Tensor] = []
         for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
             linear.register_forward_hook(lambda _m, _a, y: hidden.append(y))
@@ -272,14 +272,14 @@ def test_transforms_are_stored_small_and_undone_as_stored(
 ) -> None:
     model = build_model("llama", dtype=torch.float32, hidden_size=64, num_attention_heads=4)
     dense = parity.reference(model, tokens)
-    with applied(model, tokens, method("larosa/output_aware", transform_storage=storage)) as handle:
+    with applied(model, tokens, method("larosa/output_aware", transform_dtype=storage)) as handle:
         found = parity.check(model, handle, dense)
         transform = handle.sites[0].transform
         assert transform is not None
         exact, _ = split_gain(handle.plan.transforms[0, 0])
         exact = torch.block_diag(*exact)
         stored = torch.block_diag(*transform.blocks(torch.float64))
-        counted = account(handle.plan)["extras"]
+        counted = account(handle.plan)["overhead"]
     assert found["relative_logits_error"] <= found["bound"]
     assert transform.codes.dtype == torch.int8
     assert int(transform.codes.abs().max()) == (127 if storage == "int8" else 7)
@@ -302,12 +302,12 @@ def test_remove_restores_the_model(name: str, tokens: Tensor) -> None:
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
-        ("teal", {"score": "column_norm"}, "no meaning"),
+        ("teal", {"importance": "column_norm"}, "no meaning"),
         ("wina", {"basis": "pca"}, "wina is plain"),
-        ("wina", {"rule": "threshold"}, "dense and wina top_k"),
-        ("larosa/paper", {"rule": "threshold", "score": "column_norm"}, "no meaning"),
+        ("wina", {"selector": "threshold"}, "dense and wina top_k"),
+        ("larosa/paper", {"selector": "threshold", "importance": "column_norm"}, "no meaning"),
         ("larosa/paper", {"basis": "output_aware"}, "go together"),
-        ("larosa/paper", {"basis": "weight_svd"}, "absorbed, per block"),
+        ("larosa/paper", {"basis": "weight_svd"}, "absorbed, per sublayer"),
     ],
 )
 def test_impossible_combinations_raise(name: str, more: dict[str, str], message: str) -> None:

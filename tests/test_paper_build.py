@@ -116,12 +116,12 @@ def test_a_line_over_lengths_is_one_process(tmp_path: Path) -> None:
 def test_limits_behind_adapters_are_no_line_of_figure_3() -> None:
     """The committed timings hold both: what an adapter costs is not what limits do."""
     found = lengths.timed(bank.read(build.RECORDS, build.TIMINGS), "limits")
-    assert {cell.record["extras"] for own in found.values() for cell in own} == {"none"}
+    assert {cell.record["overhead"] for own in found.values() for cell in own} == {"none"}
 
 
 def test_limits_behind_a_rotation_are_called_so(tmp_path: Path) -> None:
     run = made("larosa", model="smollm2-135m")
-    run["config"]["method"]["rule"] = "threshold"
+    run["config"]["method"]["selector"] = "threshold"
     write(tmp_path, [made("dense", 0.0, model="smollm2-135m"), run])
     figure = thresholds.drawn(bank.read(tmp_path, tmp_path / "none"), "smollm2-135m", "figure3").figure
     assert figure is not None

@@ -61,20 +61,20 @@ def drawn(overrides: list[str]) -> list[str]:
 
 def test_a_run_leaves_complete_records_and_the_second_returns_them(drawn: list[str], tmp_path: Path) -> None:
     records = run(parse(*drawn))
-    assert list(records) == ["dense", "magnitude", "larosa (explicit, output_aware, per block, int8)"]
+    assert list(records) == ["dense", "magnitude", "larosa (online, output_aware, per sublayer, int8)"]
     folders = sorted(path.parent for path in (tmp_path / "runs").glob("*/result.json"))
     assert len(folders) == 3
     larosa = json.loads(next(p for p in folders if "larosa" in p.name).joinpath("result.json").read_text())
     found = larosa["metrics"]
-    assert found["invariance"]["relative_logits_error"] <= found["invariance"]["bound"] < 1e-2
-    asked, planned = found["accounting"]["level_asked"], found["accounting"]["level_byte_weighted"]
+    assert found["parity"]["relative_logits_error"] <= found["parity"]["bound"] < 1e-2
+    asked, planned = found["accounting"]["target_sparsity"], found["accounting"]["weight_sparsity"]
     assert asked == 0.4
     assert planned == pytest.approx(0.4, abs=0.01)
-    measured = found["measured_sparsity"]["text"]
-    assert measured["byte_weighted_mean"] == pytest.approx(planned, abs=1e-9)
-    assert measured["byte_weighted_std_over_tokens"] == pytest.approx(0, abs=1e-12)
-    assert found["measured_over_texts"] == dict.fromkeys(("mean", "min", "max"), measured["byte_weighted_mean"])
-    assert found["accounting"]["extras"]["products"] == 6
+    measured = found["achieved_sparsity"]["text"]
+    assert measured["weight_sparsity_mean"] == pytest.approx(planned, abs=1e-9)
+    assert measured["weight_sparsity_std_over_tokens"] == pytest.approx(0, abs=1e-12)
+    assert found["achieved_over_texts"] == dict.fromkeys(("mean", "min", "max"), measured["weight_sparsity_mean"])
+    assert found["accounting"]["overhead"]["products"] == 6
     assert len(found["errors"]["layer_error"]) == 3
     assert all(0 < e < 1 for e in found["errors"]["layer_error"])
     assert all(q == sorted(q) for site in found["errors"]["thresholds"].values() for q in site)
@@ -192,7 +192,7 @@ def test_a_run_times_what_it_evaluated(
     assert found["backend"] == larosa["backend"] == "reference"
     assert found["gate"]["relative_logits_error"] <= found["gate"]["bound"]
     assert found["rows"][-1]["name"] == "larosa"
-    asked = larosa["metrics"]["accounting"]["level_planned"]
+    asked = larosa["metrics"]["accounting"]["planned_sparsity"]
     kept = found["rows"][-1]["kept_share"]
     assert all(kept[site] == pytest.approx(1 - sum(own) / len(own)) for site, own in asked.items())
     logged = scalars(larosa["metrics"])

@@ -32,7 +32,7 @@ def test_a_layer_is_rounded_once_for_all_that_leave_it_alike(
             raise KeyboardInterrupt
         return rounded(layer, *more)
 
-    def rounds(name: str, choice: str = "w4_gptq_output", sparsity: float = 0.3, seed: int = 0, **more: Any) -> Any:
+    def rounds(name: str, choice: str = "w4_gptq_out", sparsity: float = 0.3, seed: int = 0, **more: Any) -> Any:
         indices.clear()
         model = build_model("llama", dtype=torch.float32, seed=seed)
         with applied(model, tokens, method(name), sparsity=sparsity) as handle:
@@ -56,7 +56,7 @@ def test_a_layer_is_rounded_once_for_all_that_leave_it_alike(
             assert torch.equal(other[key][1], scale)
     for change in (
         {"choice": "w8_gptq"},
-        {"first_token_weight": 3.0},
+        {"attention_sink_weight": 3.0},
         {"sequences": 1},
         {"seed": 1},
         {"name": "larosa/paper"},

@@ -21,7 +21,7 @@ from larosa_analysis.records import Entry, RecordsError, load
 from larosa_analysis.tables import added
 from larosa_analysis.tables.cells import Block, Cell
 
-CHOICES = ("none", "w8", "w4_rtn", "w4_rtn_input", "w4_gptq", "w4_awq", "w8_gptq", "w4_gptq_output")
+CHOICES = ("none", "w8", "w4_rtn", "w4_rtn_in", "w4_gptq", "w4_awq", "w8_gptq", "w4_gptq_out")
 NAMES = ("none", "w8", "w4 rtn along outputs", "w4 rtn", "w4 gptq", "w4 awq", "w8 gptq", "w4 gptq along outputs")
 COLUMN = "WikiText-2 perplexity, ours"
 
@@ -31,7 +31,7 @@ def on_grid(choice: str, method: str, level: float = 0.5, **more: Any) -> Record
     run = made(method, level, **more)
     run["config"]["quantization"] = yaml.safe_load((CONF / "quantization" / f"{choice}.yaml").read_text())
     if choice != "none":
-        stored = {"projection_bytes": 100, "extras_bytes": 25, "net_bytes_share_of_16_bit": 0.1875}
+        stored = {"projection_bytes": 100, "overhead_bytes": 25, "read_fraction_of_16_bit": 0.1875}
         run["metrics"]["accounting"]["quantised"] = stored
     return run | {"identity": f"{run['identity']} {choice}"}
 
@@ -89,7 +89,7 @@ def test_table_9_of_a_printed_model(tmp_path: Path) -> None:
 def test_bytes_are_of_16_bit_weights_and_extras_of_weights_as_stored(tmp_path: Path) -> None:
     runs = [on_grid(choice, "larosa") for choice in ("none", "w4_gptq")]
     for run in runs:
-        run["metrics"]["accounting"] |= {"extras_share": 0.05, "net_bytes_share": 0.55}
+        run["metrics"]["accounting"] |= {"overhead_fraction": 0.05, "read_fraction": 0.55}
     found = block(tables(tmp_path, runs)[9], "llama3-8b")
     shown = {name: of(found, "50", name, "larosa") for name in ("none", "gptq")}
     assert [own["bytes read, % of 16 bits a weight"].shown for own in shown.values()] == ["55.0", "18.8"]
@@ -129,7 +129,7 @@ def test_what_codes_add_is_paired_by_block_with_the_same_method_and_level(tmp_pa
     assert "gsm8k, lambada together" in found.caption
     assert "the source was already quantised" in found.caption
     short = runs[-1]["metrics"]["perplexity"]
-    del short["lambada"], runs[-1]["metrics"]["measured_sparsity"]["lambada"]
+    del short["lambada"], runs[-1]["metrics"]["achieved_sparsity"]["lambada"]
     again = block(tables(tmp_path / "c", runs)[9], f"smollm2-135m: {added.TITLE}")
     lost = next(own for own in rows_of(again) if (own["level, %"].text, own["method"].text) == ("0", "larosa/paper"))
     assert lost[NAMES[-1]].value is None  # of the plain run's texts it has one only
@@ -187,7 +187,7 @@ def test_a_calibrated_quantiser_ties_the_dense_model_to_the_calibration(tmp_path
     runs = [
         on_grid("w4_gptq", "larosa"),
         on_grid("w4_gptq", "dense", 0.0, calibration="c4"),
-        on_grid("w4_rtn_input", "dense", 0.0, calibration="c4"),
+        on_grid("w4_rtn_in", "dense", 0.0, calibration="c4"),
     ]
     found = block(tables(tmp_path, runs)[9], "llama3-8b")
     assert of(found, "0", "gptq", "dense")[COLUMN].text == "missing"
@@ -199,7 +199,7 @@ def test_quantisers_that_read_more_or_less_do_not_mix(tmp_path: Path) -> None:
     runs[-1]["config"]["quantization"]["sequences"] = 16
     runs[-1]["identity"] += "16"
     table = tables(tmp_path, runs)[9]
-    assert table.left_out == ["llama3-8b: 1 record: settings of w4 gptq"]
+    assert table.excluded == ["llama3-8b: 1 record: settings of w4 gptq"]
     only = block(tables(tmp_path / "b", runs[-1:])[9], "llama3-8b")
     assert "w4 gptq: calibrated on the first 16 sequences, first tokens count 64 times" in only.caption
 

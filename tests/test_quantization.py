@@ -28,7 +28,7 @@ from larosa.quantization import external
 from larosa.quantization.apply import quantise
 
 CHOICES = sorted(path.stem for path in (CONF / "quantization").glob("*.yaml"))
-ROUNDED = ["w8", "w4_rtn", "w8_gptq", "w4_gptq_output"]
+ROUNDED = ["w8", "w4_rtn", "w8_gptq", "w4_gptq_out"]
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def test_zeros_stay_zeros_and_what_is_not_finite_is_refused(scheme: str) -> None
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("dense", {}),
     "layer": ("larosa/paper", {}),
-    "explicit": ("larosa/output_aware", {}),
+    "online": ("larosa/output_aware", {}),
 }
 
 
@@ -158,13 +158,13 @@ def test_identities_of_runs_without_are_what_they_were(choice: str, monkeypatch:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["quantization=w8", "quantization.groups=input"], "belongs to weights=w4"),
+        (["quantization=w8", "quantization.group_axis=in"], "belongs to weights=w4"),
         (["quantization=w8", "quantization.quantizer=awq"], "groups along the input"),
-        (["quantization=w4_awq", "quantization.groups=output"], "groups along the input"),
+        (["quantization=w4_awq", "quantization.group_axis=out"], "groups along the input"),
         (["quantization=none", "quantization.quantizer=gptq"], "belongs to weights=w8 or w4"),
-        (["quantization=w4_rtn", "quantization.groups=input", "evaluation=speed"], "groups along the output"),
+        (["quantization=w4_rtn", "quantization.group_axis=in", "evaluation=speed"], "groups along the output"),
         (["quantization=w8", "method=wina", "evaluation=speed"], "column norms"),
-        (["quantization=w4_awq", "quantization.first_token_weight=2"], "is of quantization.quantizer=gptq"),
+        (["quantization=w4_awq", "quantization.attention_sink_weight=2"], "is of quantization.quantizer=gptq"),
         (["quantization=w3"], "quantization"),
         (["quantization.weights=w3"], "quantization.weights"),
     ],
@@ -179,7 +179,7 @@ def test_a_missing_library_is_named_before_anything_loads(monkeypatch: pytest.Mo
     monkeypatch.setattr(external, "find_spec", lambda _: None)
     with pytest.raises(QuantizationError, match="pip install"):
         plan_runs(parse("quantization=w4_gptq"))
-    for ours in ("w8_gptq", "w4_gptq_output"):
+    for ours in ("w8_gptq", "w4_gptq_out"):
         assert plan_runs(parse(f"quantization={ours}"))
 
 
@@ -226,7 +226,7 @@ def test_gptq_errs_less_at_first_tokens_that_count_more() -> None:
     assert sum(off[64.0]) < 1.2 * sum(off[None])
 
 
-@pytest.mark.parametrize("chosen", ["w4_gptq", "w4_awq", "w4_gptq_output", "w8_gptq"])
+@pytest.mark.parametrize("chosen", ["w4_gptq", "w4_awq", "w4_gptq_out", "w8_gptq"])
 def test_a_calibrated_quantiser_errs_less_than_rounding_to_nearest(chosen: str, tokens: Tensor) -> None:
     """On the outputs that its calibration tokens give, and only the weights that read a site move."""
     own = config(chosen)
@@ -250,7 +250,7 @@ def test_a_calibrated_quantiser_errs_less_than_rounding_to_nearest(chosen: str, 
 
 def test_a_run_quantises_all_its_cells_alike_after_the_proof(overrides: list[str]) -> None:  # noqa: F811
     chosen = [*overrides, "method=larosa/paper", "baseline=[dense]", "sparsity=0.3"]
-    speed = "evaluation.speed={contexts: [4], new_tokens: [2], repeats: 1, gate_tokens: 4}"
+    speed = "evaluation.speed={contexts: [4], new_tokens: [2], repeats: 1, parity_tokens: 4}"
     plain = run(parse(*chosen))
     eight = run(
         parse(
@@ -268,9 +268,9 @@ def test_a_run_quantises_all_its_cells_alike_after_the_proof(overrides: list[str
         assert 0 < 8 * errors[0] < errors[1]  # 16 times finer steps, but for scales of fewer weights
         for found, widest in ((eight, 0.02), (four, 0.2)):
             own = found[name]["metrics"]
-            assert own["invariance"] == record["metrics"]["invariance"]  # proved before anything was rounded
+            assert own["parity"] == record["metrics"]["parity"]  # proved before anything was rounded
             assert 0 < own["quantization"]["relative_weight_error"] < widest
-            assert own["accounting"]["quantised"]["net_bytes"] < own["accounting"]["projection_bytes"]
+            assert own["accounting"]["quantised"]["total_read_bytes"] < own["accounting"]["projection_bytes"]
         assert eight[name]["metrics"]["speed"]["gate"]["relative_logits_error"] < 1e-4
         kinds = [row["kind"] for row in eight[name]["metrics"]["speed"]["rows"]]
         assert kinds == ["dense"] * 4 + ["quantised"] + ["sparse"] * (name != "dense")

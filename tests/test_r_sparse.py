@@ -32,7 +32,7 @@ from larosa.sparsity.low_rank import LowRank, flat, rank_of, truncated_svd, trun
 from larosa.sparsity.schedule import ScheduleError, make_levels
 
 EPS = torch.finfo(torch.float64).eps
-TOP_K = {"rule": "top_k"}
+TOP_K = {"selector": "top_k"}
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def full(model: nn.Module) -> LowRank:
 def test_the_first_layer_is_what_the_paper_says(kind: str, rule: str, tokens: Tensor) -> None:
     """Every projection of the first layer, on what it reads: the kept entries whole, the rest at rank r."""
     model = build_model(kind)
-    plan = planned(model, tokens, method("r_sparse", rule=rule, rank_share=0.2))
+    plan = planned(model, tokens, method("r_sparse", rule=rule, low_rank_ratio=0.2))
     sites = {"h1": "self_attn.q_proj self_attn.k_proj self_attn.v_proj", "h2": "self_attn.o_proj",
              "h3": "mlp.gate_proj mlp.up_proj", "h4": "mlp.down_proj"}  # fmt: skip
     for site, names in sites.items():
@@ -139,9 +139,9 @@ def test_level_zero_is_dense_bit_for_bit_and_remove_restores(tokens: Tensor) -> 
 
 def test_no_level_no_pairs(tokens: Tensor) -> None:
     model = build_model("llama")
-    plan = planned(model, tokens, method("r_sparse", rank_search=(0.02, 0.1)), 0.0)
-    assert account(plan)["extras"] == {"kind": "none", "products": 0, "bytes": 0}
-    assert account(plan)["net_bytes_share"] == 1.0
+    plan = planned(model, tokens, method("r_sparse", low_rank_ratio_grid=(0.02, 0.1)), 0.0)
+    assert account(plan)["overhead"] == {"kind": "none", "products": 0, "bytes": 0}
+    assert account(plan)["read_fraction"] == 1.0
     dense = parity.logits(model, tokens)
     with apply(model, plan):
         assert torch.equal(parity.logits(model, tokens), dense)
@@ -201,32 +201,32 @@ def test_reported_errors_include_the_low_rank_part(tokens: Tensor) -> None:
 
 def test_bytes_are_counted(tokens: Tensor) -> None:
     model = build_model("llama")
-    counted = account(planned(model, tokens, method("r_sparse", rank_share=0.1)))
+    counted = account(planned(model, tokens, method("r_sparse", low_rank_ratio=0.1)))
     shapes = [(48, 48), (16, 48), (16, 48), (48, 48), (80, 48), (80, 48), (48, 80)]
     ranks = [int(0.1 * out * width / (out + width)) for out, width in shapes]
     assert min(ranks) == 1
     assert max(ranks) == 3
     weights = sum(r * (out + width) for r, (out, width) in zip(ranks, shapes, strict=True))
-    assert counted["extras"] == {
+    assert counted["overhead"] == {
         "kind": "low-rank remainders, rank 1 to 3", "products": 5 * 7, "bytes": 5 * 2 * weights,
     }  # fmt: skip
-    assert counted["extras_share"] <= 0.1
-    assert counted["level_byte_weighted"] == pytest.approx(0.5, abs=0.01)
-    assert counted["net_bytes_share"] == 1 - counted["level_byte_weighted"] + counted["extras_share"]
+    assert counted["overhead_fraction"] <= 0.1
+    assert counted["weight_sparsity"] == pytest.approx(0.5, abs=0.01)
+    assert counted["read_fraction"] == 1 - counted["weight_sparsity"] + counted["overhead_fraction"]
 
 
 @pytest.mark.parametrize("model", ["llama2-7b", "llama3-8b", "smollm2-135m"])
 def test_candidates_cost_the_same_net_bytes(model: str) -> None:
     shape = shape_of(model)
     levels = make_levels(shape, schedule("official"), 0.5, model)
-    chosen = method("r_sparse", rank_search=(0.0, 0.0125, 0.1))
+    chosen = method("r_sparse", low_rank_ratio_grid=(0.0, 0.0125, 0.1))
     for share, own in r_sparse.candidates(chosen, shape, levels).items():
         for s, site in shape.sites.items():
             net = {}
-            for at, level in ((share, own.level[s][0]), (chosen.rank_share, levels.level[s][0])):
+            for at, level in ((share, own.level[s][0]), (chosen.low_rank_ratio, levels.level[s][0])):
                 pairs = sum(rank_of(at, out, site.width) * (out + site.width) for out in site.outputs)
                 net[at] = (1 - level) * site.weights + pairs
-            assert net[share] == pytest.approx(net[chosen.rank_share], rel=1e-12)
+            assert net[share] == pytest.approx(net[chosen.low_rank_ratio], rel=1e-12)
             assert own.level[s][0] - levels.level[s][0] == pytest.approx(share - 0.025, abs=5e-3)
             assert abs(own.kept[s][0] - (1 - own.level[s][0]) * site.width) <= 0.5 + 1e-9
     plain = r_sparse.candidates(method("r_sparse"), shape, levels)
@@ -247,17 +247,17 @@ def test_the_search_picks_the_share_that_errs_least(tokens: Tensor) -> None:
         linear.weight.copy_(torch.linalg.qr(random(64, 64)).Q)
     shares = (0.0, 0.13)
     for rule in ("threshold", "top_k"):
-        chosen = method("r_sparse", rank_share=0.0, rank_search=shares, rule=rule)
+        chosen = method("r_sparse", low_rank_ratio=0.0, low_rank_ratio_grid=shares, rule=rule)
         plan = planned(model, tokens, chosen, 0.4)
         assert [len(pairs) for pairs in plan.low_rank["h3"][:2]] == [2, 0]
         assert [pair.rank for pair in plan.low_rank["h3"][0]] == [4, 4]
         more = 2 * 4 * (64 + 64) / (2 * 64 * 64)
         assert plan.levels.level["h3"][:2] == pytest.approx((0.4 + more, 0.4))
         counted = account(plan)
-        assert counted["net_bytes_share"] == pytest.approx(0.6, abs=0.5 / 64)
-        assert counted["level_asked"] == 0.4 < counted["level_byte_weighted"]
+        assert counted["read_fraction"] == pytest.approx(0.6, abs=0.5 / 64)
+        assert counted["target_sparsity"] == 0.4 < counted["weight_sparsity"]
         assert "0.13 at" in counted["coefficients"]
-        singles = [planned(model, tokens, method("r_sparse", rank_share=0.0, rank_search=(s,), rule=rule), 0.4)
+        singles = [planned(model, tokens, method("r_sparse", low_rank_ratio=0.0, low_rank_ratio_grid=(s,), rule=rule), 0.4)
                    for s in shares]  # fmt: skip
         calibrator = Calibrator(model, TokenBlock(tokens, "t", 1, 128, "x"), {"source": "test"}, 2, 0)
         *alone, mixed = calibrator.site_errors([*singles, plan])
@@ -275,7 +275,7 @@ def test_the_measured_level_is_the_planned_one(tokens: Tensor) -> None:
     meter = SparsityMeter(shape, shape.skips)
     with apply(model, plan) as handle, handle.observed_by(meter):
         model(tokens)
-    assert meter.summary()["byte_weighted_mean"] == pytest.approx(account(plan)["level_byte_weighted"], abs=1e-12)
+    assert meter.summary()["weight_sparsity_mean"] == pytest.approx(account(plan)["weight_sparsity"], abs=1e-12)
 
 
 def test_pairs_are_computed_once(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,14 +301,14 @@ def test_rank_of_a_square_projection(share: float, rank: int) -> None:
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
-        ("magnitude", {"rank_share": 0.1}, "has no low-rank part"),
-        ("larosa/paper", {"rank_search": (0.1,)}, "has no low-rank part"),
-        ("r_sparse", {"rank_share": 1.0}, "less than 1"),
-        ("r_sparse", {"rank_search": (0.1, -0.1)}, "greater than or equal to 0"),
-        ("r_sparse", {"rank_search": (0.1, 0.1)}, "twice"),
-        ("r_sparse", {"rank_share": 0.0}, "is method=magnitude"),
+        ("magnitude", {"low_rank_ratio": 0.1}, "has no low-rank part"),
+        ("larosa/paper", {"low_rank_ratio_grid": (0.1,)}, "has no low-rank part"),
+        ("r_sparse", {"low_rank_ratio": 1.0}, "less than 1"),
+        ("r_sparse", {"low_rank_ratio_grid": (0.1, -0.1)}, "greater than or equal to 0"),
+        ("r_sparse", {"low_rank_ratio_grid": (0.1, 0.1)}, "twice"),
+        ("r_sparse", {"low_rank_ratio": 0.0}, "is method=magnitude"),
         ("r_sparse", {"form": "absorbed"}, "has no rotation"),
-        ("r_sparse", {"score": "column_norm"}, "no meaning"),
+        ("r_sparse", {"importance": "column_norm"}, "no meaning"),
     ],
 )
 def test_impossible_combinations_raise(name: str, more: dict[str, object], message: str) -> None:
@@ -319,26 +319,31 @@ def test_impossible_combinations_raise(name: str, more: dict[str, object], messa
 @pytest.mark.parametrize(("sparsity", "share"), [("0.9", "0.3"), ("0.01", "0.0")])
 def test_shares_out_of_reach_are_refused_before_weights_load(sparsity: str, share: str) -> None:
     config = parse(
-        "model=llama2-7b", "method=r_sparse", f"sparsity={sparsity}", f"method.rank_search=[{share}]",
+        "model=llama2-7b", "method=r_sparse", f"sparsity={sparsity}", f"method.low_rank_ratio_grid=[{share}]",
         "schedule=uniform", "baseline=none",
     )  # fmt: skip
-    with pytest.raises(ScheduleError, match=r"at site h1, layer 0.*leave it out of method.rank_search"):
+    with pytest.raises(ScheduleError, match=r"at site h1, layer 0.*leave it out of method.low_rank_ratio_grid"):
         plan_runs(config)
 
 
 def test_it_stands_beside_other_methods_and_shapes_only_its_own_identity() -> None:
-    cells = plan_runs(parse("baseline=[dense,r_sparse]", "method=r_sparse", "method.rank_search=[0.01,0.05]"))
+    cells = plan_runs(parse("baseline=[dense,r_sparse]", "method=r_sparse", "method.low_rank_ratio_grid=[0.01,0.05]"))
     assert list(cells) == ["dense", "r_sparse (2.5 % low-rank)", "r_sparse (searched, +2.5 % bytes)"]
     shaped = identity(parse("method=r_sparse"), {}, "cpu")["method"]
-    assert shaped["rank_share"] == 0.025
-    assert not {"rank_share", "rank_search"} & set(identity(parse("method=teal"), {}, "cpu")["method"])
+    assert shaped["low_rank_ratio"] == 0.025
+    assert not {"low_rank_ratio", "low_rank_ratio_grid"} & set(identity(parse("method=teal"), {}, "cpu")["method"])
 
 
 def test_a_run_records_it(overrides: list[str]) -> None:  # noqa: F811
-    more = ["method=r_sparse", "method.rank_share=0.05", "method.rank_search=[0.03,0.08]", "baseline=r_sparse"]
+    more = [
+        "method=r_sparse",
+        "method.low_rank_ratio=0.05",
+        "method.low_rank_ratio_grid=[0.03,0.08]",
+        "baseline=r_sparse",
+    ]
     found, searched = (record["metrics"] for record in run(parse(*overrides, *more)).values())
     for metrics in (found, searched):
-        assert metrics["invariance"]["relative_logits_error"] == 0.0
-        assert metrics["accounting"]["extras"]["products"] == 3 * 7
-    nets = [metrics["accounting"]["net_bytes_share"] for metrics in (found, searched)]
-    assert nets[1] - nets[0] == pytest.approx(0.025, abs=0.02)  # rank_share 0.025 and 0.05
+        assert metrics["parity"]["relative_logits_error"] == 0.0
+        assert metrics["accounting"]["overhead"]["products"] == 3 * 7
+    nets = [metrics["accounting"]["read_fraction"] for metrics in (found, searched)]
+    assert nets[1] - nets[0] == pytest.approx(0.025, abs=0.02)  # low_rank_ratio 0.025 and 0.05

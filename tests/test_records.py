@@ -58,7 +58,7 @@ CHANGES: dict[str, tuple[Change, bool, str]] = {
     "no metrics": (lambda r: r.update(metrics={}), False, "checksum does not match"),
     "an older larosa": (lambda r: r.pop("checksum"), False, "no checksum: an older larosa"),
     "a checksum of another type": (lambda r: r.update(checksum=3), False, "checksum does not match"),
-    "NaN": (lambda r: r["metrics"]["invariance"].update(bound=float("nan")), False, "cannot have been written so"),
+    "NaN": (lambda r: r["metrics"]["parity"].update(bound=float("nan")), False, "cannot have been written so"),
     "sealed without metrics": (lambda r: r.update(metrics={}), True, "metrics.accounting"),
     "sealed without a text": (lambda r: r["metrics"].update(perplexity={}), True, "lacks perplexity of text"),
     "sealed without tokens": (lambda r: r["data"].update(texts={}), True, "lacks the tokens of text"),
@@ -71,10 +71,10 @@ CHANGES: dict[str, tuple[Change, bool, str]] = {
         lambda r: r["metrics"]["perplexity"]["text"].update(block_nll_nats=[]), True, "block_nll_nats",
     ),
     "sealed with a level of 1.5": (
-        lambda r: r["metrics"]["accounting"].update(level_asked=1.5), True, "metrics.accounting.level_asked",
+        lambda r: r["metrics"]["accounting"].update(target_sparsity=1.5), True, "metrics.accounting.target_sparsity",
     ),
     "sealed under another identity": (lambda r: r.update(identity="0" * 16), True, "another identity"),
-    "sealed with another method": (lambda r: r["shaped_by"]["method"].update(name="teal"), True, "another identity"),
+    "sealed with another method": (lambda r: r["identity_inputs"]["method"].update(name="teal"), True, "another identity"),
     "sealed with another schema": (lambda r: r.update(schema=2), True, "schema 2"),
 }  # fmt: skip
 
@@ -267,7 +267,7 @@ def test_a_bench_is_not_shared_by_texts_of_other_content(words: list[str], tmp_p
 def test_an_inspection_that_changed_is_made_again(
     words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = parse(*words, "inspect.tokens=20", "inspect.surface_tokens=4")
+    config = parse(*words, "diagnostics.tokens=20", "diagnostics.surface_tokens=4")
     path = inspect("surface", config)
     content = path.read_text()
     assert inspect("surface", config) == path

@@ -65,9 +65,9 @@ def test_paper_count_reproduces_table_5() -> None:
         ALL, build_rotation(method("larosa/paper", basis="identity"), None, 32, 1, 0),
     )  # fmt: skip
     counted = account(plan)
-    assert [round(counted["level_planned"][s][0], 3) for s in SITES] == [0.45, 0.65, 0.4, 0.575]
-    assert counted["level_paper_count"] == pytest.approx(0.5, abs=2e-3)
-    assert 0.46 < counted["level_byte_weighted"] < 0.475
+    assert [round(counted["planned_sparsity"][s][0], 3) for s in SITES] == [0.45, 0.65, 0.4, 0.575]
+    assert counted["nominal_sparsity"] == pytest.approx(0.5, abs=2e-3)
+    assert 0.46 < counted["weight_sparsity"] < 0.475
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_flops_reproduce_table_19(model: str, layers: int, dense: float, larosa:
     always = counted["projections"] + counted["head"] + 2048 * counted["attention_per_token_attended"]
     assert 2048 * always / 1e12 == pytest.approx(dense, rel=5e-4)
     # the paper counts an adapter for each of the layers, of which the last one needs none
-    assert 2048 * (always + counted["extras"] * layers / (layers - 1)) / 1e12 == pytest.approx(larosa, rel=5e-4)
+    assert 2048 * (always + counted["overhead"] * layers / (layers - 1)) / 1e12 == pytest.approx(larosa, rel=5e-4)
     assert counted["projections_kept"] == pytest.approx(counted["projections"] / 2, rel=1e-3)
 
 
@@ -92,7 +92,7 @@ def test_flops_reproduce_table_19(model: str, layers: int, dense: float, larosa:
     [
         ("magnitude", {}, 0),
         ("larosa/output_aware", {}, 2 * 32 * 2 * 4096**2),
-        ("larosa/blocks", {"block_size": 64}, 2 * 32 * 2 * 4096 * 64),
+        ("larosa/block_diagonal", {"block_size": 64}, 2 * 32 * 2 * 4096 * 64),
         ("wina", {}, 32 * (3 * 4096 + 11008)),
     ],
 )
@@ -100,7 +100,7 @@ def test_flops_of_extras(name: str, more: dict[str, object], products: int) -> N
     shape = shape_of("llama2-7b")
     levels = make_levels(shape, schedule("official"), 0.5, "llama2-7b")
     counted = account(Plan(method(name, **more), shape, levels, ALL, None))["flops_per_token"]
-    assert counted["extras"] == products
+    assert counted["overhead"] == products
     assert counted["head"] is None
 
 
@@ -115,11 +115,11 @@ def test_adapters_are_counted_apart() -> None:
         else:  # one matrix is enough to count products
             index = rotation_index(32, chosen.granularity, chosen.group_size)
             rotation = Rotation(torch.eye(1, dtype=torch.float64)[None], index)
-        return float(account(Plan(chosen, shape, levels, ALL, rotation))["extras_share"])
+        return float(account(Plan(chosen, shape, levels, ALL, rotation))["overhead_fraction"])
 
     one_a_layer = 32 * 4096**2 * 2 / 12.952e9
     assert shares() == pytest.approx(one_a_layer * 31 / 32, rel=1e-3)
-    assert shares(granularity="block") == pytest.approx(one_a_layer * 63 / 32, rel=1e-3)
+    assert shares(granularity="sublayer") == pytest.approx(one_a_layer * 63 / 32, rel=1e-3)
     assert shares(granularity="group", group_size=4) == pytest.approx(one_a_layer * 7 / 32, rel=1e-3)
     assert shares(granularity="model") == 0.0
     assert shares(form="simulated") == pytest.approx(2 * one_a_layer, rel=1e-3)

@@ -28,19 +28,19 @@ from larosa.sparsity.schedule import ScheduleError, byte_weighted
 from larosa.sparsity.schedule_file import write_schedule
 
 STEPS = {"method.tuning.steps": 2}
-SEARCH = {"method.rank_search": [0.0125, 0.025], "method.rank_share": 0.02}
+SEARCH = {"method.low_rank_ratio_grid": [0.0125, 0.025], "method.low_rank_ratio": 0.02}
 CASES: list[dict[str, Any]] = [
     *({"method": name} for name in choices("method")),
     *({"schedule": name} for name in ("uniform", "constrained")),
     {"schedule": "paper", "model_name": "tiny-llama"},
     *({"token_policy": name, "method": "larosa/paper"} for name in choices("tokens")),
-    {"method": "larosa/paper", "token_policy": "skip_first_n", "settings": {"tokens.n": 5}},
-    {"method": "larosa/paper", "settings": {"method.rule": "threshold", "schedule.count": "nominal"}},
-    {"method": "larosa/paper", "settings": {"method.score": "column_norm", "method.granularity": "block"}},
+    {"method": "larosa/paper", "token_policy": "skip_first_n", "settings": {"token_policy.n": 5}},
+    {"method": "larosa/paper", "settings": {"method.selector": "threshold", "schedule.metric": "nominal"}},
+    {"method": "larosa/paper", "settings": {"method.importance": "column_norm", "method.granularity": "block"}},
     {"method": "larosa/paper", "settings": {"method.basis": "hadamard", "method.granularity": "model"}, "seed": 3},
     {"method": "larosa/official", "settings": {"method.basis": "random", "method.rotation_dtype": "model"}, "seed": 3},
-    {"method": "larosa/output_aware", "settings": {"method.block_size": 16, "method.transform_storage": "model"}},
-    {"method": "magnitude", "settings": {"method.rule": "threshold"}},
+    {"method": "larosa/output_aware", "settings": {"method.block_size": 16, "method.transform_dtype": "model"}},
+    {"method": "magnitude", "settings": {"method.selector": "threshold"}},
     {"method": "r_sparse", "settings": SEARCH, "schedule": "uniform"},
 ]
 
@@ -105,7 +105,7 @@ def test_the_plan_is_run_py_s(case: dict[str, Any], runs: Runs) -> None:
     calibrator = copy.copy(session.calibrator)
     calibrator.seed = config.seed
     plan = METHODS[config.method.name](
-        cell.config.method, ModelShape.of(session.model.config), cell.levels, config.tokens, calibrator
+        cell.config.method, ModelShape.of(session.model.config), cell.levels, config.token_policy, calibrator
     )
     ids = session.calibration.ids
     with apply(session.model, plan):
@@ -181,13 +181,13 @@ def test_settings_can_be_objects_and_mappings(tokens: Tensor) -> None:
 @pytest.mark.parametrize("name", ["larosa/tuned", "larosa/learned", "larosa/output_aware", "larosa/official"])
 def test_larosa_config_reaches_every_larosa(name: str, tokens: Tensor) -> None:
     """A LaRoSAConfig with a preset's settings is the preset."""
-    settings = {"method.transform_storage": "model", **(STEPS if "tuned" in name or "learned" in name else {})}
+    settings = {"method.transform_dtype": "model", **(STEPS if "tuned" in name or "learned" in name else {})}
     asked = SparsityConfig.read(method=name, sparsity=0.4, settings=settings)
-    own = asked.method.model_dump(exclude={"name", "preset", "top_k", "rank_share", "rank_search"})
+    own = asked.method.model_dump(exclude={"name", "preset", "top_k", "low_rank_ratio", "low_rank_ratio_grid"})
     model = build_model("qwen2", dtype=torch.float32)
     with sparsify(model, tokens, sparsity=0.4, method=asked.method, batch_size=2):
         expected = model(tokens).logits
-    config = LaRoSAConfig(sparsity=0.4, ties=asked.method.top_k.ties, batch_size=2, **own)
+    config = LaRoSAConfig(sparsity=0.4, ties=asked.method.ties, batch_size=2, **own)
     with sparsify(model, tokens, config):
         assert torch.equal(model(tokens).logits, expected)
 
@@ -200,8 +200,8 @@ def test_cats_has_levels_of_its_own(tokens: Tensor) -> None:
         assert byte_weighted(levels.level, handle.plan.shape, levels.skips) == pytest.approx(0.3)
     with pytest.raises(ScheduleError, match="method=cats skips up and down only"):
         sparsify(model, tokens, sparsity=0.9, method="cats")
-    with pytest.raises(ScheduleError, match=r"leave it out of method\.rank_search"):
-        sparsify(model, tokens, sparsity=0.4, method="r_sparse", settings={"method.rank_search": [0.9]})
+    with pytest.raises(ScheduleError, match=r"leave it out of method\.low_rank_ratio_grid"):
+        sparsify(model, tokens, sparsity=0.4, method="r_sparse", settings={"method.low_rank_ratio_grid": [0.9]})
 
 
 def test_dense_needs_no_level(tokens: Tensor) -> None:
@@ -219,7 +219,7 @@ def test_the_caller_s_gradients_and_modes_do_not_matter(method: str, tokens: Ten
     settings = STEPS if method in ("larosa/tuned", "larosa/learned") else {}
     asked: dict[str, Any] = {"sparsity": 0.4, "method": method, "settings": settings}
     if method == "larosa/tuned":
-        settings = asked["settings"] = STEPS | {"method.transform_storage": "model"}
+        settings = asked["settings"] = STEPS | {"method.transform_dtype": "model"}
     frozen, learning = build_model("llama", dtype=torch.float32), build_model("llama", dtype=torch.float32)
     learning.requires_grad_(True)
     learning.lm_head.weight.requires_grad_(False)

@@ -46,7 +46,7 @@ def test_what_is_no_gated_record_is_refused(record: dict[str, Any], tmp_path: Pa
 
 
 def test_table_and_figure(record: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    other = copy.deepcopy(record) | {"extras": "adapter"}
+    other = copy.deepcopy(record) | {"overhead": "adapter"}
     other["rows"] = [row for row in other["rows"] if "75" not in row["name"]]
     path = tmp_path / "other.json"
     path.write_text(sealed(other))

@@ -124,7 +124,7 @@ def test_what_inspects_writes_where_the_figures_read_and_takes_one_run_a_model()
         for given in commands(name):
             (run,) = runs_of(name, given)
             config = settings(name, run, run)
-            assert (config.inspect.kind, config.output) == (kind, "analysis/records")
+            assert (config.diagnostics.kind, config.output) == (kind, "analysis/records")
             assert "dense" not in _check(kind, config)
     for name, kind in {"figure3": "thresholds", "table08": "covariance"}.items():
         found = inspections(name)

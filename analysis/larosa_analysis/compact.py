@@ -35,9 +35,9 @@ _NOT_SHAPING = ("output", "tracking", "force")
 def compact(record: Record) -> Record:
     """The compact form of a record; of a compact one, itself. Raises RecordsError where something is missing."""
     try:
-        shaped = record.get("shaped_by", record)
+        shaped = record.get("identity_inputs", record)
         found = {key: record[key] for key in _KEPT}
-        found["meaning"], found["model"] = shaped["meaning"], shaped["model"]
+        found["semantics_version"], found["model"] = shaped["semantics_version"], shaped["model"]
         if version := record.get("tuning_version", shaped.get("method", {}).get("tuning_version")):
             found["tuning_version"] = version
         found["config"] = {key: value for key, value in record["config"].items() if key not in _NOT_SHAPING}
@@ -60,9 +60,9 @@ def _metrics(metrics: dict[str, Any]) -> dict[str, Any]:
             text: found | {"block_nll_nats": [round(nats, 6) for nats in found["block_nll_nats"]]}
             for text, found in metrics["perplexity"].items()
         },
-        "measured_sparsity": {text: _measured(found) for text, found in metrics["measured_sparsity"].items()},
-        "accounting": accounting | {"level_planned": _over_layers(accounting["level_planned"])},
-        "invariance": metrics["invariance"],
+        "achieved_sparsity": {text: _measured(found) for text, found in metrics["achieved_sparsity"].items()},
+        "accounting": accounting | {"planned_sparsity": _over_layers(accounting["planned_sparsity"])},
+        "parity": metrics["parity"],
         "errors": {} if layer_error is None else {"layer_error_mean": _mean(layer_error)},
         "zero_shot": {task: compact_score(found) for task, found in metrics["zero_shot"].items()},
         **{key: metrics[key] for key in ("speed", "quantization") if key in metrics},
@@ -71,7 +71,7 @@ def _metrics(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def _measured(found: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in found.items() if key.startswith("byte_weighted_") or key == "sparse_tokens"}
-    levels = (key for key in ("level_mean", "level_std_over_tokens") if key in found)
+    levels = (key for key in ("site_mean", "site_std_over_tokens") if key in found)
     return kept | {key: _over_layers(found[key]) for key in levels}
 
 
@@ -121,7 +121,7 @@ def newest(records: list[Record]) -> list[Record]:
     by_identity = {r["identity"]: r for r in sorted(records, key=lambda r: (r["created"], _line(r)))}
     return sorted(
         by_identity.values(),
-        key=lambda r: (r["model"]["name"], r["label"], r["metrics"]["accounting"]["level_asked"], r["identity"]),
+        key=lambda r: (r["model"]["name"], r["label"], r["metrics"]["accounting"]["target_sparsity"], r["identity"]),
     )
 
 

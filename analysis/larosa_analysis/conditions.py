@@ -53,9 +53,9 @@ def _tasks(runs: list[Run], tasks: tuple[str, ...]) -> Iterable[str]:
     shown = []
     for task in sorted({score.task for score in scores}):
         own = [score for score in scores if score.task == task]
-        left_out = every(score.left_out for score in own if score.left_out)
+        excluded = every(score.excluded for score in own if score.excluded)
         held = f"{every(s.metric for s in own)}, {every(s.examples for s in own)} of {every(s.asked[2] for s in own)}"
-        shown.append(f"{task} ({held}{f', left out {left_out}' if left_out else ''}{_prompted(own)})")
+        shown.append(f"{task} ({held}{f', left out {excluded}' if excluded else ''}{_prompted(own)})")
     if shown:
         yield f"tasks (metric, examples): {', '.join(shown)}"
 

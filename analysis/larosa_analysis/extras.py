@@ -2,7 +2,7 @@
 
 D x D products keep their number a layer and their bytes a weight: share = products a layer * bytes of one / (2 D^2)
 * D'^2 / layer weights', with D' = 4096 and I' = 11008. Other extras do not scale so: a record says itself what they
-would weigh (`extras_share_llama2_7b`), or nothing is stated.
+would weigh (`overhead_fraction_llama2_7b`), or nothing is stated.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ _ADAPTER_7B = _HIDDEN**2 / (4 * _HIDDEN**2 + 3 * _HIDDEN * _INTERMEDIATE)
 def adapter_share(record: Record) -> float:
     """One D x D a layer at the precision of the weights, as a share of the seven projections."""
     shape, counted = record["config"]["model"]["shape"], record["metrics"]["accounting"]
-    weights = counted["projection_bytes"] / counted["bytes_a_weight"]
+    weights = counted["projection_bytes"] / counted["bytes_per_weight"]
     return float(shape["num_hidden_layers"] * shape["hidden_size"] ** 2 / weights)
 
 
 def share_at_llama2_7b(record: Record) -> float | None:
-    """Extras as a share of the projection bytes at LLaMA2-7B's proportions; None where they do not tell."""
+    """Overhead as a share of the projection bytes at LLaMA2-7B's proportions; None where they do not tell."""
     counted = record["metrics"]["accounting"]
-    stated = counted.get("extras_share_llama2_7b")
+    stated = counted.get("overhead_fraction_llama2_7b")
     if stated is not None:
         return float(stated)
-    if not counted["extras"]["bytes"]:
+    if not counted["overhead"]["bytes"]:
         return 0.0
-    if "D x D" not in counted["extras"]["kind"]:
+    if "D x D" not in counted["overhead"]["kind"]:
         return None
-    return float(counted["extras_share"] / adapter_share(record) * _ADAPTER_7B)
+    return float(counted["overhead_fraction"] / adapter_share(record) * _ADAPTER_7B)

@@ -30,7 +30,7 @@ class Score:
     value: float
     error: float | None
     examples: int
-    left_out: int
+    excluded: int
     asked: tuple[str, str, int, int]
     """Split, source, its size, solved examples in the prompt: two scores are of one task only if these agree."""
     prompted: tuple[bool, int | None]
@@ -47,14 +47,14 @@ class Score:
         ids, correct = unpack(found.get("document_ids") or ""), found.get("correct") or ""
         if len(ids) != len(correct):
             raise RecordsError(f"{found['task']}: {len(ids)} example numbers, but {len(correct)} outcomes")
-        error, population, shots = (found.get(key) for key in ("standard_error", "population", "shots"))
+        error, population, shots = (found.get(key) for key in ("standard_error", "num_available", "shots"))
         return cls(
             task=str(found["task"]),
             metric=str(found["metric"]),
             value=float(found["value"]),
             error=None if error is None else float(error),
             examples=int(found["examples"]),
-            left_out=int(found.get("left_out") or 0),
+            excluded=int(found.get("excluded") or 0),
             asked=(str(found.get("split")), str(found.get("source")), int(population or 0), int(shots or 0)),
             prompted=(bool(given.get("chat_template")), new_tokens),
             ids=ids,

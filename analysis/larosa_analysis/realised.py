@@ -52,13 +52,13 @@ def of(records: Iterable[Record]) -> list[Realised]:
     """The same of records in memory; none of those that measured no sparsity."""
     found: dict[tuple[str, float, str], Realised] = {}
     for record in records:
-        if "measured_sparsity" not in record.get("metrics", {}):
+        if "achieved_sparsity" not in record.get("metrics", {}):
             continue
-        label, asked = record["label"], float(record["metrics"]["accounting"]["level_asked"])
-        rule = record["config"]["method"].get("rule", "top_k")
-        for text, own in record["metrics"]["measured_sparsity"].items():
-            spread = (own["byte_weighted_std_over_tokens"], own["byte_weighted_min"], own["byte_weighted_max"])
-            cell = Realised(label, rule, asked, text, own["byte_weighted_mean"], *spread, int(own["sparse_tokens"]))
+        label, asked = record["label"], float(record["metrics"]["accounting"]["target_sparsity"])
+        rule = record["config"]["method"].get("selector", "top_k")
+        for text, own in record["metrics"]["achieved_sparsity"].items():
+            spread = (own["weight_sparsity_std_over_tokens"], own["weight_sparsity_min"], own["weight_sparsity_max"])
+            cell = Realised(label, rule, asked, text, own["weight_sparsity_mean"], *spread, int(own["sparse_tokens"]))
             found.setdefault((label, asked, text), cell)
     return sorted(found.values(), key=lambda cell: (cell.method, cell.asked, cell.text))
 

@@ -53,17 +53,17 @@ class Entry:
         """Read a compact record. Raises RecordsError if it is none, or holds NaN where likelihoods belong."""
         try:
             metrics = record["metrics"]
-            found, measured, counted = metrics["perplexity"], metrics["measured_sparsity"], metrics["accounting"]
+            found, measured, counted = metrics["perplexity"], metrics["achieved_sparsity"], metrics["accounting"]
             entry = cls(
                 record=record,
                 identity=record["identity"],
                 label=quantization_label.labelled(record["label"], record["config"]),
                 quantization=quantization_label.name(record["config"]),
                 schedule=_schedule(record["config"]),
-                asked=counted["level_asked"],
-                extras=counted["extras_share"],
-                realised={text: measured[text]["byte_weighted_mean"] for text in found},
-                spread={text: measured[text]["byte_weighted_std_over_tokens"] for text in found},
+                asked=counted["target_sparsity"],
+                extras=counted["overhead_fraction"],
+                realised={text: measured[text]["weight_sparsity_mean"] for text in found},
+                spread={text: measured[text]["weight_sparsity_std_over_tokens"] for text in found},
                 nll={text: np.array(f["block_nll_nats"], dtype=np.float64) for text, f in found.items()},
                 predicted={text: f["predicted_tokens"] // len(f["block_nll_nats"]) for text, f in found.items()},
             )
@@ -95,7 +95,7 @@ class Entry:
     def level(self) -> float:
         """The byte-weighted level: realised, mean over texts; of a record without texts, planned."""
         if not self.realised:
-            return float(self.record["metrics"]["accounting"]["level_byte_weighted"])
+            return float(self.record["metrics"]["accounting"]["weight_sparsity"])
         return float(np.mean(list(self.realised.values())))
 
     def only(self, texts: list[str]) -> Entry:
@@ -179,7 +179,7 @@ def _conditions(entry: Entry) -> dict[str, Any]:
         weights["seed"] = config["seed"]
     found: dict[str, Any] = {
         "schema": record["schema"],
-        "meaning": record["meaning"],
+        "semantics_version": record["semantics_version"],
         "model": weights.pop("name"),
         "dtype": weights.pop("dtype"),
         "weights": weights,
@@ -190,7 +190,7 @@ def _conditions(entry: Entry) -> dict[str, Any]:
         found[f"evaluation tokens of {text} (SHA-256)"] = record["data"]["texts"][text]["sha256"]
         found[f"block length of {text}"] = record["metrics"]["perplexity"][text]["block_length"]
     if entry.family != "dense":
-        found["token policy"] = config["tokens"]
+        found["token policy"] = config["token_policy"]
     if entry.family != "dense" or quantization_label.calibrated(config):
         found["calibration tokens (SHA-256)"] = record["data"].get("calibration", {}).get("sha256")
     return found

@@ -55,7 +55,7 @@ def html(bank: Bank, tables: list[Table], pictures: list[Picture], results: list
         loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters |= {
-        "inline": inline, "wordy": wordy, "opens": opens, "heading": render.heading, "left_out": render.left_out,
+        "inline": inline, "wordy": wordy, "opens": opens, "heading": render.heading, "excluded": render.excluded,
         "missing": render.missing,
     }  # fmt: skip
     shown = [{"block": result.block, "image": image} for result, image in zip(results, images, strict=True)]

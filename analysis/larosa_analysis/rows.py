@@ -147,7 +147,7 @@ def _nearest(same: list[Entry], target: float, count: Count, tolerance: float) -
 def command(like: Entry, method: str, level: float) -> str:
     """The command that measures `method` at `level` under the conditions of another record."""
     config = like.record["config"]
-    calibration, tokens, size = config["calibration"], config["tokens"], config["evaluation"]["perplexity"]
+    calibration, tokens, size = config["calibration"], config["token_policy"], config["evaluation"]["perplexity"]
     given = {
         "model": config["model"]["name"],
         "model.dtype": config["model"]["dtype"],
@@ -164,8 +164,8 @@ def command(like: Entry, method: str, level: float) -> str:
         "evaluation.perplexity.max_tokens": "null" if size["max_tokens"] is None else size["max_tokens"],
         "evaluation.zero_shot.tasks": f"[{','.join(config['evaluation']['zero_shot']['tasks'])}]",
     }
-    given |= {"tokens.n": tokens["n"]} if tokens["kind"] == "skip_first_n" else {}
-    given |= {"tokens.fraction": tokens["fraction"]} if tokens["kind"] == "last_fraction" else {}
+    given |= {"token_policy.n": tokens["n"]} if tokens["kind"] == "skip_first_n" else {}
+    given |= {"token_policy.fraction": tokens["fraction"]} if tokens["kind"] == "last_fraction" else {}
     named = {f"texts.{name}": text for name, text in config["texts"].items()}
     for place, text in ({"calibration.text": calibration["text"]} | named).items():
         given |= {f"{place}.files": f"[{','.join(text['files'])}]"} if text["files"] else {}

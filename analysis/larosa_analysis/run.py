@@ -60,8 +60,8 @@ class Run:
 
     def _unused(self) -> set[str]:
         method = self.config["method"]
-        unused = {"preset"} | ({"top_k"} if method["rule"] == "threshold" else set())
+        unused = {"preset"} | ({"top_k"} if method["selector"] == "threshold" else set())
         unused |= {"group_size"} if method["granularity"] != "group" else set()
-        unused |= {"transform_storage", "block_size"} if method["form"] != "explicit" else set()
+        unused |= {"transform_dtype", "block_size"} if method["form"] != "online" else set()
         unused |= {"rotation_dtype"} if method["form"] != "simulated" else set()
-        return unused | ({"rank_share", "rank_search"} if method["name"] != "r_sparse" else set())
+        return unused | ({"low_rank_ratio", "low_rank_ratio_grid"} if method["name"] != "r_sparse" else set())

@@ -32,7 +32,7 @@ def draw(records: dict[str, Record], folder: Path) -> list[Path]:
 
 def _title(record: Record) -> str:
     config = record["config"]
-    level = record["metrics"]["accounting"]["level_byte_weighted"]
+    level = record["metrics"]["accounting"]["weight_sparsity"]
     return f"{config['model']['name']}, {100 * level:.1f} % of the projection bytes skipped"
 
 

@@ -17,13 +17,13 @@ def timings(runs: list[Record]) -> list[Record]:
     """One of each run whose kernels were timed behind a green gate, by model, method and level."""
     spoken = [(run, run["metrics"].get("speed") or {}) for run in runs]
     timed = [run for run, speed in spoken if speed.get("gate") and caveat_of(speed) is None]
-    timed.sort(key=lambda run: (run["model"]["name"], run["label"], run["metrics"]["accounting"]["level_asked"]))
+    timed.sort(key=lambda run: (run["model"]["name"], run["label"], run["metrics"]["accounting"]["target_sparsity"]))
     return [_record(run) for run in timed]
 
 
 def _record(run: Record) -> Record:
     versions, model, speed = run["versions"], run["model"], run["metrics"]["speed"]
-    extras, schedule = run["metrics"]["accounting"]["extras"]["kind"], Entry.of(run).schedule
+    extras, schedule = run["metrics"]["accounting"]["overhead"]["kind"], Entry.of(run).schedule
     own = run["config"].get("quantization") or {}
     label = run["label"].partition(" (")[0]
     told = {schedule: "uniform", extras: "none"}  # by itself
@@ -40,7 +40,7 @@ def _record(run: Record) -> Record:
         "commit": run["git"]["commit"],
         "dirty": run["git"]["dirty"],
         "dtype": model["dtype"],
-        "extras": ", ".join(named),
+        "overhead": ", ".join(named),
         "quantization": own.get("weights", NONE),
         "head": own.get("head", NONE),
         "adapters": own.get("adapters", NONE),
@@ -54,5 +54,5 @@ def _row(run: Record, row: dict[str, Any]) -> dict[str, Any]:
     """The row, named by rule and level as the benchmark names it."""
     if row["kind"] != "sparse":
         return row
-    rule = "limits" if run["config"]["method"]["rule"] == "threshold" else "top-k"
-    return row | {"name": f"{rule} {100 * run['metrics']['accounting']['level_asked']:g} %"}
+    rule = "limits" if run["config"]["method"]["selector"] == "threshold" else "top-k"
+    return row | {"name": f"{rule} {100 * run['metrics']['accounting']['target_sparsity']:g} %"}

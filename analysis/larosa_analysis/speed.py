@@ -35,7 +35,7 @@ EXTRAS = {
     "transform": "two dense transforms a layer",
 }
 COLUMNS = (
-    "model", "extras", "codes", "rule", "level", "context", "new_tokens", "ms_p50", "tokens_per_s", "speedup", "ideal",
+    "model", "overhead", "codes", "rule", "level", "context", "new_tokens", "ms_p50", "tokens_per_s", "speedup", "ideal",
     "share_of_peak", "gpu", "date",
 )  # fmt: skip
 RULES = {"top-k": "Top-K", "limits": "limits given"}
@@ -64,7 +64,7 @@ class Cell:
     @property
     def label(self) -> str:
         """Model, extras and rule."""
-        extras = EXTRAS.get(self.record["extras"], self.record["extras"])
+        extras = EXTRAS.get(self.record["overhead"], self.record["overhead"])
         return f"{self.record['model']}, {extras}{codes(self.record)}, {RULES[self.rule]}"
 
 
@@ -188,7 +188,7 @@ def csv_text(records: list[Record]) -> str:
         writer.writerow(
             [
                 c.record["model"],
-                c.record["extras"],
+                c.record["overhead"],
                 codes(c.record).removeprefix(", ") or "none",
                 c.rule,
                 c.level,

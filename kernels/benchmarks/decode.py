@@ -24,11 +24,11 @@ import yaml
 from circumstances import circumstances, write
 from transformers import AutoConfig
 
-from larosa.decode.timing import Row, compare, prefill_rows
 from larosa.decode.calibrate import bracketed, kth_bits, limited
 from larosa.decode.decoder import Decoder
 from larosa.decode.parity import check_plain
 from larosa.decode.selectors import Rules, cut, level_rules
+from larosa.decode.timing import Row, compare, prefill_rows
 from larosa.decode.weights import DecodeWeights, random_weights
 from larosa.errors import LarosaError
 
@@ -163,7 +163,11 @@ def main(words: list[str]) -> None:
     weights = random_weights(config, dtype, device, options.seed, options.layers, **EXTRAS[options.extras])
     weights = weights.rounded(SCHEMES[options.quantization], options.head_w8, options.adapters_w8)
     record: dict[str, Any] = {"schema": SCHEMA, "kind": "decode", "model": options.model, "weights": "random"}
-    record |= circumstances(device) | {"dtype": options.dtype, "extras": options.extras, "layers": len(weights.layers)}
+    record |= circumstances(device) | {
+        "dtype": options.dtype,
+        "overhead": options.extras,
+        "layers": len(weights.layers),
+    }
     record |= {"quantization": options.quantization, "head": "w8" if options.head_w8 else "none"}
     record |= {"adapters": "w8" if options.adapters_w8 else "none"}
     record |= {"seed": options.seed, "levels": options.levels, "command": command(words)}

@@ -9,11 +9,11 @@ import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from omegaconf import OmegaConf
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from larosa.config.base import readable
-from larosa.config.packaged import packaged
+from larosa.config.method import LarosaConfig, Method
+from larosa.config.packaged import choice, choices
 from larosa.config.run import (
     CoefficientsConfig,
     Level,
@@ -21,7 +21,6 @@ from larosa.config.run import (
     ScheduleConfig,
     Strict,
     TokenPolicyConfig,
-    TopKConfig,
     TuningConfig,
     schedule_path,
 )
@@ -33,14 +32,14 @@ LARGEST_SEED = 2**63 - 1
 class SparsityConfig(Strict):
     """A method at one level, and how it is calibrated and applied."""
 
-    method: MethodConfig
+    method: Method
     sparsity: Level
     """Level asked for, a fraction in [0, 1)."""
     schedule: ScheduleConfig
-    tokens: TokenPolicyConfig
+    token_policy: TokenPolicyConfig
     model_name: str | None = None
     """The model's name in `conf/model`: the row of `schedule=paper`, the folder of a bare `schedule.path`."""
-    keep_weights: Literal["device", "cpu"] = "device"
+    dense_weights_device: Literal["device", "cpu"] = "device"
     """Where the dense weights wait for `remove()`."""
     batch_size: int = Field(default=1, ge=1)
     """Calibration sequences a forward pass."""
@@ -56,14 +55,14 @@ class SparsityConfig(Strict):
         settings: Mapping[str, Any] | None = None,
         **other: Any,
     ) -> SparsityConfig:
-        """Names of `conf/method`, `conf/schedule` and `conf/tokens`, or their contents, changed by `settings`.
+        """Names of `conf/method`, `conf/schedule` and `conf/token_policy`, or their contents, changed by `settings`.
 
-        Keys of `settings` are run.py's: `method.block_size`, `schedule.count`, `tokens.n`. Raises ArgumentError.
+        Keys of `settings` are run.py's: `method.block_size`, `schedule.metric`, `token_policy.n`. Raises ArgumentError.
         """
         tree: dict[str, Any] = {
             "method": _group("method", method),
             "schedule": _group("schedule", schedule),
-            "tokens": _group("tokens", token_policy),
+            "token_policy": _group("token_policy", token_policy),
         }
         _change(tree, {} if settings is None else settings)
         if tree["method"].get("name") == "dense":
@@ -74,7 +73,7 @@ class SparsityConfig(Strict):
             return cls.model_validate(tree | other)._named()
         except ValidationError as error:
             raise ArgumentError(
-                readable(error, spelling="conf/method, conf/schedule and conf/tokens show the keys")
+                readable(error, spelling="conf/method, conf/schedule and conf/token_policy show the keys")
             ) from None
 
     def _named(self) -> SparsityConfig:
@@ -98,21 +97,22 @@ class LaRoSAConfig(Strict):
     """Level asked for, a fraction in [0, 1)."""
     coefficients: CoefficientsConfig = CoefficientsConfig(h1=0.8, h2=1.2, h3=0.8, h4=1.2)
     """Per site; the official code's by default."""
-    count: Literal["bytes", "nominal"] = "bytes"
-    """`bytes`: `sparsity` is the byte-weighted level of the seven projections (whole models only)."""
-    form: Literal["absorbed", "simulated", "explicit"] = "absorbed"
+    metric: Literal["weight_bytes", "nominal"] = "weight_bytes"
+    """`weight_bytes`: `sparsity` is the byte-weighted level of the seven projections (whole models only)."""
+    form: Literal["absorbed", "simulated", "online"] = "absorbed"
     basis: Literal["pca", "random", "hadamard", "identity", "weight_svd", "output_aware", "learned"] = "pca"
-    granularity: Literal["layer", "block", "group", "model"] = "layer"
+    granularity: Literal["layer", "sublayer", "group", "model"] = "layer"
     group_size: int = Field(default=4, ge=1)
     rotation_dtype: Literal["float64", "model"] = "float64"
-    transform_storage: Literal["model", "int8", "int4"] = "model"
+    transform_dtype: Literal["model", "int8", "int4"] = "model"
     block_size: int | None = Field(default=None, ge=1)
     tuning: TuningConfig | None = None
-    rule: Literal["top_k", "threshold"] = "top_k"
+    selector: Literal["top_k", "threshold"] = "top_k"
     ties: Literal["strict", "keep"] = "strict"
-    score: Literal["magnitude", "column_norm"] = "magnitude"
-    tokens: TokenPolicyConfig = TokenPolicyConfig(kind="all", n=0, fraction=1.0)
-    keep_weights: Literal["device", "cpu"] = "device"
+    rounding: Literal["nearest", "down"] = "nearest"
+    importance: Literal["magnitude", "column_norm"] = "magnitude"
+    token_policy: TokenPolicyConfig = TokenPolicyConfig(kind="all", n=0, fraction=1.0)
+    dense_weights_device: Literal["device", "cpu"] = "device"
     batch_size: int = Field(default=1, ge=1)
     """Calibration sequences a forward pass."""
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
@@ -135,17 +135,14 @@ class LaRoSAConfig(Strict):
 
     def whole(self) -> SparsityConfig:
         """The same in the sections of a run. Raises ValidationError where settings do not go together."""
-        own = {"form", "basis", "granularity", "group_size", "rotation_dtype", "transform_storage", "block_size"}
-        method = MethodConfig(
-            **self.model_dump(include=own | {"tuning", "rule", "score"}),
-            name="larosa", preset="larosa", top_k=TopKConfig(ties=self.ties), rank_share=0.0, rank_search=(),
-        )  # fmt: skip
+        own = LarosaConfig.own_keys() - {"name", "preset"}
+        method = LarosaConfig(name="larosa", preset="larosa", **self.model_dump(include=set(own)))
         schedule = ScheduleConfig(
-            name="given", kind="coefficients", coefficients=self.coefficients, table={}, path=None, count=self.count
+            name="given", kind="coefficients", coefficients=self.coefficients, table={}, path=None, metric=self.metric
         )
         return SparsityConfig(
-            method=method, sparsity=self.sparsity, schedule=schedule, tokens=self.tokens,
-            keep_weights=self.keep_weights, batch_size=self.batch_size, seed=self.seed,
+            method=method, sparsity=self.sparsity, schedule=schedule, token_policy=self.token_policy,
+            dense_weights_device=self.dense_weights_device, batch_size=self.batch_size, seed=self.seed,
         )  # fmt: skip
 
     @model_validator(mode="after")
@@ -157,36 +154,23 @@ class LaRoSAConfig(Strict):
         return self
 
 
-def choices(group: str) -> list[str]:
-    """The names in a folder of `conf/`: `larosa/tuned` is `conf/method/larosa/tuned.yaml`."""
-    folder = packaged("conf") / group
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
-
-
 def hub_name(source: str) -> str | None:
     """The name in `conf/model` of the model that the hub calls `source`; None where there is none."""
     for name in choices("model"):
-        if source and _read("model", name)["hub_id"] == source:
+        if source and choice("model", name)["hub_id"] == source:
             return name
     return None
 
 
-def _read(group: str, name: str) -> dict[str, Any]:
-    """A file of `conf/`; `???`, a value that must be given, stays as it is."""
-    loaded: Any = OmegaConf.to_container(OmegaConf.load(packaged("conf") / group / f"{name}.yaml"))
-    return dict(loaded)
-
-
 def _group(group: str, given: object) -> dict[str, Any]:
     """The contents of one section, by name or as they are."""
-    what = "token_policy" if group == "tokens" else group
     if isinstance(given, BaseModel):
         return given.model_dump()
     if isinstance(given, Mapping):
         return dict(given)
     if not isinstance(given, str) or given not in choices(group):
-        raise ArgumentError(f"{what}={given!r} is not known; expected one of {', '.join(choices(group))}")
-    return _read(group, given)
+        raise ArgumentError(f"{group}={given!r} is not known; expected one of {', '.join(choices(group))}")
+    return choice(group, given)
 
 
 def _change(tree: dict[str, Any], settings: object) -> None:

@@ -55,10 +55,10 @@ class LaRoSAActivationSparsifier(nn.Module):
     def __init__(self, hidden_size: int, config: LaRoSAConfig | Mapping[str, Any]) -> None:
         super().__init__()
         self.config = config = LaRoSAConfig.parse(config)
-        plain = (config.rule, config.score, config.tokens.kind) == ("top_k", "magnitude", "all")
+        plain = (config.selector, config.importance, config.token_policy.kind) == ("top_k", "magnitude", "all")
         if config.basis not in _BASES or not plain:
             raise ArgumentError(
-                f"one activation tensor takes basis {', '.join(_BASES)}, rule=top_k, score=magnitude and all tokens; "
+                f"one activation tensor takes basis {', '.join(_BASES)}, selector=top_k, importance=magnitude and all tokens; "
                 "larosa.sparsify takes the rest"
             )
         self.rotation = LayerwiseRotationMatrix(hidden_size)
@@ -133,7 +133,7 @@ def sparsify(
     token_policy: str | Mapping[str, Any] | TokenPolicyConfig | None = None,
     settings: Mapping[str, Any] | None = None,
     model_name: str | None = None,
-    keep_weights: Literal["device", "cpu"] | None = None,
+    dense_weights_device: Literal["device", "cpu"] | None = None,
     batch_size: int | None = None,
     seed: int | None = None,
     cache: bool = False,
@@ -151,15 +151,15 @@ def sparsify(
         model: a causal model, with floating weights in memory and without dropout at work (`model.eval()`).
         tokens: calibration token ids, [N, T] int64 or anything that is one (see :mod:`larosa.api.arguments`).
         config: LaRoSA's settings, or a mapping of them; then `cache` is the only keyword.
-        sparsity: the level, a fraction in [0, 1); byte-weighted over the seven projections unless `schedule.count` is
+        sparsity: the level, a fraction in [0, 1); byte-weighted over the seven projections unless `schedule.metric` is
             `nominal`.
         method: a name in `conf/method` (default `larosa`), or a method's settings.
         schedule: a name in `conf/schedule` (default `official`), or a schedule's settings.
-        token_policy: a name in `conf/tokens` (default `all`), or a policy's settings.
-        settings: changes to these three by run.py's names: `method.block_size`, `schedule.path`, `tokens.n`.
+        token_policy: a name in `conf/token_policy` (default `all`), or a policy's settings.
+        settings: changes to these three by run.py's names: `method.block_size`, `schedule.path`, `token_policy.n`.
         model_name: the model's name in `conf/model`, for `schedule=paper` and bare names of schedule files; found out
             for a model from the hub.
-        keep_weights: where the dense weights wait for `remove()`: `device` (default) or `cpu`.
+        dense_weights_device: where the dense weights wait for `remove()`: `device` (default) or `cpu`.
         batch_size: calibration sequences a forward pass, 1 by default; a larger one is faster and takes more memory.
         seed: of random bases and of tuning, 0 by default.
         cache: keep calibration tensors in larosa's cache folder, by a hash of the weights, and read them from there.
@@ -169,7 +169,7 @@ def sparsify(
     """
     given: dict[str, Any] = {
         "sparsity": sparsity, "method": method, "schedule": schedule, "token_policy": token_policy,
-        "settings": settings, "model_name": model_name, "keep_weights": keep_weights,
+        "settings": settings, "model_name": model_name, "dense_weights_device": dense_weights_device,
         "batch_size": batch_size, "seed": seed,
     }  # fmt: skip
     named = {key: value for key, value in given.items() if value is not None}
@@ -182,8 +182,8 @@ def sparsify(
     levels = plan_levels(asked.method, shape, asked.schedule, asked.sparsity, _name(asked, model))
     with frozen(model):
         calibrator = Calibrator(model, block, _fingerprint(model) if cache else None, asked.batch_size, asked.seed)
-        plan = METHODS[asked.method.name](asked.method, shape, levels, asked.tokens, calibrator)
-        return apply(model, plan, asked.keep_weights)
+        plan = METHODS[asked.method.name](asked.method, shape, levels, asked.token_policy, calibrator)
+        return apply(model, plan, asked.dense_weights_device)
 
 
 def _name(asked: SparsityConfig, model: PreTrainedModel) -> str:

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from larosa.calibration.histograms import Histograms, histograms
 from larosa.calibration.statistics import ALL_READERS, WINA_READERS, second_moments, weight_moments, with_gamma
 from larosa.calibration.thresholds import MagnitudeCounter, count_magnitudes
-from larosa.config.run import MethodConfig, ScheduleConfig, TokenPolicyConfig, TopKConfig
+from larosa.config.method import MagnitudeConfig
+from larosa.config.run import MethodConfig, ScheduleConfig, TokenPolicyConfig
 from larosa.data import tensor_store
 from larosa.data.tokens import TokenBlock
 from larosa.models.architecture import SITES
@@ -96,7 +97,7 @@ class Calibrator:
         elif method.basis == "pca":
             identity |= self._identity() | {"gamma": method.form == "simulated"}
         elif method.tuning is not None:
-            identity |= self._identity() | {"tuning": method.tuning.model_dump(mode="json"), "score": method.score}
+            identity |= self._identity() | {"tuning": method.tuning.model_dump(mode="json"), "score": method.importance}
             identity["tuning_version"] = TUNING_VERSION
         else:
             identity |= {"layers": layers, "D": D, "seed": self.seed, "version": _VERSION}
@@ -104,7 +105,7 @@ class Calibrator:
         return Rotation(tensors["matrices"], rotation_index(layers, method.granularity, method.group_size))
 
     def transforms(self, method: MethodConfig) -> Tensor:
-        """[layers, 2, n, b, b] float64: the explicit transforms of h1 and h3, tuned if asked for."""
+        """[layers, 2, n, b, b] float64: the online transforms of h1 and h3, tuned if asked for."""
         identity = {**self._identity(), "what": "output-aware transforms", "block": method.block_size}
 
         def build() -> dict[str, Tensor]:
@@ -121,11 +122,11 @@ class Calibrator:
         if method.tuning is None:
             return tensors["matrices"]
         start, gain = split_gain(tensors["matrices"])
-        own = identity | {"tuning": method.tuning.model_dump(mode="json"), "storage": method.transform_storage}
+        own = identity | {"tuning": method.tuning.model_dump(mode="json"), "storage": method.transform_dtype}
         own["tuning_version"] = TUNING_VERSION
 
         def tuned() -> dict[str, Tensor]:
-            blocks = TunedTransforms(start, gain, method.transform_storage, self.model.device)
+            blocks = TunedTransforms(start, gain, method.transform_dtype, self.model.device)
             return {"matrices": self._tune(method, blocks)}
 
         tensors = self._kept("transforms", own, tuned)
@@ -137,34 +138,30 @@ class Calibrator:
         index = rotation_index(layers, method.granularity, method.group_size)
         count = max(max(pair) for pair in index) + 1
         start = Rotation(torch.eye(D, dtype=torch.float64).repeat(count, 1, 1), index)
-        grams = weight_moments(self.model, ALL_READERS) if method.score == "column_norm" else None
+        grams = weight_moments(self.model, ALL_READERS) if method.importance == "column_norm" else None
         return self._tune(method, TunedBases(start, grams, self.model.device))
 
     def _tune(self, method: MethodConfig, tuned: Tuned) -> Tensor:
         config, shape = method.tuning, ModelShape.of(self.model.config)
         assert config is not None  # the schema has checked it
         schedule = ScheduleConfig(
-            name="tuning", kind="coefficients", coefficients=config.coefficients, table={}, path=None, count="bytes"
+            name="tuning",
+            kind="coefficients",
+            coefficients=config.coefficients,
+            table={},
+            path=None,
+            metric="weight_bytes",
         )
         levels = make_levels(shape, schedule, config.sparsity, "tuning")
-        keep = TopKConfig(ties="keep")  # strict ties would wait for the GPU at every site
-        plain = method.model_copy(
-            update={
-                "name": "magnitude",
-                "form": "plain",
-                "basis": "identity",
-                "rule": "top_k",
-                "score": "magnitude",
-                "top_k": keep,
-            }
-        )
+        # Strict ties would wait for the GPU at every site.
+        plain = MagnitudeConfig(name="magnitude", preset="magnitude", selector="top_k", ties="keep", rounding="nearest")
         tokens = TokenPolicyConfig(kind="all", n=0, fraction=1.0)
         grams = weight_moments(self.model, ALL_READERS) if config.objective == "output_error" else None
         return tune(self.model, tuned, Plan(plain, shape, levels, tokens, None), self.tokens, config, grams, self.seed)
 
     def limited(self, plan: Plan) -> Plan:
         """The plan with calibrated limits in the place of Top-K, if its method asks for them."""
-        if plan.method.rule != "threshold":
+        if plan.method.selector != "threshold":
             return plan
         counter, levels = self.magnitudes(plan), plan.levels.level
         layers = range(plan.shape.layers)
@@ -175,8 +172,8 @@ class Calibrator:
         """Counted magnitudes in the plan's coordinates, which its method decides: one pass a method and policy."""
         own: dict[str, Any] = {
             "what": "magnitudes",
-            "method": plan.method.model_dump(mode="json", exclude={"preset", "rule"}),
-            "sparse_tokens": plan.tokens.model_dump(mode="json"),
+            "method": plan.method.model_dump(mode="json", exclude={"preset", "selector"}),
+            "sparse_tokens": plan.token_policy.model_dump(mode="json"),
             "tuning_version": TUNING_VERSION if plan.method.tuning else None,
         }
         key = tensor_store.digest(own)

@@ -3,10 +3,10 @@
     python -m larosa.cli.allocate model=smollm2-135m method=magnitude sparsity=0.5 schedule.path=mine
     python run.py model=smollm2-135m method=magnitude sparsity=0.5 schedule=file schedule.path=mine
 
-allocation.rule=marginal: equal marginal error over all layers and sites (sparsity.allocation), where the error is that
+allocation.algorithm=marginal: equal marginal error over all layers and sites (sparsity.allocation), where the error is that
 of a layer's output (allocation.error=output, evaluation.curves) or of the model's distribution (kl,
-evaluation.divergence), each site varied among dense or sparse others (allocation.around).
-allocation.rule=greedy: TEAL's levels, every layer at the target (sparsity.greedy).
+evaluation.divergence), each site varied among dense or sparse others (allocation.other_sites).
+allocation.algorithm=greedy: TEAL's levels, every layer at the target (sparsity.greedy).
 
 All errors are taken on the probe sequences of the calibration text. kl runs the model, from the site's layer on, once
 for each sequence, layer, site and level of allocation.grid: minutes on a GPU, an hour or more on two CPU cores.
@@ -48,15 +48,15 @@ def search(config: RunConfig, session: Session) -> Path:
     """The same with the model loaded already. Raises ConfigError or AllocationError where nothing can be found."""
     path = schedule_destination(config)
     _check_reach(config)
-    if config.allocation.around == "dense":  # the levels of the schedule play no part
-        config = config.model_copy(update={"schedule": uniform("bytes")})
+    if config.allocation.other_sites == "dense":  # the levels of the schedule play no part
+        config = config.model_copy(update={"schedule": uniform("weight_bytes")})
     planned = list(plan_runs(config).values())[-1]
     handle, _ = prepare(planned, session, quantised=False)
     with handle:
         levels, measured = _find(config, session, handle)
     coefficients = {site: (levels[:, i] / config.sparsity).tolist() for i, site in enumerate(SITES)}
     settings = {"allocation": config.allocation.model_dump(mode="json"), **measured}
-    if config.allocation.around == "sparse":
+    if config.allocation.other_sites == "sparse":
         settings["others"] = planned.levels.source
     shape = handle.plan.shape
     write_schedule(
@@ -75,11 +75,11 @@ def _find(config: RunConfig, session: Session, handle: SparsityHandle) -> tuple[
     """Levels [layers, sites], and the curves that they follow from."""
     chosen, ids = config.allocation, session.calibration.ids[: config.calibration.probe_sequences]
     limits = limits_of(handle.plan, session.calibrator)
-    if chosen.rule == "greedy":
+    if chosen.algorithm == "greedy":
         highest = chosen.grid[-1]
         return greedy_allocation(session.model, handle, ids, limits, config.sparsity, chosen.step, highest), {}
     curves_of = output_curves if chosen.error == "output" else divergence_curves
-    curves = curves_of(session.model, handle, ids, chosen.grid, limits, chosen.around)
+    curves = curves_of(session.model, handle, ids, chosen.grid, limits, chosen.other_sites)
     weights = np.array([float(handle.plan.shape.sites[site].weights) for site in SITES])
     levels = allocate(curves, np.array(chosen.grid), weights, config.sparsity)
     return levels, {"curves": {site: curves[:, i].tolist() for i, site in enumerate(SITES)}}

@@ -89,6 +89,6 @@ def schedule_destination(config: RunConfig) -> Path:
     return Path(config.schedule.path).expanduser()
 
 
-def uniform(count: Literal["bytes", "nominal"]) -> ScheduleConfig:
+def uniform(metric: Literal["weight_bytes", "nominal"]) -> ScheduleConfig:
     """The schedule of a search whose own levels are yet to be found."""
-    return ScheduleConfig(name="uniform", kind="uniform", coefficients=None, table={}, path=None, count=count)
+    return ScheduleConfig(name="uniform", kind="uniform", coefficients=None, table={}, path=None, metric=metric)

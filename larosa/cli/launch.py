@@ -76,10 +76,10 @@ def in_sweep(sweep: Sweep, settings: DictConfig, overrides: Sequence[str], comma
 
 def _made(config: RunConfig, command: str, shared: bool = False) -> list[str]:
     """Measure or inspect; returns when each record was made. shared: on the session of this process."""
-    if config.inspect.kind is not None:
+    if config.diagnostics.kind is not None:
         from larosa.cli.diagnose import inspect  # heavy imports wait until the settings are known to be good
 
-        path = inspect(config.inspect.kind, config)
+        path = inspect(config.diagnostics.kind, config)
         log.info("%s holds what was inspected", path)
         return [str(json.loads(path.read_text(encoding="utf-8"))["created"])]
     from larosa.experiment.pipeline import run
@@ -105,7 +105,7 @@ def _noted(error: Exception, settings: DictConfig, overrides: Sequence[str], com
     try:
         config = read(settings)
         label, asked = config.method.label, failures.asked(config)
-        folder = plan_runs.folder_of(config) if config.inspect.kind is None else folder
+        folder = plan_runs.folder_of(config) if config.diagnostics.kind is None else folder
     except (LarosaError, OSError):
         pass  # the settings themselves are wrong, or the model is not there: the command says what was asked
     failures.report(label, error)

@@ -1,10 +1,10 @@
 """The sparse model as a model of lm-eval, behind lm-eval's own command line.
 
     python -m larosa.cli.lm_eval --model larosa --tasks arc_easy,hellaswag --batch_size 8 \
-        --model_args pretrained=smollm2-135m,sparsity=0.4,method=larosa/blocks,calibration=wikitext2
+        --model_args pretrained=smollm2-135m,sparsity=0.4,method=larosa/block_diagonal,calibration=wikitext2
 
 `pretrained` is a choice of conf/model; `sparsity`, `method` and any other setting of `python run.py` (groups, and
-dotted keys such as `model.path` or `method.rule`) follow as it takes them. Batches, lengths, prompts, examples, output
+dotted keys such as `model.path` or `method.selector`) follow as it takes them. Batches, lengths, prompts, examples, output
 and logging are lm-eval's. Models load as run.py loads them, so there is no remote code; the checks are run.py's too:
 level-0 logits against the dense model's, finite logits in every batch, no task about what was calibrated on.
 """
@@ -51,10 +51,10 @@ def settings_of(pretrained: str, device: str | None = None, **settings: Any) -> 
 
 def _check(config: RunConfig, batch_size: int | str) -> None:
     """What `run.py` refuses when it knows that tasks are scored. Raises ConfigError."""
-    if config.tokens.kind == "decode_only":
-        raise ConfigError("tokens=decode_only would score the dense model: likelihoods need no generated token")
-    if config.tokens.kind == "last_fraction" and str(batch_size) != "1":
-        raise ConfigError("tokens=last_fraction needs --batch_size 1: padding would count as tokens")
+    if config.token_policy.kind == "decode_only":
+        raise ConfigError("token_policy=decode_only would score the dense model: likelihoods need no generated token")
+    if config.token_policy.kind == "last_fraction" and str(batch_size) != "1":
+        raise ConfigError("token_policy=last_fraction needs --batch_size 1: padding would count as tokens")
 
 
 @register_model("larosa")
@@ -78,7 +78,7 @@ class SparseLM(HFLM):  # type: ignore[misc]
         session = open_session(config, documents)
         self._calibrated_on = documents.calibration
         self.handle, found = prepare(planned, session)
-        error, bound = (found["invariance"][key] for key in ("relative_logits_error", "bound"))
+        error, bound = (found["parity"][key] for key in ("relative_logits_error", "bound"))
         log.info("%s: level-0 logits error %.1e (bound %.0e)", config.method.label, error, bound)
         super().__init__(
             pretrained=callable_of(session.model),

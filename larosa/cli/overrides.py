@@ -20,7 +20,8 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from larosa.config import keys
+from larosa.config import former_names, keys
+from larosa.config.method import foreign_key
 from larosa.config.packaged import packaged
 from larosa.config.run import ConfigError, RunConfig
 
@@ -206,8 +207,12 @@ def _meant(key: str) -> str:
 def _no_key(key: str) -> str:
     """Of a name that the composed settings lack: unknown, or of a section that is not chosen."""
     bare = key.lstrip("+~")
+    if now := former_names.renamed(bare):
+        return now
     if keys.type_of(bare, settings()) is not None:
         section = bare.rpartition(".")[0]
+        if section == "method":
+            return foreign_key(bare.removeprefix("method."))
         parts = section.split(".")
         how = f": choose it first, {'='.join(parts)}" if parts[0] == "texts" and len(parts) > 1 else ""
         return f"{bare}: there is no {section} in this run{how or ', it is null: a choice of its group fills it'}"
@@ -218,6 +223,8 @@ def _no_key(key: str) -> str:
 
 def _no_group(key: str) -> str:
     """Of a group that is not in the defaults."""
+    if now := former_names.renamed(key):
+        return now
     if (packaged("conf") / key).is_dir():
         return f"{key} is added to the settings, not chosen among them: type +{key}=NAME"
     return _no_key(key)
@@ -231,6 +238,8 @@ def _no_choice(error: MissingConfigException) -> str:
     group, name = "/".join(parts[:depth]), "/".join(parts[depth:])
     if not name:
         return _without_search_path(str(error))
+    if now := former_names.renamed_choice(group, name):
+        return now
     folder = packaged("conf") / group
     found = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
     known = sorted({*found, *(error.options or ())} - {one.split("/")[0] for one in found if "/" in one} | set(found))

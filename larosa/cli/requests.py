@@ -19,7 +19,7 @@ from larosa.data.texts import load_documents
 from larosa.errors import LarosaError
 from larosa.evaluation.tasks.recording import record
 from larosa.evaluation.tasks.zero_shot import check_reader, check_tasks
-from larosa.experiment.results import left_out_by
+from larosa.experiment.results import excluded_by
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def write_requests(config: RunConfig, path: Path) -> Path:
     if not own.tasks:
         raise ConfigError("evaluation.zero_shot.tasks is empty: name the tasks to record")
     check_tasks(own, config.seed)
-    avoided = left_out_by(config)
+    avoided = excluded_by(config)
     passages = load_documents(config.calibration.text) if avoided else []
     shape, tokenizer = models.model_config(config.model), models.load_tokenizer(config.model)
     check_reader(own, config.seed, avoided, tokenizer, shape.max_position_embeddings)

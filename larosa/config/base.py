@@ -16,7 +16,7 @@ from pydantic import (
     field_validator,
 )
 
-from larosa.config import keys
+from larosa.config import former_names, keys
 from larosa.errors import LarosaError
 
 
@@ -63,6 +63,13 @@ class Strict(BaseModel):
         return given
 
 
+def _path(loc: tuple[int | str, ...]) -> list[str]:
+    """Where a problem is, without the name by which pydantic tells the methods apart (`method.larosa.form`)."""
+    parts = [str(part) for part in loc]
+    tag = {"method": 1, "baseline": 2}.get(parts[0] if parts else "", len(parts))
+    return parts[:tag] + parts[tag + 1 :]
+
+
 def readable(
     error: ValidationError,
     section: type[BaseModel] | None = None,
@@ -74,12 +81,15 @@ def readable(
     """
     lines = []
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"]) or "configuration"
+        key = ".".join(_path(problem["loc"])) or "configuration"
         message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] == "extra_forbidden" and (now := former_names.renamed(key)):
+            message = now
+        elif problem["type"] == "extra_forbidden":
             meant = keys.question(keys.alike(key, keys.names(section))) if section else ""
             message = f"unknown key{meant or ' (spelling?)'} ({spelling})"
         elif not isinstance(problem["input"], dict | BaseModel):
-            message += f" (given: {problem['input']!r})"
+            now = former_names.renamed_value(key, problem["input"])
+            message += f" (given: {problem['input']!r}{f'; {now}' if now else ''})"
         lines.append(f"{key}: {message}")
     return "\n".join(lines)

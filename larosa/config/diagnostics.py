@@ -9,7 +9,7 @@ from pydantic import Field
 from larosa.config.base import Level, Strict
 
 
-class InspectConfig(Strict):
+class DiagnosticsConfig(Strict):
     """Where to look, and how much of it to keep."""
 
     kind: Literal["surface", "thresholds", "error_curve", "covariance"] | None

@@ -17,7 +17,10 @@ ANY = "*"
 def names(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     """Dotted name -> type of every setting of a section and of the sections in it."""
     found: dict[str, Any] = {}
+    own = getattr(section, "own_keys", lambda: frozenset(section.model_fields))()  # of a method: without the others'
     for name, field in section.model_fields.items():
+        if name not in own:
+            continue
         key = prefix + name
         found[key] = field.annotation
         for place, inner in _sections(key, [field.annotation, *field.metadata]):

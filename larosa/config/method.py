@@ -1,23 +1,31 @@
-"""The schema of a method: names, types and ranges of its settings, and which of them go together.
+"""Settings of the methods: one class each, told apart by `name`.
 
-A part of :mod:`larosa.config.run`. Settings that change a result have no default here: their values stand in
-``conf/method``.
+A method's YAML holds its own keys alone. What other code reads of any method, its form or its selector, is a field of
+:class:`MethodConfig`; a method that has no such setting has the value given there. Settings that change a result have
+no default here: their values stand in ``conf/method``.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer, model_validator
 
 from larosa.config.base import Strict
 
-Share = Annotated[float, Field(ge=0.0, lt=1.0)]
-_BOTH_RULES = ("magnitude", "r_sparse", "larosa")
+Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
+Form = Literal["plain", "absorbed", "simulated", "online"]
+Basis = Literal["pca", "random", "hadamard", "identity", "weight_svd", "output_aware", "learned"]
+Granularity = Literal["layer", "sublayer", "group", "model"]
+Selector = Literal["top_k", "threshold"]
+Ties = Literal["strict", "keep"]
+Rounding = Literal["nearest", "down"]
+Importance = Literal["magnitude", "column_norm"]
 
 
 class CoefficientsConfig(Strict):
-    """Coefficients alpha of the four sites (section 2 of the paper): site level = alpha * level.
+    """Coefficients alpha of the four sites (section 2 of the paper): site sparsity = alpha * sparsity.
 
     Of h2 and h4, None follows from h1 and h3 by the paper's constraints.
     """
@@ -28,59 +36,84 @@ class CoefficientsConfig(Strict):
     h4: float | None = Field(ge=0.0)
 
 
-class TopKConfig(Strict):
-    """The sparsifier's fine print."""
-
-    ties: Literal["strict", "keep"]
-    """`strict`: exactly k entries stay, of equal magnitudes the lowest index first; `keep`: all entries
-    whose magnitude is at least the k-th stay."""
-    rounding: Literal["nearest", "down"] = "nearest"
-    """`nearest`: k is the whole number nearest (1 - level) * width; `down`: the next one below, as in the codes of
-    LaRoSA and WINA."""
-
-
 class TuningConfig(Strict):
     """Gradient steps on a basis or a transform, see :mod:`larosa.search.tuning`."""
 
     objective: Literal["kl", "output_error"]
     sparsity: Annotated[float, Field(gt=0.0, lt=1.0)]
-    """The byte-weighted level to tune at; one tuning serves all levels."""
+    """The weight sparsity to tune at; one tuning serves all targets."""
     coefficients: CoefficientsConfig
-    """How that level is spread over the sites."""
+    """How that sparsity is spread over the sites."""
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
-    """Calibration sequences a step."""
+    """Calibration sequences per step."""
     learning_rate: float = Field(gt=0.0)
 
 
 class MethodConfig(Strict):
-    """A method and its settings."""
+    """What every method says of itself; subclasses declare again the settings that they have."""
 
-    name: Literal["dense", "magnitude", "wina", "teal", "cats", "r_sparse", "larosa"]
+    name: str
     preset: str
-    form: Literal["plain", "absorbed", "simulated", "explicit"]
-    basis: Literal["pca", "random", "hadamard", "identity", "weight_svd", "output_aware", "learned"]
-    """`weight_svd`: right singular vectors of k and gate (WINA's transform). `output_aware`: not orthogonal, one
-    explicit transform a block (rotation.explicit). `learned`: orthogonal, tuned from the identity."""
-    granularity: Literal["layer", "block", "group", "model"]
-    group_size: int = Field(ge=1)
-    rotation_dtype: Literal["float64", "model"]
-    """`simulated` only: the precision in which activations are rotated (the official code: float64)."""
-    transform_storage: Literal["model", "int8", "int4"]
-    """`explicit` only: how the transform is stored; in int8 and int4 it is what runs and what is counted."""
-    block_size: Annotated[int, Field(ge=1)] | None
-    """`explicit` only: channels of each diagonal block of the transform; null is one whole D x D."""
-    tuning: TuningConfig | None
-    """`explicit` and `learned`: gradient steps; null leaves the closed form."""
-    rule: Literal["top_k", "threshold"]
-    """`top_k`: exactly k channels a token; `threshold`: what exceeds a limit calibrated in the same coordinates."""
-    top_k: TopKConfig
-    score: Literal["magnitude", "column_norm"]
-    """What Top-K ranks by: `|x_i|`, or `|x_i|` times the norm of the weight column behind channel i (WINA)."""
-    rank_share: Share
-    """`r_sparse` only: weights of the low-rank pair behind each projection / weights of the projection."""
-    rank_search: tuple[Share, ...]
-    """`r_sparse` only: shares tried at each site for the net bytes of `rank_share`; empty: `rank_share` everywhere."""
+    form: Form = "plain"
+    """`plain`: the model's own basis. `absorbed`: rotated weights (the paper). `simulated`: activations are rotated
+    and rotated back (the official code). `online`: a transform runs before each norm's consumers."""
+    basis: Basis = "identity"
+    """`weight_svd`: right singular vectors of k and gate (WINA's transform). `output_aware`: not orthogonal, one online
+    transform per sublayer (rotation.online). `learned`: orthogonal, tuned from the identity."""
+    granularity: Granularity = "layer"
+    """Layers or sublayers that share a basis."""
+    group_size: int = Field(default=1, ge=1)
+    """`granularity=group`: layers that share a basis."""
+    rotation_dtype: Literal["float64", "model"] = "float64"
+    """`simulated`: the precision in which activations are rotated (the official code: float64)."""
+    transform_dtype: Literal["model", "int8", "int4"] = "model"
+    """`online`: how the transform is stored; in int8 and int4 it is what runs and what is counted."""
+    block_size: Annotated[int, Field(ge=1)] | None = None
+    """`online`: channels of each diagonal block of the transform; null is one whole D x D matrix."""
+    tuning: TuningConfig | None = None
+    """`online` and `learned`: gradient steps; null leaves the closed form."""
+    selector: Selector = "top_k"
+    """`top_k`: exactly k channels per token; `threshold`: channels above a threshold calibrated in the same basis."""
+    ties: Ties = "strict"
+    """`strict`: exactly k channels stay, of equal importance the lowest index first; `keep`: all channels at least as
+    important as the k-th stay."""
+    rounding: Rounding = "nearest"
+    """`nearest`: k is the integer nearest (1 - level) * width; `down`: the next one below, as in the codes of LaRoSA
+    and WINA."""
+    importance: Importance = "magnitude"
+    """What Top-K ranks by: `|x_i|`, or `|x_i|` times the norm of weight column i (WINA)."""
+    low_rank_ratio: Ratio = 0.0
+    """Weights of the low-rank pair of each projection / weights of the projection (R-Sparse)."""
+    low_rank_ratio_grid: tuple[Ratio, ...] = ()
+    """Ratios tried at each site at the bytes of `low_rank_ratio`; empty: `low_rank_ratio` everywhere."""
+
+    _SHARED: ClassVar[frozenset[str]] = frozenset({"name", "preset"})
+
+    @classmethod
+    def own_keys(cls) -> frozenset[str]:
+        """The settings that this method has: the fields without a default."""
+        return frozenset(key for key, field in cls.model_fields.items() if field.is_required())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_keys_only(cls, given: Any) -> Any:
+        """Refuse another method's key by naming the methods that have it."""
+        foreign = (
+            sorted(set(given) & set(MethodConfig.model_fields) - cls.own_keys()) if isinstance(given, Mapping) else []
+        )
+        if foreign:
+            has = ", ".join(sorted(cls.own_keys() - cls._SHARED)) or "none"
+            raise ValueError(f"{foreign_key(foreign[0], str(given.get('name')))}; its settings: {has}")
+        return given
+
+    @model_serializer(mode="wrap")
+    def _own_settings(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if key in self.own_keys()}
+
+    def with_defaults(self) -> dict[str, Any]:
+        """Every field, also those that the method does not have: what decides its coordinates and its tensors."""
+        return {key: value.model_dump(mode="json") if isinstance(value, Strict) else value for key, value in self}
 
     @property
     def coordinates(self) -> str:
@@ -91,68 +124,175 @@ class MethodConfig(Strict):
             return "the model's own basis"
         parts = (self.basis, self.granularity, size or None, self.block_size, tuned)
         named = ", ".join(str(part) for part in parts if part is not None)
-        stored = f", {self.transform_storage}" if self.form == "explicit" else ""
+        stored = f", {self.transform_dtype}" if self.form == "online" else ""
         return f"{self.form}, {named}{stored}"
 
     @property
     def label(self) -> str:
         """How tables and figures name it: the preset, and of a rotated method what kind of rotation."""
-        if self.name == "r_sparse":
-            low_rank = "searched, +{:g} % bytes" if self.rank_search else "{:g} % low-rank"
-            return f"{self.preset} ({low_rank.format(100 * self.rank_share)}{', top_k' * (self.rule == 'top_k')})"
         if self.form == "plain":
-            return self.preset + (" (threshold)" if (self.name, self.rule) == ("magnitude", "threshold") else "")
+            return self.preset
         share = f"group of {self.group_size}" if self.granularity == "group" else self.granularity
-        if self.rule == "threshold":
+        if self.selector == "threshold":
             share = f"{share}, threshold"
-        if self.form == "explicit":
-            share = f"{share}, {self.transform_storage}" + (f", blocks of {self.block_size}" if self.block_size else "")
+        if self.form == "online":
+            share = f"{share}, {self.transform_dtype}" + (f", block size {self.block_size}" if self.block_size else "")
         if self.tuning:
-            share = f"{share}, tuned" if self.form == "explicit" else share
-        ranked = ", column norms" if self.score == "column_norm" else ""
+            share = f"{share}, tuned" if self.form == "online" else share
+        ranked = ", column norms" if self.importance == "column_norm" else ""
         return f"{self.preset} ({self.form}, {self.basis}, per {share}{ranked})"
 
-    @model_validator(mode="after")
-    def _low_rank(self) -> MethodConfig:
-        if self.name != "r_sparse" and (self.rank_share or self.rank_search):
-            raise ValueError(f"method={self.name} has no low-rank part: method.rank_share must be 0, rank_search []")
-        if self.name == "r_sparse" and not (self.rank_share or self.rank_search):
-            raise ValueError("method=r_sparse without a low-rank part is method=magnitude: set method.rank_share")
-        if len(set(self.rank_search)) < len(self.rank_search):
-            raise ValueError("method.rank_search names a share twice")
-        return self
+
+class DenseConfig(MethodConfig):
+    """The dense model: nothing is dropped."""
+
+    name: Literal["dense"]
+
+
+class MagnitudeConfig(MethodConfig):
+    """Per token the largest magnitudes stay, in the model's own basis."""
+
+    name: Literal["magnitude"]
+    selector: Selector
+    ties: Ties
+    rounding: Rounding
+
+    @property
+    def label(self) -> str:
+        """The preset, and that it uses thresholds."""
+        return self.preset + (" (threshold)" if self.selector == "threshold" else "")
+
+
+class TealConfig(MethodConfig):
+    """TEAL (arXiv 2408.14690): a calibrated threshold per layer and site."""
+
+    name: Literal["teal"]
+    selector: Literal["threshold"] = "threshold"
+
+
+class CatsConfig(MethodConfig):
+    """CATS (arXiv 2404.08763): neurons of the MLP whose gate is below a calibrated threshold are skipped."""
+
+    name: Literal["cats"]
+    selector: Literal["threshold"] = "threshold"
+
+
+class WinaConfig(MethodConfig):
+    """WINA (arXiv 2505.19427): Top-K of magnitude times column norm, in the model's own basis or behind its transform."""
+
+    name: Literal["wina"]
+    form: Literal["plain", "absorbed"]
+    basis: Literal["identity", "weight_svd"]
+    granularity: Granularity = "sublayer"
+    ties: Ties
+    rounding: Rounding
+    importance: Importance = "column_norm"
 
     @model_validator(mode="after")
-    def _possible(self) -> MethodConfig:
-        if self.name == "larosa" and self.form == "plain":
-            raise ValueError("method.form must be absorbed, simulated or explicit for larosa")
-        if (self.rule == "threshold") != (self.name in ("teal", "cats")) and self.name not in _BOTH_RULES:
-            raise ValueError("method.rule: teal and cats are threshold, dense and wina top_k; others take both")
-        if self.rule == "threshold" and self.score != "magnitude":
-            raise ValueError("method.score=column_norm ranks for Top-K; with method.rule=threshold it has no meaning")
-        if self.name == "dense" and self.score != "magnitude":
-            raise ValueError("method=dense ranks nothing: method.score must be magnitude")
-        if self.name == "wina" and (self.form, self.basis) in {("absorbed", "weight_svd"), ("plain", "identity")}:
-            return self
-        if self.name == "wina":
+    def _possible(self) -> WinaConfig:
+        if (self.form, self.basis) not in {("absorbed", "weight_svd"), ("plain", "identity")}:
             raise ValueError("method=wina is plain with basis identity, or absorbed with basis weight_svd")
-        if (self.basis == "output_aware") != (self.form == "explicit") or (
-            self.form == "explicit" and self.granularity != "block"
+        return self
+
+
+class RSparseConfig(MethodConfig):
+    """R-Sparse (arXiv 2504.19449): what a site drops goes through a truncated SVD of each projection."""
+
+    name: Literal["r_sparse"]
+    selector: Selector
+    ties: Ties
+    rounding: Rounding
+    low_rank_ratio: Ratio
+    low_rank_ratio_grid: tuple[Ratio, ...]
+
+    @property
+    def label(self) -> str:
+        """The preset, the bytes of its pairs, and that it uses Top-K."""
+        low_rank = "searched, +{:g} % bytes" if self.low_rank_ratio_grid else "{:g} % low-rank"
+        selector = ", top_k" if self.selector == "top_k" else ""
+        return f"{self.preset} ({low_rank.format(100 * self.low_rank_ratio)}{selector})"
+
+    @model_validator(mode="after")
+    def _possible(self) -> RSparseConfig:
+        if not (self.low_rank_ratio or self.low_rank_ratio_grid):
+            raise ValueError("method=r_sparse without a low-rank part is method=magnitude: set method.low_rank_ratio")
+        if len(set(self.low_rank_ratio_grid)) < len(self.low_rank_ratio_grid):
+            raise ValueError("method.low_rank_ratio_grid names a ratio twice")
+        return self
+
+
+class LarosaConfig(MethodConfig):
+    """LaRoSA (arXiv 2507.01299) and its extensions: Top-K or thresholds in a rotated basis."""
+
+    name: Literal["larosa"]
+    form: Literal["absorbed", "simulated", "online"]
+    basis: Basis
+    granularity: Granularity
+    group_size: int = Field(ge=1)
+    rotation_dtype: Literal["float64", "model"]
+    transform_dtype: Literal["model", "int8", "int4"]
+    block_size: Annotated[int, Field(ge=1)] | None
+    tuning: TuningConfig | None
+    selector: Selector
+    ties: Ties
+    rounding: Rounding
+    importance: Importance
+
+    @model_validator(mode="after")
+    def _possible(self) -> LarosaConfig:
+        if self.selector == "threshold" and self.importance != "magnitude":
+            raise ValueError(
+                "method.importance=column_norm ranks for Top-K; with method.selector=threshold it has no meaning"
+            )
+        if (self.basis == "output_aware") != (self.form == "online") or (
+            self.form == "online" and self.granularity != "sublayer"
         ):
             raise ValueError(
-                "method.basis=output_aware and method.form=explicit go together, with method.granularity=block "
+                "method.basis=output_aware and method.form=online go together, with method.granularity=sublayer "
                 "(the preset method=larosa/output_aware sets all three)"
             )
-        if self.tuning and self.form != "explicit" and self.basis != "learned":
-            raise ValueError("method.tuning belongs to method.form=explicit or method.basis=learned; set it to null")
+        if self.tuning and self.form != "online" and self.basis != "learned":
+            raise ValueError("method.tuning belongs to method.form=online or method.basis=learned; set it to null")
         if self.basis == "learned" and (self.form != "absorbed" or self.tuning is None):
             raise ValueError(
                 "method.basis=learned is absorbed and needs method.tuning (the preset method=larosa/learned has both)"
             )
-        if self.block_size is not None and self.form != "explicit":
-            raise ValueError("method.block_size belongs to method.form=explicit; set it to null")
-        if self.basis == "weight_svd" and (self.form, self.granularity) != ("absorbed", "block"):
-            raise ValueError("method.basis=weight_svd is absorbed, per block: k and gate have a basis each")
-        if self.name != "larosa" and (self.form != "plain" or self.basis != "identity"):
-            raise ValueError(f"method={self.name} has no rotation: method.form must be plain, method.basis identity")
+        if self.block_size is not None and self.form != "online":
+            raise ValueError("method.block_size belongs to method.form=online; set it to null")
+        if self.basis == "weight_svd" and (self.form, self.granularity) != ("absorbed", "sublayer"):
+            raise ValueError("method.basis=weight_svd is absorbed, per sublayer: k and gate have a basis each")
         return self
+
+
+METHOD_CONFIGS: tuple[type[MethodConfig], ...] = (
+    DenseConfig, MagnitudeConfig, TealConfig, CatsConfig, WinaConfig, RSparseConfig, LarosaConfig,
+)  # fmt: skip
+METHOD_NAMES = tuple(str(get_args(config.model_fields["name"].annotation)[0]) for config in METHOD_CONFIGS)
+
+
+def foreign_key(key: str, method: str = "this method") -> str:
+    """That a method has not a setting of other methods, and whose it is."""
+    pairs = zip(METHOD_NAMES, METHOD_CONFIGS, strict=True)
+    owners = ", ".join(name for name, config in pairs if key in config.own_keys())
+    return f"{method} has no setting {key}, which belongs to {owners}"
+
+
+def _name(given: Any) -> Any:
+    return given.get("name") if isinstance(given, Mapping) else getattr(given, "name", None)
+
+
+Method = Annotated[
+    Annotated[DenseConfig, Tag("dense")]
+    | Annotated[MagnitudeConfig, Tag("magnitude")]
+    | Annotated[TealConfig, Tag("teal")]
+    | Annotated[CatsConfig, Tag("cats")]
+    | Annotated[WinaConfig, Tag("wina")]
+    | Annotated[RSparseConfig, Tag("r_sparse")]
+    | Annotated[LarosaConfig, Tag("larosa")],
+    Discriminator(
+        _name,
+        custom_error_type="unknown_method",
+        custom_error_message=f"method.name: expected one of {', '.join(METHOD_NAMES)}",
+    ),
+]
+"""The settings of one method, told apart by `name`."""

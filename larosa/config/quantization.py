@@ -19,12 +19,12 @@ class QuantizationConfig(Strict):
     """Of the seven projections."""
     quantizer: Literal["rtn", "gptq", "awq"]
     """Round to nearest, or a calibrated quantiser."""
-    groups: Literal["output", "input"]
+    group_axis: Literal["out", "in"]
     """w4: whether 64 outputs of one input channel share a scale, or 64 inputs of one output channel. GPTQ along the
     output is larosa.quantization.gptq, along the input a library's."""
     sequences: PositiveInt | None
     """Calibration sequences that a calibrated quantiser reads, from the first on; None: all. Rounding reads none."""
-    first_token_weight: PositiveFloat | None
+    attention_sink_weight: PositiveFloat | None
     """GPTQ: how many tokens the first one of every calibration sequence counts as; None: one."""
     head: Literal["none", "w8"]
     adapters: Literal["none", "w8"]
@@ -38,7 +38,7 @@ class QuantizationConfig(Strict):
     @property
     def scheme(self) -> str:
         """The grid, as larosa.models.formats names it."""
-        return "w8" if self.weights == "w8" else f"w4_{self.groups}"
+        return "w8" if self.weights == "w8" else f"w4_{self.group_axis}"
 
     @property
     def calibrated(self) -> bool:
@@ -51,13 +51,13 @@ class QuantizationConfig(Strict):
             raise ValueError(
                 f"quantization.quantizer={self.quantizer} belongs to weights=w8 or w4, not to weights=none"
             )
-        if self.weights != "w4" and self.groups != "output":
-            raise ValueError(f"quantization.groups=input belongs to weights=w4, not to weights={self.weights}")
-        if self.quantizer == "awq" and self.groups != "input":
+        if self.weights != "w4" and self.group_axis != "out":
+            raise ValueError(f"quantization.group_axis=in belongs to weights=w4, not to weights={self.weights}")
+        if self.quantizer == "awq" and self.group_axis != "in":
             raise ValueError(
                 "quantization.quantizer=awq has its groups along the input: set quantization.weights=w4 and "
-                "quantization.groups=input (quantization=w4_awq)"
+                "quantization.group_axis=in (quantization=w4_awq)"
             )
-        if self.first_token_weight is not None and self.quantizer != "gptq":
-            raise ValueError("quantization.first_token_weight is of quantization.quantizer=gptq")
+        if self.attention_sink_weight is not None and self.quantizer != "gptq":
+            raise ValueError("quantization.attention_sink_weight is of quantization.quantizer=gptq")
         return self

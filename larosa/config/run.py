@@ -10,19 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from larosa.config.allocation import AllocationConfig
 from larosa.config.base import ConfigError as ConfigError
 from larosa.config.base import Filename, Filenames, Names, Seed, readable
 from larosa.config.base import Level as Level
 from larosa.config.base import Strict as Strict
-from larosa.config.diagnostics import InspectConfig
+from larosa.config.diagnostics import DiagnosticsConfig
 from larosa.config.method import CoefficientsConfig as CoefficientsConfig
+from larosa.config.method import Method
 from larosa.config.method import MethodConfig as MethodConfig
-from larosa.config.method import TopKConfig as TopKConfig
 from larosa.config.method import TuningConfig as TuningConfig
-from larosa.config.packaged import found
+from larosa.config.packaged import choice, found
 from larosa.config.quantization import QuantizationConfig as QuantizationConfig
 from larosa.config.shape import Shape
 
@@ -43,7 +43,7 @@ class ModelConfig(Strict):
     """`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1` ..."""
     device_map: str | None
     """None: all on `device`. `auto`, `balanced`, ...: spread over the GPUs by accelerate."""
-    keep_weights: Literal["device", "cpu"]
+    dense_weights_device: Literal["device", "cpu"]
     """Where the dense weights wait while a transformed copy stands in for them."""
 
 
@@ -91,8 +91,8 @@ class ScheduleConfig(Strict):
     """`kind: paper_table11`: a row per model; others follow the paper's constraints from a1 = a3 = 0.8."""
     path: Filename | None
     """`kind: file`: see :mod:`larosa.sparsity.schedule_file`; `mine` is schedules/<model>/mine.json."""
-    count: Literal["bytes", "nominal"]
-    """`bytes`: rescale so that the byte-weighted level is the level asked for; `nominal`: do not."""
+    metric: Literal["weight_bytes", "nominal"]
+    """`weight_bytes`: rescale so that the byte-weighted level is the level asked for; `nominal`: do not."""
 
     @model_validator(mode="after")
     def _complete(self) -> ScheduleConfig:
@@ -126,7 +126,7 @@ class PerplexityConfig(Strict):
 GENERATING = frozenset(
     {"aime24", "aime25", "gpqa_diamond_cot_zeroshot", "gsm8k", "gsm8k_cot", "hendrycks_math500", "minerva_math500"}
 )
-"""Tasks of lm-eval's that generate their answers, so that tokens=decode_only can be scored by them."""
+"""Tasks of lm-eval's that generate their answers, so that token_policy=decode_only can be scored by them."""
 
 
 class ZeroShotConfig(Strict):
@@ -154,7 +154,7 @@ class SpeedConfig(Strict):
     new_tokens: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     """Output lengths."""
     repeats: int = Field(ge=1)
-    gate_tokens: int = Field(ge=2)
+    parity_tokens: int = Field(ge=2)
     """Calibration tokens on which the decoder must agree with the evaluated model."""
 
 
@@ -175,6 +175,16 @@ class TrackingConfig(Strict):
     group: str | None
 
 
+def _named_methods(given: Any) -> Any:
+    """Names of `conf/method` as their settings, by name; a dictionary of settings stays as it is."""
+    if given is None or given == "none":
+        return {}
+    if isinstance(given, Mapping):
+        return given
+    names = [given] if isinstance(given, str) else list(given)
+    return {str(name): choice("method", str(name)) for name in names}
+
+
 class RunConfig(Strict):
     """Everything that a run is made of."""
 
@@ -182,14 +192,15 @@ class RunConfig(Strict):
     calibration: CalibrationConfig
     sparsity: Level
     schedule: ScheduleConfig
-    tokens: TokenPolicyConfig
-    method: MethodConfig
+    token_policy: TokenPolicyConfig
+    method: Method
     quantization: QuantizationConfig
-    baseline: dict[str, MethodConfig]
+    baseline: Annotated[dict[str, Method], BeforeValidator(_named_methods)]
+    """Names of `conf/method`, measured beside the method at its weight sparsity."""
     texts: dict[str, TextConfig]
     evaluation: EvaluationConfig
     allocation: AllocationConfig
-    inspect: InspectConfig
+    diagnostics: DiagnosticsConfig
     tracking: TrackingConfig
     backend: Literal["auto", "triton", "reference"]
     """What decodes: `auto` takes triton on a GPU. `reference`, torch's references, must be asked for by name: their
@@ -207,21 +218,21 @@ class RunConfig(Strict):
     def _possible(self) -> RunConfig:
         scores = bool(self.evaluation.zero_shot.tasks)
         likelihoods = set(self.evaluation.zero_shot.tasks) - GENERATING
-        if self.tokens.kind == "decode_only" and (self.texts or likelihoods):
+        if self.token_policy.kind == "decode_only" and (self.texts or likelihoods):
             raise ValueError(
-                "tokens=decode_only makes only generated tokens sparse, so perplexity and log-likelihood "
+                "token_policy=decode_only makes only generated tokens sparse, so perplexity and log-likelihood "
                 "tasks would measure the dense model; choose another token policy, or texts=none and "
                 "evaluation.zero_shot.tasks=[] or tasks that generate, e.g. gsm8k_cot"
             )
-        if self.tokens.kind == "last_fraction" and scores and self.evaluation.zero_shot.batch_size > 1:
+        if self.token_policy.kind == "last_fraction" and scores and self.evaluation.zero_shot.batch_size > 1:
             raise ValueError(
-                "tokens=last_fraction needs evaluation.zero_shot.batch_size=1: lm-eval pads batches, and "
+                "token_policy=last_fraction needs evaluation.zero_shot.batch_size=1: lm-eval pads batches, and "
                 "padding would count as tokens"
             )
         lengths = (self.calibration.length, self.evaluation.perplexity.length)
-        if self.tokens.kind == "skip_first_n" and self.tokens.n >= min(lengths):
+        if self.token_policy.kind == "skip_first_n" and self.token_policy.n >= min(lengths):
             raise ValueError(
-                f"tokens.n={self.tokens.n} leaves no sparse token in blocks of {min(lengths)}: it must be smaller "
+                f"token_policy.n={self.token_policy.n} leaves no sparse token in blocks of {min(lengths)}: it must be smaller "
                 "than calibration.length and evaluation.perplexity.length"
             )
         if self.calibration.probe_sequences > self.calibration.sequences:
@@ -234,19 +245,21 @@ class RunConfig(Strict):
             return self
         if self.model.dtype == "float64":
             raise ValueError("evaluation.speed times bfloat16, float16 or float32: set model.dtype")
-        if self.tokens.kind not in ("all", "decode_only"):
-            raise ValueError(f"evaluation.speed decodes with tokens=all or decode_only, not {self.tokens.kind}")
+        if self.token_policy.kind not in ("all", "decode_only"):
+            raise ValueError(
+                f"evaluation.speed decodes with token_policy=all or decode_only, not {self.token_policy.kind}"
+            )
         if any(method.name == "r_sparse" for method in (self.method, *self.baseline.values())):
             raise ValueError("evaluation.speed: the decoder does not run the low-rank part of r_sparse")
         self._timed_quantised()
-        if self.evaluation.speed.gate_tokens > self.calibration.length:
-            raise ValueError("evaluation.speed.gate_tokens must not exceed calibration.length")
+        if self.evaluation.speed.parity_tokens > self.calibration.length:
+            raise ValueError("evaluation.speed.parity_tokens must not exceed calibration.length")
         return self
 
     def _timed_quantised(self) -> None:
-        if self.quantization.weights == "w4" and self.quantization.groups == "input":
+        if self.quantization.weights == "w4" and self.quantization.group_axis == "in":
             raise ValueError(
-                "evaluation.speed: the decoder runs w4 in groups along the output; set quantization.groups=output "
+                "evaluation.speed: the decoder runs w4 in groups along the output; set quantization.group_axis=out "
                 "(quantization=w4_rtn), or measure quality without evaluation=speed"
             )
         if self.quantization.weights != "none" and any(
@@ -254,13 +267,13 @@ class RunConfig(Strict):
         ):
             raise ValueError(
                 "evaluation.speed: the decoder multiplies simulated rotations into the weights, which leaves no "
-                "quantised grid; take an absorbed or explicit form, or quantization=none"
+                "quantised grid; take an absorbed or online form, or quantization=none"
             )
-        scored = any(method.score == "column_norm" for method in (self.method, *self.baseline.values()))
+        scored = any(method.importance == "column_norm" for method in (self.method, *self.baseline.values()))
         if self.quantization.weights != "none" and scored:
             raise ValueError(
                 "evaluation.speed: the decoder folds column norms into the weights, which leaves no quantised grid; "
-                "take quantization=none or method.score=magnitude"
+                "take quantization=none or method.importance=magnitude"
             )
 
     @classmethod

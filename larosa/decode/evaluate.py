@@ -11,13 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from larosa.config.run import SpeedConfig
-from larosa.decode.timing import Row, compare
 from larosa.decode.calibrate import bracketed, kth_bits
 from larosa.decode.decoder import Decoder
 from larosa.decode.from_model import weights_of
 from larosa.decode.parity_model import check_model
 from larosa.decode.prefill import prefill
 from larosa.decode.selectors import Rules, rules_of
+from larosa.decode.timing import Row, compare
 from larosa.decode.weights import DecodeWeights
 from larosa.sparsity.handle import SparsityHandle
 
@@ -41,7 +41,7 @@ def speed(
     prompt: [T] ids, for the gate, for brackets and to fill the cache; kappa: the dense model's. Raises GateError.
     """
     weights = weights_of(model, handle)
-    gate = check_model(model, handle, weights, prompt[: config.gate_tokens], kappa, backend=backend)
+    gate = check_model(model, handle, weights, prompt[: config.parity_tokens], kappa, backend=backend)
     rules, label = rules_of(handle), handle.plan.method.preset
     plans = {} if handle.plan.method.name == "dense" else {label: _bracketed(weights, rules, prompt, backend)}
     rows = compare(weights, plans, config.contexts, config.new_tokens, config.repeats, prompt, backend=backend)

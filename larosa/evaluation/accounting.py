@@ -1,7 +1,7 @@
 """What a plan saves and what it costs, counted one way for every method.
 
 byte-weighted level = weight bytes not read / weight bytes of the seven projections
-extras              = bytes that the method reads besides (residual adapters, explicit transforms, low-rank pairs)
+extras              = bytes that the method reads besides (residual adapters, online transforms, low-rank pairs)
 net bytes           = projection bytes - bytes not read + extras, as a share of the projection bytes
 FLOPs               = two a weight that is read, extras included; see :func:`flops`
 paper count         = levels weighted by width * projections that read the site (the paper's "model-level sparsity")
@@ -42,7 +42,7 @@ LLAMA2_7B = ModelShape(
 
 
 @dataclass(frozen=True)
-class Extras:
+class Overhead:
     """What a method adds at run time, a token."""
 
     kind: str
@@ -50,18 +50,18 @@ class Extras:
     bytes: int
 
 
-def extras(plan: Plan, shape: ModelShape | None = None) -> Extras:
+def extras(plan: Plan, shape: ModelShape | None = None) -> Overhead:
     """Run-time extras of a plan, a token; as they would be on another `shape` with as many layers, if given.
 
     Column norms to rank by are one 16-bit number a channel, though an implementation can hide most of them in norms.
     """
     shape = shape or plan.shape
     products = _products(plan, shape)
-    if plan.method.score != "column_norm":
+    if plan.method.importance != "column_norm":
         return products
     scores = plan.shape.layers * sum(site.width for site in shape.sites.values()) * COUNTED_BYTES
     kind = "column norms" if products.kind == "none" else f"{products.kind}; column norms"
-    return Extras(kind, products.products, products.bytes + scores)
+    return Overhead(kind, products.products, products.bytes + scores)
 
 
 def _share_at_llama2_7b(plan: Plan) -> float | None:
@@ -72,36 +72,36 @@ def _share_at_llama2_7b(plan: Plan) -> float | None:
     return extras(plan, LLAMA2_7B).bytes / projections
 
 
-def _products(plan: Plan, shape: ModelShape) -> Extras:
+def _products(plan: Plan, shape: ModelShape) -> Overhead:
     D, rotation, method = shape.hidden_size, plan.rotation, plan.method
     if plan.low_rank is not None:
         own = _low_rank_extras(plan.low_rank)  # ranks are shares of the weights, on any shape
-        return Extras(own.kind, own.products, own.bytes * shape.layer_weights // plan.shape.layer_weights)
-    if method.form == "explicit":
-        products, storage = 2 * plan.shape.layers, method.transform_storage
+        return Overhead(own.kind, own.products, own.bytes * shape.layer_weights // plan.shape.layer_weights)
+    if method.form == "online":
+        products, storage = 2 * plan.shape.layers, method.transform_dtype
         size = f"blocks of {method.block_size}" if method.block_size else "D x D"
         each = stored_bytes(D, method.block_size, storage, COUNTED_BYTES)
-        return Extras(f"explicit transforms, {size}, {storage}", products, products * each)
+        return Overhead(f"online transforms, {size}, {storage}", products, products * each)
     if rotation is None or method.basis == "identity":  # nothing to turn
-        return Extras("none", 0, 0)
+        return Overhead("none", 0, 0)
     if method.form == "absorbed":
         products = rotation.adapters
         kind = "residual adapters, D x D" if products else "none"
     else:
         # Run for real, the rotation in front of each norm's readers is one product: the way back is absorbed.
         products, kind = 2 * plan.shape.layers, "explicit rotations, D x D (if really run)"
-    return Extras(kind, products, products * D * D * COUNTED_BYTES)
+    return Overhead(kind, products, products * D * D * COUNTED_BYTES)
 
 
-def _low_rank_extras(low_rank: LowRank) -> Extras:
+def _low_rank_extras(low_rank: LowRank) -> Overhead:
     """A pair is one product more for each projection, and is read whole."""
     pairs = [pair for layers in low_rank.values() for readers in layers for pair in readers]
     if not pairs:
-        return Extras("none", 0, 0)
+        return Overhead("none", 0, 0)
     least, most = min(pair.rank for pair in pairs), max(pair.rank for pair in pairs)
     ranks = f"rank {least}" if least == most else f"rank {least} to {most}"
     weights = sum(pair.left.numel() + pair.right.numel() for pair in pairs)
-    return Extras(f"low-rank remainders, {ranks}", len(pairs), weights * COUNTED_BYTES)
+    return Overhead(f"low-rank remainders, {ranks}", len(pairs), weights * COUNTED_BYTES)
 
 
 def flops(plan: Plan, level: float, vocabulary: int | None) -> dict[str, int | None]:
@@ -116,7 +116,7 @@ def flops(plan: Plan, level: float, vocabulary: int | None) -> dict[str, int | N
     return {
         "projections": dense,
         "projections_kept": round(dense * (1.0 - level)),
-        "extras": _extra_flops(plan),
+        "overhead": _extra_flops(plan),
         "attention_per_token_attended": 4 * shape.layers * shape.sites["h2"].width,
         "head": None if vocabulary is None else 2 * shape.hidden_size * vocabulary,
     }
@@ -124,11 +124,13 @@ def flops(plan: Plan, level: float, vocabulary: int | None) -> dict[str, int | N
 
 def _extra_flops(plan: Plan) -> int:
     shape, method = plan.shape, plan.method
-    scores = shape.layers * sum(site.width for site in shape.sites.values()) if method.score == "column_norm" else 0
+    scores = (
+        shape.layers * sum(site.width for site in shape.sites.values()) if method.importance == "column_norm" else 0
+    )
     if plan.low_rank is not None:
         pairs = [pair for layers in plan.low_rank.values() for readers in layers for pair in readers]
         return scores + 2 * sum(pair.left.numel() + pair.right.numel() for pair in pairs)
-    block = method.block_size if method.form == "explicit" and method.block_size else shape.hidden_size
+    block = method.block_size if method.form == "online" and method.block_size else shape.hidden_size
     return scores + 2 * extras(plan).products * shape.hidden_size * block
 
 
@@ -142,17 +144,17 @@ def account(plan: Plan, vocabulary: int | None = None) -> dict[str, Any]:
     projections = shape.layers * shape.layer_weights * COUNTED_BYTES
     level, added = byte_weighted(planned, shape, plan.levels.skips), extras(plan)
     return {
-        "level_asked": plan.levels.asked,
-        "level_byte_weighted": level,
-        "level_paper_count": _paper_count(planned, shape),
-        "level_planned": planned,
+        "target_sparsity": plan.levels.asked,
+        "weight_sparsity": level,
+        "nominal_sparsity": _paper_count(planned, shape),
+        "planned_sparsity": planned,
         "coefficients": plan.levels.source,
-        "bytes_a_weight": COUNTED_BYTES,
+        "bytes_per_weight": COUNTED_BYTES,
         "projection_bytes": projections,
-        "extras": asdict(added),
-        "extras_share": added.bytes / projections,
-        "extras_share_llama2_7b": _share_at_llama2_7b(plan),
-        "net_bytes_share": 1.0 - level + added.bytes / projections,
+        "overhead": asdict(added),
+        "overhead_fraction": added.bytes / projections,
+        "overhead_fraction_llama2_7b": _share_at_llama2_7b(plan),
+        "read_fraction": 1.0 - level + added.bytes / projections,
         "flops_per_token": flops(plan, level, vocabulary),
     }
 
@@ -160,7 +162,7 @@ def account(plan: Plan, vocabulary: int | None = None) -> dict[str, Any]:
 def quantised_account(plan: Plan, config: QuantizationConfig, vocabulary: int) -> dict[str, Any]:
     """Bytes a token with weights as they are stored, scales included; what is not rounded counts two bytes a weight.
 
-    Scales of w4 count whole: those of kept inputs lie among the others. `net_bytes` is what is read of the projections,
+    Scales of w4 count whole: those of kept inputs lie among the others. `total_read_bytes` is what is read of the projections,
     and the extras; its shares are of the dense projections stored alike, and in 16 bits. The head is apart.
     """
     shape = plan.shape
@@ -175,17 +177,17 @@ def quantised_account(plan: Plan, config: QuantizationConfig, vocabulary: int) -
     return {
         "projection_bytes": dense,
         "read_bytes": read,
-        "extras_bytes": added,
-        "net_bytes": read + added,
-        "net_bytes_share": (read + added) / dense,
-        "net_bytes_share_of_16_bit": (read + added) / (shape.layers * shape.layer_weights * COUNTED_BYTES),
+        "overhead_bytes": added,
+        "total_read_bytes": read + added,
+        "read_fraction": (read + added) / dense,
+        "read_fraction_of_16_bit": (read + added) / (shape.layers * shape.layer_weights * COUNTED_BYTES),
         "head_bytes": head,
     }
 
 
 def _outputs(name: str, site: Site, config: QuantizationConfig) -> int:
     """Outputs of a site's readers as they are stored: the decoder packs 4-bit codes in blocks (its packing.py)."""
-    if config.weights != "w4" or config.groups != "output":
+    if config.weights != "w4" or config.group_axis != "out":
         return site.fan_out
     if name == "h3":  # half of a block are gates, the other half their ups
         return -(-site.fan_out // 2 // (_PACKED // 2)) * _PACKED
@@ -200,9 +202,9 @@ def _stored(name: str, site: Site, config: QuantizationConfig) -> int:
         return codes
     if config.weights == "w8":
         return codes + 4 * outputs
-    along, across = (outputs, site.width) if config.groups == "output" else (site.width, outputs)
+    along, across = (outputs, site.width) if config.group_axis == "out" else (site.width, outputs)
     # A library's grid has a zero point beside the scale, counted like it.
-    numbers = 1 if config.quantizer == "rtn" or config.groups == "output" else 2
+    numbers = 1 if config.quantizer == "rtn" or config.group_axis == "out" else 2
     return codes + 2 * numbers * across * -(-along // GROUP)
 
 

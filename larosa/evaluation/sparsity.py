@@ -41,19 +41,19 @@ class SparsityMeter:
                 skipped += zeros * self._skips[site]
         share = skipped / (layers * self._shape.layer_weights)
         return {
-            "level_mean": mean,
-            "level_std_over_tokens": std,
-            "byte_weighted_mean": float(share.mean()),
-            "byte_weighted_std_over_tokens": float(share.std(correction=0)),
-            "byte_weighted_min": float(share.min()),
-            "byte_weighted_max": float(share.max()),
+            "site_mean": mean,
+            "site_std_over_tokens": std,
+            "weight_sparsity_mean": float(share.mean()),
+            "weight_sparsity_std_over_tokens": float(share.std(correction=0)),
+            "weight_sparsity_min": float(share.min()),
+            "weight_sparsity_max": float(share.max()),
             "sparse_tokens": len(share),
         }
 
 
 def over_texts(measured: dict[str, dict[str, Any]]) -> dict[str, float] | None:
     """Mean, smallest and largest byte-weighted level of the texts' summaries; None without texts."""
-    levels = [summary["byte_weighted_mean"] for summary in measured.values()]
+    levels = [summary["weight_sparsity_mean"] for summary in measured.values()]
     if not levels:
         return None
     return {"mean": sum(levels) / len(levels), "min": min(levels), "max": max(levels)}

@@ -187,7 +187,7 @@ def _require_unchanged(planned: PlannedRun) -> None:
 
 
 def _scores(planned: PlannedRun, session: Session) -> dict[str, Any]:
-    asked, avoided = planned.config.evaluation.zero_shot, results.left_out_by(planned.config)
+    asked, avoided = planned.config.evaluation.zero_shot, results.excluded_by(planned.config)
     scores = zero_shot(session.model, session.tokenizer, asked, planned.config.seed, avoided, session.passages)
     return {name: asdict(score) for name, score in scores.items()}
 
@@ -199,7 +199,7 @@ def _record(
         "schema": results.SCHEMA,
         "identity": digest(planned.identity),
         "label": planned.config.method.label,
-        "shaped_by": planned.identity,
+        "identity_inputs": planned.identity,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "config": planned.config.model_dump(mode="json"),
         "git": git_state(),
@@ -224,7 +224,7 @@ def _perplexities(planned: PlannedRun, session: Session, handle: SparsityHandle)
                 session.model, block.ids, size, f"{planned.config.method.label}: perplexity on {name}"
             )
     measured = {name: meter.summary() for name, meter in meters.items()}
-    return {"perplexity": found, "measured_sparsity": measured, "measured_over_texts": over_texts(measured)}
+    return {"perplexity": found, "achieved_sparsity": measured, "achieved_over_texts": over_texts(measured)}
 
 
 def _data(session: Session, calibrated: bool) -> dict[str, Any]:

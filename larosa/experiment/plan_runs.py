@@ -35,7 +35,7 @@ def plan_runs(config: RunConfig) -> dict[str, PlannedRun]:
     shape_config = models.model_config(config.model)
     shape = ModelShape.of(shape_config)
     _check(config, shape_config, shape)
-    rounding = config.method.top_k.rounding
+    rounding = config.method.rounding
     levels = make_levels(shape, config.schedule, config.sparsity, config.model.name, rounding)
     kept_levels = {s: tuple(levels.planned(s, i, shape) for i in range(shape.layers)) for s in levels.level}
     runs: dict[str, PlannedRun] = {}
@@ -54,7 +54,7 @@ def _own(config: RunConfig, method: MethodConfig, byte_level: float) -> RunConfi
     changes: dict[str, Any] = {"method": method, "baseline": {}}
     if method.name == "dense":
         changes["sparsity"] = 0.0
-    elif method is not config.method and config.schedule.count == "nominal":
+    elif method is not config.method and config.schedule.metric == "nominal":
         changes["schedule"] = config.schedule.model_copy(update={"count": "bytes"})
         changes["sparsity"] = byte_level
     return config.model_copy(update=changes)
@@ -89,7 +89,7 @@ def _check(config: RunConfig, shape_config: PretrainedConfig, shape: ModelShape)
     models.resolve_placement(config.model)
     if config.quantization.calibrated:
         _check_quantiser(config)
-    check_tasks(config.evaluation.zero_shot, config.seed, results.left_out_by(config))
+    check_tasks(config.evaluation.zero_shot, config.seed, results.excluded_by(config))
     tokens = config.calibration.sequences * config.calibration.length
     for method in (config.method, *config.baseline.values()):
         check_method(method, shape, tokens, "raise calibration.sequences or calibration.length")
@@ -145,7 +145,7 @@ def _check_quantiser(config: RunConfig) -> None:
 
 def _check_left_out(config: RunConfig) -> None:
     text = config.calibration.text
-    if results.left_out_by(config) and text.part == "all" and text.max_documents is None:
+    if results.excluded_by(config) and text.part == "all" and text.max_documents is None:
         raise ConfigError(
             "the task boolq asks about the passages that calibration.text.part=all calibrates on: take "
             "calibration.text.part=calibration, another calibration (wikitext2, c4, text), or leave boolq out of "

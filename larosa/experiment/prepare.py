@@ -36,19 +36,21 @@ def prepare(
         log.warning(doubt)
     shape = ModelShape.of(session.model.config)
     with stages("calibrate"):
-        plan = METHODS[config.method.name](config.method, shape, planned.levels, config.tokens, session.calibrator)
+        plan = METHODS[config.method.name](
+            config.method, shape, planned.levels, config.token_policy, session.calibrator
+        )
     with stages("apply"):
-        handle = apply(session.model, plan, config.model.keep_weights)
+        handle = apply(session.model, plan, config.model.dense_weights_device)
     try:
         found: dict[str, Any] = {
             "memory": {
-                "kept_weights_bytes": handle.kept_bytes,
-                "kept_weights_on": config.model.keep_weights,
+                "dense_weights_bytes": handle.kept_bytes,
+                "dense_weights_device": config.model.dense_weights_device,
                 "adapter_bytes": handle.adapter_bytes,
             }
         }
-        with stages("invariance"):
-            found["invariance"] = parity.check(session.model, handle, session.dense)
+        with stages("parity"):
+            found["parity"] = parity.check(session.model, handle, session.dense)
         if quantised and config.quantization.active:
             with stages("quantise"):
                 found["quantization"] = quantise(session.model, handle, config.quantization, session.calibration.ids)

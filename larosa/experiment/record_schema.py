@@ -37,10 +37,10 @@ class _Perplexity(_Part):
 class _Measured(_Part):
     level_mean: dict[str, list[float]]
     level_std_over_tokens: dict[str, list[float]]
-    byte_weighted_mean: Share
-    byte_weighted_std_over_tokens: float
-    byte_weighted_min: Share
-    byte_weighted_max: Share
+    weight_sparsity_mean: Share
+    weight_sparsity_std_over_tokens: float
+    weight_sparsity_min: Share
+    weight_sparsity_max: Share
     sparse_tokens: Count
 
 
@@ -50,7 +50,7 @@ class _Score(_Part):
     value: Share
     standard_error: float | None
     examples: Annotated[int, Field(ge=1)]
-    population: Annotated[int, Field(ge=1)]
+    num_available: Annotated[int, Field(ge=1)]
     split: str
     source: str
     document_ids: list[int]
@@ -64,14 +64,14 @@ class _Extras(_Part):
 
 
 class _Accounting(_Part):
-    level_asked: Share
-    level_byte_weighted: Share
-    level_paper_count: Share
-    level_planned: dict[str, list[float]]
+    target_sparsity: Share
+    weight_sparsity: Share
+    nominal_sparsity: Share
+    planned_sparsity: dict[str, list[float]]
     projection_bytes: Count
     extras: _Extras
-    extras_share: float
-    net_bytes_share: float
+    overhead_fraction: float
+    read_fraction: float
     flops_per_token: dict[str, int | None]
 
 
@@ -100,7 +100,7 @@ class _Metrics(_Part):
     accounting: _Accounting
     invariance: _Invariance
     perplexity: dict[str, _Perplexity]
-    measured_sparsity: dict[str, _Measured]
+    achieved_sparsity: dict[str, _Measured]
     zero_shot: dict[str, _Score]
     errors: _Errors | None = None
     speed: _Speed | None = None
@@ -128,7 +128,7 @@ class _Record(_Part):
     schema_: int = Field(alias="schema")
     identity: Nonempty
     label: Nonempty
-    shaped_by: dict[str, Any]
+    identity_inputs: dict[str, Any]
     created: Nonempty
     config: dict[str, Any]
     git: _Git
@@ -150,7 +150,7 @@ def problem(record: dict[str, Any], shaping: dict[str, Any]) -> str | None:
         return lines[0] + (f"; and {len(lines) - 1} fields more" if len(lines) > 1 else "")
     if found.schema_ != SCHEMA:
         return f"it has schema {found.schema_}, this version of larosa reads {SCHEMA}"
-    if {found.identity, digest(found.shaped_by)} != {digest(shaping)}:
+    if {found.identity, digest(found.identity_inputs)} != {digest(shaping)}:
         return "it belongs to another identity"
     missing = _missing(found, shaping)
     return f"it lacks {', '.join(missing)}, which the run asks for" if missing else None
@@ -162,7 +162,7 @@ def _missing(found: _Record, shaping: dict[str, Any]) -> list[str]:
         f"{part} of {text}"
         for part, held in (
             ("perplexity", metrics.perplexity),
-            ("measured_sparsity", metrics.measured_sparsity),
+            ("achieved_sparsity", metrics.achieved_sparsity),
             ("the tokens", found.data.texts),
         )
         for text in shaping["texts"]

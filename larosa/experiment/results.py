@@ -36,7 +36,7 @@ from larosa.quantization.external import library_version
 from larosa.records.disk import digest
 from larosa.search.tuning import TUNING_VERSION
 
-MEANING = 1
+SEMANTICS_VERSION = 1
 """Part of every identity: raise it when a change of the code changes what a result means."""
 
 
@@ -44,7 +44,7 @@ def identity(config: RunConfig, fingerprint: dict[str, str], device: str) -> dic
     """What shapes the result of `config.method`; the dense model's does not depend on level or calibration."""
     shaping: dict[str, Any] = {
         "schema": SCHEMA,
-        "meaning": MEANING,
+        "semantics_version": SEMANTICS_VERSION,
         "model": {"name": config.model.name, "dtype": config.model.dtype, "device": device, **fingerprint},
         "method": _method_identity(config.method),
         "texts": {name: text_identity(text) for name, text in config.texts.items()},
@@ -53,8 +53,8 @@ def identity(config: RunConfig, fingerprint: dict[str, str], device: str) -> dic
     }
     if config.quantization.active:  # a run without is what it was before there was any
         shaping["quantization"] = _quantization_identity(config)
-    if avoided := left_out_by(config):
-        shaping["left_out_by"] = avoided
+    if avoided := excluded_by(config):
+        shaping["excluded_by"] = avoided
     if config.evaluation.zero_shot.tasks:
         shaping["tasks"] = behind_tasks(config.evaluation.zero_shot)
     if config.evaluation.speed is not None:
@@ -66,7 +66,7 @@ def identity(config: RunConfig, fingerprint: dict[str, str], device: str) -> dic
             "sparsity": config.sparsity,
             "schedule": config.schedule.model_dump(mode="json", exclude={"path"}),
             "schedule_file": _file_hash(config.schedule.path),
-            "tokens": config.tokens.model_dump(mode="json"),
+            "tokens": config.token_policy.model_dump(mode="json"),
             "calibration": _calibration_identity(config),
         }
     return shaping
@@ -90,7 +90,7 @@ def _quantization_identity(config: RunConfig) -> dict[str, Any]:
             del own["quantizer"]
     if config.quantization.calibrated:
         own["calibration"] = _calibration_identity(config)
-        if config.quantization.groups == "input":
+        if config.quantization.group_axis == "in":
             own["library"] = library_version()
     else:
         del own["sequences"]
@@ -102,7 +102,7 @@ def _calibration_identity(config: RunConfig) -> dict[str, Any]:
     return own | {"text": text_identity(config.calibration.text)}
 
 
-def left_out_by(config: RunConfig) -> str | None:
+def excluded_by(config: RunConfig) -> str | None:
     """Names the calibration text for whose passages examples are left out; None for runs without such tasks.
 
     Only BoolQ asks about the passages of a calibration text.
@@ -129,23 +129,20 @@ def _evaluation_identity(config: RunConfig) -> dict[str, Any]:
 def _method_identity(method: MethodConfig) -> dict[str, Any]:
     """The method's settings without its name in tables and without what it does not use."""
     own = method.model_dump(mode="json", exclude={"preset"})
+    unused = set()
     if method.granularity != "group":
-        del own["group_size"]
-    if method.rule == "threshold":
-        del own["top_k"]
-    elif method.top_k.rounding == "nearest":  # as before there was another rule
-        del own["top_k"]["rounding"]
-    if method.form != "explicit":
-        del own["transform_storage"], own["block_size"]
+        unused.add("group_size")
+    if method.selector == "threshold":
+        unused |= {"ties", "rounding"}
+    if method.form != "online":
+        unused |= {"transform_dtype", "block_size"}
+    if method.form != "simulated":
+        unused.add("rotation_dtype")
     if method.tuning is None:
-        del own["tuning"]
+        unused.add("tuning")
     else:
         own["tuning_version"] = TUNING_VERSION
-    if method.form != "simulated":
-        del own["rotation_dtype"]
-    if method.name != "r_sparse":
-        del own["rank_share"], own["rank_search"]
-    return own
+    return {key: value for key, value in own.items() if key not in unused}
 
 
 def text_identity(text: TextConfig) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def open_session(config: RunConfig, documents: Documents) -> Session:
     with stages("tokenise"):
         tokenizer = models.load_tokenizer(config.model)
         longest = models.model_config(config.model).max_position_embeddings
-        check_reader(config.evaluation.zero_shot, config.seed, results.left_out_by(config), tokenizer, longest)
+        check_reader(config.evaluation.zero_shot, config.seed, results.excluded_by(config), tokenizer, longest)
         calibration = calibration_block(documents.calibration, tokenizer, config.calibration, config.seed)
         texts = {
             name: evaluation_block(

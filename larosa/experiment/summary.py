@@ -22,14 +22,14 @@ def comparison(records: dict[str, Record]) -> list[dict[str, Any]]:
     rows = []
     for name, record in records.items():
         metrics, counted = record["metrics"], record["metrics"]["accounting"]
-        measured = list(metrics["measured_sparsity"].values())
+        measured = list(metrics["achieved_sparsity"].values())
         row: dict[str, Any] = {
             "method": name,
-            "asked %": _percent(counted["level_asked"]),
-            "byte-weighted %": _percent(counted["level_byte_weighted"]),
-            "measured %": _percent(_mean([m["byte_weighted_mean"] for m in measured])),
-            "extras %": _percent(counted["extras_share"]),
-            "net bytes %": _percent(counted["net_bytes_share"]),
+            "asked %": _percent(counted["target_sparsity"]),
+            "byte-weighted %": _percent(counted["weight_sparsity"]),
+            "measured %": _percent(_mean([m["weight_sparsity_mean"] for m in measured])),
+            "extras %": _percent(counted["overhead_fraction"]),
+            "net bytes %": _percent(counted["read_fraction"]),
         }
         if "speed" in metrics:
             timed = metrics["speed"]["summary"].get("sparse", metrics["speed"]["summary"]["dense"])
@@ -116,16 +116,16 @@ def _conditions(record: Record) -> str:
 def _show_details(console: Console, name: str, record: Record) -> None:
     metrics = record["metrics"]
     seconds = " ".join(f"{stage} {entry['wall_s']:.0f}s" for stage, entry in record["stages"].items())
-    check = metrics["invariance"]
+    check = metrics["parity"]
     console.print(
         f"[bold]{name}[/]: level-0 logits error {check['relative_logits_error']:.1e} (bound {check['bound']:.0e}); "
         f"{metrics['accounting']['extras']['products']} extra products, {metrics['accounting']['extras']['kind']}; "
         f"{seconds}"
     )
     for task, score in metrics["zero_shot"].items():
-        if score.get("left_out"):
+        if score.get("excluded"):
             console.print(
-                f"{task}: {score['left_out']} of {score['population']} examples left out, whose articles were "
+                f"{task}: {score['excluded']} of {score['population']} examples left out, whose articles were "
                 "calibrated on"
             )
     errors = metrics.get("errors")
@@ -137,7 +137,7 @@ def _show_details(console: Console, name: str, record: Record) -> None:
         chosen = [layers[0], layers[len(layers) // 2], layers[-1]]
         table.add_row(
             site,
-            f"{100 * (_mean(metrics['accounting']['level_planned'][site]) or 0):.1f}",
+            f"{100 * (_mean(metrics['accounting']['planned_sparsity'][site]) or 0):.1f}",
             " / ".join("-" if q is None else f"{q[middle]:.3f}" for q in chosen),
             f"{_mean([e for e in errors['site_error'][site] if e is not None]) or 0:.3f}",
             f"{_mean(errors['site_error_theory'][site]) or 0:.3f}",

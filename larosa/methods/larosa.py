@@ -2,7 +2,7 @@
 
 `absorbed`: the basis is absorbed into the weights, residual adapters change it between layers (the paper).
 `simulated`: the norm's output, gamma in it, is rotated, Top-K'd and rotated back (the official code).
-`explicit`: beyond the paper, an output-aware transform in front of each norm's readers (rotation.explicit).
+`online`: beyond the paper, an output-aware transform in front of each norm's readers (rotation.explicit).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def plan(
     method: MethodConfig, shape: ModelShape, levels: Levels, tokens: TokenPolicyConfig, calibrator: Calibrator
 ) -> Plan:
     """The levels in the calibrated rotation, or behind the calibrated transforms."""
-    if method.form == "explicit":
+    if method.form == "online":
         transforms = calibrator.transforms(method)
         return calibrator.limited(Plan(method, shape, levels, tokens, rotation=None, transforms=transforms))
     return calibrator.limited(Plan(method, shape, levels, tokens, rotation=calibrator.rotation(method)))

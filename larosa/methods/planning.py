@@ -18,8 +18,8 @@ def check_method(method: MethodConfig, shape: ModelShape, tokens: int, remedy: s
     """
     if method.basis == "hadamard":
         bases.hadamard_factors(shape.hidden_size)
-    if method.form == "explicit":
-        check_block(shape.hidden_size, method.block_size, method.transform_storage)
+    if method.form == "online":
+        check_block(shape.hidden_size, method.block_size, method.transform_dtype)
     if method.basis in ("pca", "output_aware") and tokens < shape.hidden_size:
         raise CalibrationError(
             f"{tokens} calibration tokens cannot span {shape.hidden_size} dimensions: {remedy} (the paper: 16 x 2048)"
@@ -32,7 +32,7 @@ def plan_levels(
     """The levels of a method: the schedule's, or of CATS its own. Raises ScheduleError where they cannot be reached."""
     if method.name == "cats":
         return cats.levels(shape, sparsity)
-    levels = make_levels(shape, schedule, sparsity, model_name, method.top_k.rounding)
+    levels = make_levels(shape, schedule, sparsity, model_name, method.rounding)
     if method.name == "r_sparse":
         r_sparse.candidates(method, shape, levels)  # shares out of reach are refused here
     return levels

@@ -1,15 +1,15 @@
 """R-Sparse (arXiv 2504.19449): large entries meet whole weight columns, the small ones a truncated SVD of the weights.
 
 `y = W x_kept + W_r (x - x_kept)` for every projection, x_kept by a calibrated limit a site (the paper) or Top-K.
-The pairs (sparsity.low_rank) spend `method.rank_share` of a projection's bytes, on top of the levels asked for as
+The pairs (sparsity.low_rank) spend `method.low_rank_ratio` of a projection's bytes, on top of the levels asked for as
 every method's extras do; a site of level 0 drops nothing and has no pair.
 
 The paper divides one budget: of the 1 - s it reads, 95 % are columns and 5 % low-rank where all projections are alike.
-So its 50 % is `sparsity=0.525 method.rank_share=0.025` here. It then searches the division of each projection, by
-evolution on perplexity. Here `method.rank_search` tries a few shares at each site of each layer and keeps the one
+So its 50 % is `sparsity=0.525 method.low_rank_ratio=0.025` here. It then searches the division of each projection, by
+evolution on perplexity. Here `method.low_rank_ratio_grid` tries a few shares at each site of each layer and keeps the one
 whose readers' outputs err least on the calibration tokens of the dense model. All cost a site the net bytes that
-`method.rank_share` costs it: what a larger pair reads, a higher level saves. The byte-weighted level then moves with
-the shares chosen, net bytes do not; `method.rank_share=0` asks for `sparsity` net, as the paper does.
+`method.low_rank_ratio` costs it: what a larger pair reads, a higher level saves. The byte-weighted level then moves with
+the shares chosen, net bytes do not; `method.low_rank_ratio=0` asks for `sparsity` net, as the paper does.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ Entry = TypeVar("Entry")
 
 
 def candidates(method: MethodConfig, shape: ModelShape, levels: Levels) -> dict[float, Levels]:
-    """Share -> the levels at which its pairs cost every site the net bytes of `method.rank_share`.
+    """Share -> the levels at which its pairs cost every site the net bytes of `method.low_rank_ratio`.
 
     Raises ScheduleError where a share would push a site below level 0 or leave it no channel.
     """
-    return {share: _paid(method, shape, levels, share) for share in method.rank_search or (method.rank_share,)}
+    return {
+        share: _paid(method, shape, levels, share) for share in method.low_rank_ratio_grid or (method.low_rank_ratio,)
+    }
 
 
 def plan(
@@ -63,16 +65,16 @@ def _pair_weights(site: Site, share: float) -> int:
 
 
 def _paid(method: MethodConfig, shape: ModelShape, levels: Levels, share: float) -> Levels:
-    """The levels with the bytes of `share` beyond those of `method.rank_share` saved at the same site."""
+    """The levels with the bytes of `share` beyond those of `method.low_rank_ratio` saved at the same site."""
     raised: dict[str, tuple[float, ...]] = {}
     for site, geometry in shape.sites.items():
-        more = (_pair_weights(geometry, share) - _pair_weights(geometry, method.rank_share)) / geometry.weights
+        more = (_pair_weights(geometry, share) - _pair_weights(geometry, method.low_rank_ratio)) / geometry.weights
         raised[site] = tuple(level + more if level > 0 else 0.0 for level in levels.level[site])
         for layer, level in enumerate(raised[site]):
             if not 0 <= level <= 1 or kept_channels(level, geometry.width) < 1:
                 raise ScheduleError(
                     f"a low-rank share of {share:g} would need level {level:.3f} at site {site}, layer {layer}, to "
-                    f"cost what method.rank_share={method.rank_share:g} does: leave it out of method.rank_search, or "
+                    f"cost what method.low_rank_ratio={method.low_rank_ratio:g} does: leave it out of method.low_rank_ratio_grid, or "
                     "choose another sparsity or schedule"
                 )
     kept = {s: tuple(kept_channels(level, shape.sites[s].width) for level in raised[s]) for s in SITES}
@@ -110,6 +112,6 @@ def _merged(plans: list[Plan], best: dict[str, list[int]], shares: list[float]) 
     thresholds = [plan.thresholds for plan in plans if plan.thresholds is not None]
     low_rank = [plan.low_rank for plan in plans if plan.low_rank is not None]
     return Plan(
-        first.method, first.shape, levels, first.tokens, rotation=None,
+        first.method, first.shape, levels, first.token_policy, rotation=None,
         thresholds=pick(thresholds) if thresholds else None, calibrated_in=first.calibrated_in, low_rank=pick(low_rank),
     )  # fmt: skip

@@ -9,7 +9,7 @@ from larosa.sparsity.level_override import LimitAt
 
 def limits_of(plan: Plan, calibrator: Calibrator) -> LimitAt | None:
     """TEAL's from its histograms, any other's from counted magnitudes; None where the plan is Top-K."""
-    if plan.method.rule == "top_k":
+    if plan.method.selector == "top_k":
         return None
     if plan.method.name == "teal":
         return calibrator.histograms().threshold

@@ -1,7 +1,7 @@
 """WINA (arXiv 2505.19427): Top-K of `|x_i|` times the norm of the weight column behind channel i.
 
 The norm is over all projections that read the site, so that one mask serves them. Ranking by it is optimal where
-the columns are orthogonal; `basis=weight_svd` makes those of k and gate so, by an absorbed rotation per block.
+the columns are orthogonal; `basis=weight_svd` makes those of k and gate so, by an absorbed rotation per sublayer.
 """
 
 from __future__ import annotations

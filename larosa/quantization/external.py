@@ -8,7 +8,7 @@ The library gets what reads one site as a small model of its own, with the vecto
 rotations, transforms and hooks stay where they are, and no module of the model is exchanged. Layers go in order; the
 next one sees what the rounded layers before it give. Nothing is dropped meanwhile: the quantiser sees level 0.
 A sequence's first token is an attention sink: nearly every later token reads its key and value, but in GPTQ's second
-moments it is one of a thousand, and its error grows instead of theirs. `first_token_weight` lets it count as more.
+moments it is one of a thousand, and its error grows instead of theirs. `attention_sink_weight` lets it count as more.
 Both give a scale and a zero point to 64 weights along the input. AWQ's scales multiply a linear's own input, unfolded
 as the library has them; here they go into the weights again, since a norm or projection that took them would change
 what Top-K ranks.
@@ -52,7 +52,7 @@ them: of several groups in a block all but the first would get those of weights 
 
 def check_installed(config: QuantizationConfig) -> None:
     """Raise QuantizationError where the library of a calibrated quantiser is missing."""
-    if config.groups == "input" and find_spec(_LIBRARY) is None:
+    if config.group_axis == "in" and find_spec(_LIBRARY) is None:
         raise QuantizationError(
             f"quantization.quantizer={config.quantizer} needs neural-compressor: pip install -e '.[quantization]' (or "
             "take quantization=w4_rtn, which needs nothing)"
@@ -124,8 +124,8 @@ def _identity(
 ) -> dict[str, Any]:
     """What decides a rounded layer: its weights, and what they are given, by the tokens and all that the first
     sequence makes its sites see."""
-    own = config.model_dump(mode="json", include={"weights", "quantizer", "groups", "first_token_weight"})
-    if config.groups == "input":
+    own = config.model_dump(mode="json", include={"weights", "quantizer", "groups", "attention_sink_weight"})
+    if config.group_axis == "in":
         own["library"] = library_version()
     weights = [reader.weight for site in SITES for reader in layer.readers(site)]
     return {
@@ -160,8 +160,8 @@ def _rounded_layer(layer: LayerView, seen: dict[str, list[Tensor]], config: Quan
     found: tensor_store.Tensors = {}
     for site in SITES:
         weights = [reader.weight for reader in layer.readers(site)]
-        given = [_counted(x, config.first_token_weight) for x in seen.pop(site)]
-        if config.groups == "input":
+        given = [_counted(x, config.attention_sink_weight) for x in seen.pop(site)]
+        if config.group_axis == "in":
             new = rounded(weights, given, config.quantizer)
             found |= {f"{site}.reader{i}": weight.detach() for i, weight in enumerate(new)}
         else:
@@ -178,7 +178,7 @@ def _put(
     for site in SITES:
         readers = layer.readers(site)
         device, dtype = readers[0].weight.device, readers[0].weight.dtype
-        if config.groups == "input":
+        if config.group_axis == "in":
             new = [found[f"{site}.reader{i}"].to(device) for i in range(len(readers))]
         else:
             codes, scale = (found[f"{site}.{part}"].to(device) for part in ("codes", "scale"))

@@ -43,7 +43,10 @@ def calibrated(config: Record) -> bool:
 def settings(config: Record) -> str:
     """What shapes the weights besides the name, in words; empty where nothing was set."""
     own = config["quantization"] if calibrated(config) else {}
-    said = {"sequences": "calibrated on the first {} sequences", "first_token_weight": "first tokens count {:g} times"}
+    said = {
+        "sequences": "calibrated on the first {} sequences",
+        "attention_sink_weight": "first tokens count {:g} times",
+    }
     return ", ".join(words.format(own[key]) for key, words in said.items() if own.get(key) is not None)
 
 

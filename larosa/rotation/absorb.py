@@ -6,7 +6,7 @@ RMSNorm(x Q) = RMSNorm(x) Q for orthogonal Q once the norm's weight gamma is fol
 * q, k, v, gate, up: `W <- W diag(gamma) Q`; head: the same with the last basis; norms: gamma <- 1;
 * o, down: `W <- Q^T W`, bias `b <- b Q`; embedding: `E <- E Q_0` (untied from the head first);
 * before layer l a residual adapter `Q_{l-1}^T Q_l` where the basis changes;
-* per block, the stream keeps the basis of h1 through the layer and the input of the MLP's norm is rotated
+* per sublayer, the stream keeps the basis of h1 through the layer and the input of the MLP's norm is rotated
   into that of h3: a second adapter a layer.
 
 All products run in float64 and are cast back once.

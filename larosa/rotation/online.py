@@ -1,4 +1,4 @@
-"""The output-aware transform: explicit, not orthogonal, in front of the readers of a norm; whole or in diagonal blocks.
+"""The output-aware transform: online, not orthogonal, in front of the readers of a norm; whole or in diagonal blocks.
 
 For one norm, x is its output without gamma, W the stacked weights that read it with gamma folded in, S = E[x x^T]
 and G = W^T W. With U the eigenvectors of `G^1/2 S G^1/2`, run `z = T x`, `T = U^T G^1/2`, keep the top-k of z, and
@@ -60,7 +60,7 @@ def check_block(D: int, block: int | None, storage: str) -> None:
     if D % size:
         raise TransformError(f"method.block_size={size} must divide the model's width {D}")
     if storage == "int4" and size % GROUP:
-        raise TransformError(f"method.transform_storage=int4 needs blocks of a multiple of {GROUP}, got {size}")
+        raise TransformError(f"method.transform_dtype=int4 needs blocks of a multiple of {GROUP}, got {size}")
 
 
 def stored_bytes(D: int, block: int | None, storage: str, element_bytes: int) -> int:
@@ -94,7 +94,7 @@ def restored(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     return blocks
 
 
-class ExplicitTransform(nn.Module):
+class OnlineTransform(nn.Module):
     """z = T' x with T' in blocks [n, b, b] as stored: `storage` model, int8 or int4; in the activation's dtype."""
 
     codes: Tensor

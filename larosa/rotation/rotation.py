@@ -1,6 +1,6 @@
 """The rotations of a whole model: which basis each norm's output lives in.
 
-Granularity (section 2 and Table 6 of the paper): one Q per layer serves h1 and h3; per block, each has its
+Granularity (section 2 and Table 6 of the paper): one Q per layer serves h1 and h3; per sublayer, each has its
 own; per group, m layers share one; per model, all share one.
 """
 

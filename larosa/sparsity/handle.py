@@ -27,7 +27,7 @@ from larosa.models.architecture import LayerView, ModelView
 from larosa.models.formats import Quantised
 from larosa.models.sites import ModelShape
 from larosa.rotation.absorb import WeightSwaps, absorb, fold
-from larosa.rotation.online import ExplicitTransform, split_gain
+from larosa.rotation.online import OnlineTransform, split_gain
 from larosa.rotation.rotation import LayerwiseRotationMatrix, ResidualAdapter, Rotation
 from larosa.sparsity.calls import CallCheck
 from larosa.sparsity.guard import Guards
@@ -57,15 +57,15 @@ class Plan:
     method: MethodConfig
     shape: ModelShape
     levels: Levels
-    tokens: TokenPolicyConfig
+    token_policy: TokenPolicyConfig
     rotation: Rotation | None
     thresholds: dict[str, tuple[float, ...]] | None = None
     """Site -> a calibrated threshold a layer, instead of Top-K; or `gate` alone, for the neurons of the MLP."""
     calibrated_in: str | None = None
     """The coordinates (MethodConfig.coordinates) that the thresholds were calibrated in."""
     transforms: Tensor | None = None
-    """[layers, 2, n, b, b] float64: explicit transforms of h1 and h3 in n diagonal blocks, exact;
-    `method.transform_storage` rounds them."""
+    """[layers, 2, n, b, b] float64: online transforms of h1 and h3 in n diagonal blocks, exact;
+    `method.transform_dtype` rounds them."""
     low_rank: LowRank | None = None
     """Through these, what a site drops still reaches its readers."""
 
@@ -96,17 +96,17 @@ class SparsityHandle:
     model, but not `level_zero`, `observed_by` and the like, which change it for all.
     """
 
-    def __init__(self, model: PreTrainedModel, plan: Plan, keep_weights: str) -> None:
+    def __init__(self, model: PreTrainedModel, plan: Plan, dense_weights_device: str) -> None:
         self.plan = plan
         self.sites: list[SparseSite] = []
         self.adapters: list[ResidualAdapter] = []
-        self.policy = TokenPolicy(plan.tokens)
+        self.policy = TokenPolicy(plan.token_policy)
         self.quantised: dict[tuple[int, str], Quantised] = {}
         """(layer, site) -> the codes of what reads it, where it was rounded to nearest."""
         self.quantised_head: Quantised | None = None
         self._model = model
         self._tied = bool(model.config.tie_word_embeddings)
-        self._swaps = WeightSwaps(keep_weights)
+        self._swaps = WeightSwaps(dense_weights_device)
         self._hooks: list[RemovableHandle] = []
         self._guards = Guards(model, lambda: self.remedy)
 
@@ -196,9 +196,9 @@ class SparsityHandle:
         rotated = plan.method.form == "absorbed" and plan.rotation is not None
         model: Any = self._model
         checks: list[Any] = [CallCheck(model.config, rotated, lambda: self._swaps.frozen, lambda: self.remedy)]
-        if plan.tokens.kind != "all":
+        if plan.token_policy.kind != "all":
             checks.append(self.policy.hook)
-        if plan.tokens.kind in PROMPT_KINDS:
+        if plan.token_policy.kind in PROMPT_KINDS:
             generate = self.policy.generating(model.generate, model.generation_config)
             self._guards.replace(model, "generate", generate)
         self._hooks += [view.decoder.register_forward_pre_hook(check, with_kwargs=True) for check in checks]
@@ -221,19 +221,19 @@ def handle_of(model: nn.Module) -> SparsityHandle:
     return handle
 
 
-def _install_transforms(view: ModelView, plan: Plan, swaps: WeightSwaps) -> dict[tuple[int, str], ExplicitTransform]:
+def _install_transforms(view: ModelView, plan: Plan, swaps: WeightSwaps) -> dict[tuple[int, str], OnlineTransform]:
     """Give the readers of h1 and h3 the weights that undo T, the norms its gain, and return the T' in front of them.
 
     T' is inverted as it is stored, so that rounding it to int8 or int4 does not change the model at level 0.
     """
-    installed: dict[tuple[int, str], ExplicitTransform] = {}
+    installed: dict[tuple[int, str], OnlineTransform] = {}
     if plan.transforms is None:
         return installed
     for layer in tqdm(view.layers, desc="transforms", unit="layer", leave=False):
         for i, site in enumerate(("h1", "h3")):
             weight = layer.readers(site)[0].weight
             exact, gain = split_gain(plan.transforms[layer.index, i].to(weight.device))
-            transform = ExplicitTransform(exact, plan.method.transform_storage, weight.dtype)
+            transform = OnlineTransform(exact, plan.method.transform_dtype, weight.dtype)
             fold(layer.norm(site), layer.readers(site), transform.inverse(), swaps, gain)
             installed[layer.index, site] = transform
     return installed
@@ -246,11 +246,11 @@ def _rule(plan: Plan, layer: LayerView, site: str) -> Rule:
         limits = plan.thresholds["gate" if "gate" in plan.thresholds else site]
         return ThresholdSparsification(width, limits[layer.index])
     score = None
-    if plan.method.score == "column_norm":
+    if plan.method.importance == "column_norm":
         squares = sum(linear.weight.double().pow(2).sum(0).to(weight.device) for linear in layer.readers(site))
         score = torch.as_tensor(squares).sqrt().to(weight.dtype)
     level = plan.levels.planned(site, layer.index, plan.shape)
-    return TopKSparsification(width, level, plan.method.top_k.ties, score)
+    return TopKSparsification(width, level, plan.method.ties, score)
 
 
 def _low_rank(plan: Plan, layer: LayerView, site: str) -> LowRankRemainder | None:
@@ -259,10 +259,10 @@ def _low_rank(plan: Plan, layer: LayerView, site: str) -> LowRankRemainder | Non
 
 
 @torch.no_grad()
-def apply(model: PreTrainedModel, plan: Plan, keep_weights: str = "device") -> SparsityHandle:
+def apply(model: PreTrainedModel, plan: Plan, dense_weights_device: str = "device") -> SparsityHandle:
     """Make `model` follow `plan`, in place.
 
-    `keep_weights`: where the replaced dense weights wait for `remove()`, `device` or `cpu`. Raises PlanError if the
+    `dense_weights_device`: where the replaced dense weights wait for `remove()`, `device` or `cpu`. Raises PlanError if the
     plan is for another model or the model follows one already.
     """
     if ModelShape.of(model.config) != plan.shape:
@@ -273,7 +273,7 @@ def apply(model: PreTrainedModel, plan: Plan, keep_weights: str = "device") -> S
             f" {plan.method.coordinates}: calibrate them for this method"
         )
     check_dense(model)
-    handle = SparsityHandle(model, plan, keep_weights)
+    handle = SparsityHandle(model, plan, dense_weights_device)
     try:
         handle._guard()
         view = ModelView(model)

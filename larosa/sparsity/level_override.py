@@ -31,7 +31,7 @@ class Dials:
         """What drops `level` of the entries at a site."""
         if isinstance(site.rule, TopKSparsification):
             width = site.rule.width
-            kept = kept_channels(level, width, self._handle.plan.method.top_k.rounding)
+            kept = kept_channels(level, width, self._handle.plan.method.rounding)
             return TopKSparsification(width, 1 - kept / width, site.rule.ties, site.rule.score)
         if self._limits is None:
             raise PlanError("a threshold at another level needs the limits of all levels")

@@ -54,7 +54,7 @@ def make_levels(
     coefficients, source = _coefficients(shape, schedule, model_name)
     raw = {site: tuple(alpha * sparsity for alpha in coefficients[site]) for site in SITES}
     total = byte_weighted(raw, shape, shape.skips)
-    if schedule.count == "bytes" and sparsity > 0:
+    if schedule.metric == "weight_bytes" and sparsity > 0:
         if total <= 0:
             raise ScheduleError("all coefficients are zero, so no level can be reached")
         raw = {site: tuple(level * sparsity / total for level in raw[site]) for site in SITES}

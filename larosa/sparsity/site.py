@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from larosa.models.architecture import LayerView
-from larosa.rotation.online import ExplicitTransform
+from larosa.rotation.online import OnlineTransform
 from larosa.sparsity.low_rank import LowRankRemainder
 from larosa.sparsity.token_policy import TokenPolicy
 
@@ -51,7 +51,7 @@ class Turning(Protocol):
 
 class SparseSite(nn.Module):
     """A rule at one site of one layer, optionally in a simulated rotation (rotate, drop, rotate back), behind an
-    explicit transform that the readers' weights undo, or with low-rank pairs for what it drops."""
+    online transform that the readers' weights undo, or with low-rank pairs for what it drops."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class SparseSite(nn.Module):
         rule: Rule,
         policy: TokenPolicy,
         rotation: Turning | None = None,
-        transform: ExplicitTransform | None = None,
+        transform: OnlineTransform | None = None,
         low_rank: LowRankRemainder | None = None,
     ) -> None:
         super().__init__()

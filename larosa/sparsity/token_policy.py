@@ -72,7 +72,7 @@ class TokenPolicy:
         prompt = self._pass.prompt
         if self.config.kind == "decode_only" and prompt is None and cache is None and kwargs.get("use_cache") is False:
             raise TokenPolicyError(
-                "tokens=decode_only tells generated tokens by the KV cache: call model.generate(), or keep a cache"
+                "token_policy=decode_only tells generated tokens by the KV cache: call model.generate(), or keep a cache"
             )
         offset = int(cache.get_seq_length()) if cache is not None else 0
         batch, length = tokens.shape[:2]
@@ -135,7 +135,7 @@ def real_tokens(mask: Any, length: int) -> Tensor | None:
     if isinstance(mask, dict):
         if "full_attention" not in mask:
             raise TokenPolicyError(
-                "positions cannot be read off a sliding-window mask; use tokens=all or no StaticCache"
+                "positions cannot be read off a sliding-window mask; use token_policy=all or no StaticCache"
             )
         mask = mask["full_attention"]
         if mask is None:

@@ -19,7 +19,7 @@ Colour = str | tuple[float, float, float, float]
 _METHODS = {("top-k", "none"): "magnitude", ("limits", "none"): "teal", ("top-k", "adapter"): "larosa"}
 """Rule and extras of the benchmark -> the method whose step this is, for its colour; timed runs name theirs."""
 _ADDED = set(EXTRAS) - {"none"}
-"""Extras of the benchmark that cost time."""
+"""Overhead of the benchmark that cost time."""
 
 
 def timed(bank: Bank, rule: str | None = None) -> dict[str, list[Cell]]:
@@ -30,7 +30,7 @@ def timed(bank: Bank, rule: str | None = None) -> dict[str, list[Cell]]:
     """
     lines: dict[tuple[int, str], list[Cell]] = {}
     for cell in cells(bank.timings):
-        plain_rule = rule == cell.rule and cell.record["extras"] not in _ADDED
+        plain_rule = rule == cell.rule and cell.record["overhead"] not in _ADDED
         if plain_rule or (rule is None and abs(cell.level - LEVEL) < 1e-9):
             lines.setdefault((id(cell.record), _label(cell, rule is None)), []).append(cell)
     several = [own for own in lines.values() if len({cell.new_tokens for cell in own}) > 1]
@@ -75,7 +75,7 @@ def _styles(lines: dict[str, list[Cell]]) -> dict[str, tuple[Colour, str]]:
     taken: set[str] = set()
     spare = cycle([style for style in SPARE if style[0] != "#F0E442"])  # too pale for a line
     for label, own in lines.items():
-        extras = str(own[0].record["extras"])
+        extras = str(own[0].record["overhead"])
         method = _METHODS.get((own[0].rule, extras), extras.partition(", ")[0])
         found[label] = method_styles([method])[method] if method not in taken else next(spare)
         taken.add(method)

@@ -111,7 +111,7 @@ def _lengths(axes: Axes, timed: dict[str, list[Timed]]) -> None:
 def realising(runs: list[Run]) -> list[Run]:
     """Limits and plain Top-K that were asked for LEVEL, each at the schedule that a printed row would take."""
     asked = [run for run in runs if abs(run.entry.asked - LEVEL) < 1e-9]
-    own = [r for r in asked if r.config["method"]["rule"] == "threshold" or r.preset == "magnitude"]
+    own = [r for r in asked if r.config["method"]["selector"] == "threshold" or r.preset == "magnitude"]
     by_label: dict[str, list[Run]] = {}
     for run in own:
         by_label.setdefault(run.entry.label, []).append(run)

@@ -62,7 +62,7 @@ def build(spec: Spec, bank: Bank, context: Context) -> Table:
     """The table."""
     rows = paper.rows(spec.file, spec.spread)
     targets = sorted({float(row["sparsity"]) for row in rows} - (set() if spec.quantised else {0.0}))
-    notes, left_out = Footnotes(), []
+    notes, excluded = Footnotes(), []
     for remark in paper.remarks(spec.number):
         notes.number(remark)
     models = []
@@ -74,7 +74,7 @@ def build(spec: Spec, bank: Bank, context: Context) -> Table:
             runs, spec.perplexity, (*spec.tasks, *_more_tasks(spec, runs)), spec.free,
             lambda run: (setting(spec, run), round(20 * run.entry.asked)),
         )  # fmt: skip
-        left_out += [f"{name}: {reason}" for reason in group.left_out]
+        excluded += [f"{name}: {reason}" for reason in group.excluded]
         failures = [failure for failure in bank.failures if failure.model == name]
         kept = group.runs if name in paper.models() else _compared(spec, group.runs)
         models.append(_model(spec, name, rows, targets, kept, failures))
@@ -88,7 +88,7 @@ def build(spec: Spec, bank: Bank, context: Context) -> Table:
     if empty:
         blocks.append(_unmeasured(spec, empty, context, notes))
     missing = [found for model in models if (found := _missing(spec, model, context)) is not None]
-    return Table(spec.number, spec.title, blocks, READING if shown else "", notes.texts, missing, left_out)
+    return Table(spec.number, spec.title, blocks, READING if shown else "", notes.texts, missing, excluded)
 
 
 def _compared(spec: Spec, runs: list[Run]) -> list[Run]:

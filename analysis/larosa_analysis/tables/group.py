@@ -36,7 +36,7 @@ class Group:
     """Records that compare, those of one setting as one run, and how many were left out for what."""
 
     runs: list[Run]
-    left_out: list[str]
+    excluded: list[str]
     agreeing: frozenset[str]
     """Identities of all records of the group, also of those that newer ones stand for."""
 
@@ -64,11 +64,11 @@ def choose(
     varied = (_AVOIDING,) if CALIBRATION in free else ()
     shown = merged(_fitted([run for run in useful if run not in sparse], own, facets, held, varied)) + own
     kept = {record["identity"] for run in shown for record in run.records}
-    left_out = _left_out([run for run in useful if run.entry.identity not in kept], held, facets)
+    excluded = _left_out([run for run in useful if run.entry.identity not in kept], held, facets)
     for task in varied:
         shown, apart = _shared(shown, task)
-        left_out += [f"{task}: its runs have no example in common"] * apart
-    return Group(shown, left_out, frozenset(run.entry.identity for run in members))
+        excluded += [f"{task}: its runs have no example in common"] * apart
+    return Group(shown, excluded, frozenset(run.entry.identity for run in members))
 
 
 def every(runs: list[Run], texts: bool, tasks: tuple[str, ...]) -> Iterator[Group]:
@@ -86,7 +86,10 @@ def _facets(run: Run, texts: bool, tasks: tuple[str, ...], free: tuple[str, ...]
     """Condition -> value."""
     record, config = run.entry.record, run.config
     weights = {key: value for key, value in record["model"].items() if key not in ("device", "name")}
-    found: Facets = {"meaning": record["meaning"], "weights or dtype": str(sorted(map(str, weights.items())))}
+    found: Facets = {
+        "semantics_version": record["semantics_version"],
+        "weights or dtype": str(sorted(map(str, weights.items()))),
+    }
     found[QUANTIZATION] = run.entry.quantization
     found[f"settings of {run.entry.quantization}"] = settings(config)
     if record["model"]["source"] == "random":
@@ -104,7 +107,7 @@ def _facets(run: Run, texts: bool, tasks: tuple[str, ...], free: tuple[str, ...]
     if run.entry.family != "dense":
         found["seed"] = config["seed"]
         found[f"settings of {run.entry.label}"] = run.settings
-        found["token policy"] = str(config["tokens"])
+        found["token policy"] = str(config["token_policy"])
     if run.entry.family != "dense" or calibrated(config):
         found[CALIBRATION] = record["data"].get("calibration", {}).get("sha256")
     return {condition: value for condition, value in found.items() if condition not in free}

@@ -67,7 +67,7 @@ def rotation(run: Run) -> str:
     method = run.config["method"]
     if method["name"] == "magnitude":
         return "none"
-    if (method["name"], method["form"]) != ("larosa", "absorbed") or method["rule"] == "threshold":
+    if (method["name"], method["form"]) != ("larosa", "absorbed") or method["selector"] == "threshold":
         return ""
     return "" if method["granularity"] == "group" else str(method["granularity"])
 
@@ -135,19 +135,19 @@ _FITS: dict[str, Callable[[Run, str, str], bool]] = {"method": _method, "rotatio
 
 def count(run: Run) -> str:
     """How the run's level was asked for: `bytes`, or `nominal` as the paper counts."""
-    return "bytes" if run.entry.family == "dense" else str(run.config["schedule"]["count"])
+    return "bytes" if run.entry.family == "dense" else str(run.config["schedule"]["metric"])
 
 
 def paper_count(run: Run) -> float:
     """The level as the paper counts it: realised, mean over texts; of a run without texts, planned."""
     metrics = run.entry.record["metrics"]
-    found = [counted_by_width(run.config["model"]["shape"], own["level_mean"]) for own in _realised(metrics)]
-    return sum(found) / len(found) if found else float(metrics["accounting"]["level_paper_count"])
+    found = [counted_by_width(run.config["model"]["shape"], own["site_mean"]) for own in _realised(metrics)]
+    return sum(found) / len(found) if found else float(metrics["accounting"]["nominal_sparsity"])
 
 
 def _realised(metrics: Record) -> list[Record]:
     """What was measured of the levels, by text; a dense run drops nothing."""
-    return [own for own in metrics["measured_sparsity"].values() if own.get("level_mean")]
+    return [own for own in metrics["achieved_sparsity"].values() if own.get("site_mean")]
 
 
 def level(run: Run) -> float:

@@ -53,11 +53,11 @@ def _acc7(run: Run, _name: str, _context: Context) -> Cell | None:
 
 def _level(run: Run, site: str, _context: Context) -> Cell | None:
     """Realised, mean over texts and layers; ± over tokens, mean over layers."""
-    found = list(run.entry.record["metrics"]["measured_sparsity"].values())
+    found = list(run.entry.record["metrics"]["achieved_sparsity"].values())
     if not found:
         return None
-    spread = [own["level_std_over_tokens"][site] for own in found if "level_std_over_tokens" in own]
-    mean = float(np.mean([own["level_mean"][site] for own in found]))
+    spread = [own["site_std_over_tokens"][site] for own in found if "site_std_over_tokens" in own]
+    mean = float(np.mean([own["site_mean"][site] for own in found]))
     return Cell(value=100 * mean, error=100 * float(np.mean(spread)) if spread else None, digits=1)
 
 
@@ -79,16 +79,16 @@ def flops_cell(shape: Shape, basis: str) -> Cell:
 
 
 def extras_as_stored(run: Run) -> float:
-    """Extras as a share of the seven projections, each as it is stored."""
+    """Overhead as a share of the seven projections, each as it is stored."""
     own = run.entry.record["metrics"]["accounting"].get("quantised")
-    return run.entry.extras if own is None else float(own["extras_bytes"] / own["projection_bytes"])
+    return run.entry.extras if own is None else float(own["overhead_bytes"] / own["projection_bytes"])
 
 
 def _bytes(run: Run, _name: str, _context: Context) -> Cell:
     """What a token reads of the seven projections, extras included, as planned; of their bytes at 16 bits a weight."""
     counted = run.entry.record["metrics"]["accounting"]
     own = counted.get("quantised")
-    return Cell(value=100 * (counted["net_bytes_share"] if own is None else own["net_bytes_share_of_16_bit"]), digits=1)
+    return Cell(value=100 * (counted["read_fraction"] if own is None else own["read_fraction_of_16_bit"]), digits=1)
 
 
 def _cosine(run: Run, reference: str, context: Context) -> Cell | None:

@@ -42,7 +42,7 @@ def _joined(runs: list[Run]) -> Run:
         return runs[0]
     first = runs[0].entry.record
     scores: dict[str, Score] = {}
-    metrics: dict[str, dict[str, Any]] = {"perplexity": {}, "measured_sparsity": {}}
+    metrics: dict[str, dict[str, Any]] = {"perplexity": {}, "achieved_sparsity": {}}
     texts: dict[str, Any] = {}
     for run in reversed(runs):
         scores |= run.scores

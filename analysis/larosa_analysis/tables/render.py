@@ -25,9 +25,9 @@ def missing(table: Table) -> list[str]:
     return [f"{m.what}: {m.cells} cell{'s' * (m.cells > 1)}: {in_words(m.command)}" for m in table.missing]
 
 
-def left_out(table: Table) -> str:
+def excluded(table: Table) -> str:
     """What was not shown, and why; empty if nothing."""
-    return f"Left out, because they differ from the rows shown in: {'; '.join(table.left_out)}." * bool(table.left_out)
+    return f"Left out, because they differ from the rows shown in: {'; '.join(table.excluded)}." * bool(table.excluded)
 
 
 def markdown(table: Table) -> str:
@@ -38,7 +38,7 @@ def markdown(table: Table) -> str:
     parts.append("\n".join(_footnotes(table)))
     if table.missing:
         parts.append("Missing cells, and what fills them:\n\n" + "\n".join(f"* {line}" for line in missing(table)))
-    parts.append(left_out(table))
+    parts.append(excluded(table))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -86,7 +86,7 @@ def latex(table: Table) -> str:
         parts += [_latex_rows(block), _escaped(block.caption)]
     parts += [rf"[{number}] {_escaped(text)}." for number, text in enumerate(table.footnotes, start=1)]
     parts += [rf"Missing: {_latex_line(line)}" for line in missing(table)]
-    parts.append(_escaped(left_out(table)))
+    parts.append(_escaped(excluded(table)))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -103,7 +103,7 @@ SPECS = (
     Spec(
         5, "What decides which entries are dropped", "table05_sparsifier", _LEVEL,
         (*_sites(), Measure("model_pct", "count", "whole model, paper's count, %"), _WIKITEXT),
-        own=("teal", "magnitude", "larosa/paper", "larosa/official", "larosa/tuned", "larosa/blocks"), texts=True,
+        own=("teal", "magnitude", "larosa/paper", "larosa/official", "larosa/tuned", "larosa/block_diagonal"), texts=True,
     ),
     Spec(
         6, "How often the basis changes", "table06_rotation", ("sparsity", "rotation"),
@@ -112,7 +112,7 @@ SPECS = (
     ),
     Spec(
         7, "Calibration texts", "table07_calibration", ("sparsity", "method", "calibration"), (_WIKITEXT, _ACC7),
-        own=("larosa/paper", "larosa/official", "larosa/tuned", "larosa/blocks", "teal"), texts=True,
+        own=("larosa/paper", "larosa/official", "larosa/tuned", "larosa/block_diagonal", "teal"), texts=True,
         free=(CALIBRATION,), any_level=True,
     ),
     Spec(

