@@ -47,10 +47,11 @@ log = logging.getLogger(__name__)
 
 CHECK_TOKENS = 128
 BATCH_DEPENDENCE = (
-    "Top-K is discontinuous: where two magnitudes differ by no more than rounding, the order of sums, which changes "
-    "with batch size and padding, decides which one stays, at any site and token and under either rule for ties. A few "
-    "texts in a hundred then change by percents in float32. Only batch size 1, or float64, gives a text the same score "
-    "whatever it is measured with."
+    "Selection is discontinuous: where a magnitude is within rounding of the k-th or of the threshold, the order of sums "
+    "decides whether it stays, and that order changes with batch size and padding. This happens at any site and token, "
+    "under either rule for ties. On SmolLM2-135M in float32 at 50 %, 4 of 64 log-likelihoods differed between batch "
+    "sizes 1 and 8, the most by 20 %; in float64 none did (3e-14). Batch size 1 makes a score independent of the texts "
+    "beside it; the batch sizes of this record are in its config."
 )
 
 
