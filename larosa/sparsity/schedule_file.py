@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from larosa.architecture import SITES
-from larosa.disk import read_object
 from larosa.errors import LarosaError
 from larosa.sites import ModelShape
 from larosa.store import write_atomically
@@ -44,7 +43,7 @@ def write_schedule(
 def read_schedule(path: Path, shape: ModelShape) -> dict[str, tuple[float, ...]]:
     """Site -> a coefficient a layer. Raises ScheduleError that names what is wrong with the file."""
     try:
-        content = read_object(path)
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         schema = content["schema"]
         widths = {site: int(content["widths"][site]) for site in SITES}
         levels = {site: tuple(float(value) for value in content["levels"][site]) for site in SITES}
@@ -75,5 +74,5 @@ def read_schedule(path: Path, shape: ModelShape) -> dict[str, tuple[float, ...]]
 
 def read_made_by(path: Path) -> dict[str, Any]:
     """The `made_by` of a file that `read_schedule` accepts; empty where there is none."""
-    made_by = read_object(path).get("made_by")
+    made_by = json.loads(path.read_text(encoding="utf-8")).get("made_by")
     return made_by if isinstance(made_by, dict) else {}
