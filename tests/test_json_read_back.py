@@ -9,13 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from larosa.disk import digest, read_object
+from larosa.disk import read_object
 from larosa.evaluation.requests import read_requests
 from larosa.evaluation.scores import ZeroShotError
-from larosa.grid import COLUMNS, Grid
-from larosa.inspect import _is_done
-from larosa.sites import ModelShape
-from larosa.sparsity.schedule_file import ScheduleError, read_schedule
 from larosa.sweep import Outcome, Sweep
 
 NO_OBJECT = ["", "{", "[]", "null", '"text"', "7", "[" * 100_000, "\udcff", '[{"identity": "x"}]']
@@ -31,40 +27,6 @@ def damaged(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_what_is_no_object_is_a_value_error_that_names_the_file(damaged: Path) -> None:
     with pytest.raises(ValueError, match=r"found\.json (is no JSON|holds (list|null|str|int), expected a JSON object)"):
         read_object(damaged)
-
-
-def test_a_schedule(damaged: Path) -> None:
-    with pytest.raises(ScheduleError, match=r"found\.json is not a schedule"):
-        read_schedule(damaged, ModelShape.__new__(ModelShape))
-
-
-def test_a_grid(damaged: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert (1.0, 1.0) not in Grid(damaged, {"a": 1}, force=False)
-    assert "found.json is damaged" in caplog.text
-
-
-@pytest.mark.parametrize("perplexity", ['"7.1"', "NaN", "Infinity", "[]", "{}"])
-def test_a_grid_with_a_perplexity_that_is_none(
-    perplexity: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    cell = dict.fromkeys(COLUMNS) | {"h1": 1.0, "h3": 1.0, "perplexity": "HERE"}
-    tree = {"schema": 1, "identity": digest({"a": 1}), "tokens_sha256": "", "cells": [cell]}
-    path = tmp_path / "found.json"
-    path.write_text(json.dumps(tree).replace('"HERE"', perplexity))
-    assert (1.0, 1.0) not in Grid(path, {"a": 1}, force=False)
-    assert "found.json is damaged" in caplog.text
-    path.write_text(json.dumps(tree).replace('"HERE"', "7.1"))
-    assert (1.0, 1.0) in Grid(path, {"a": 1}, force=False)
-
-
-def test_an_inspection(damaged: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert not _is_done(damaged, "x")
-    assert "found.json is damaged" in caplog.text
-    assert not _is_done(tmp_path, "x")
-    damaged.write_text('{"identity": "x", "created": null}')
-    assert not _is_done(damaged, "x")
-    damaged.write_text('{"identity": "x", "created": "now"}')
-    assert _is_done(damaged, "x")
 
 
 @pytest.mark.parametrize("text", ["{}", '{"overrides": 1}', '{"overrides": [], "failed": []}', '{"other": 1}'])
