@@ -6,8 +6,8 @@
     python -m larosa.inspect covariance texts=[lambada,hellaswag,gsm8k,math500]    # cosines between texts' moments
 
 Settings are run.py's; `inspect` in conf/config.yaml says where to look. `<output>/inspect-KIND-MODEL.json` is written,
-and not again by the same settings; larosa_analysis.build reads it with output=analysis/records. A run inspects, too, where
-`inspect.kind` says so (sweeps/figure1.yaml).
+and not again by the same settings; larosa_analysis.build reads it with output=analysis/records. A run inspects, too,
+where `inspect.kind` says so (sweeps/figure1.yaml).
 All methods are shown with nothing dropped but where they are measured, each in its own coordinates: those of the
 absorbed form lack the norm's gain, which the weights took in. `covariance` compares the calibration text with
 every one of `texts`, each at the calibration's number of tokens.

@@ -56,8 +56,8 @@ def read_schedule(path: Path, shape: ModelShape) -> dict[str, tuple[float, ...]]
         raise ScheduleError(f"schedule file {path} cannot be read: {error}") from error
     except checksum.DamagedError as error:
         raise ScheduleError(
-            f"schedule file {path}: {error}. Find the schedule again; if you changed it by hand, remove its checksum and "
-            "made_by"
+            f"schedule file {path}: {error}. Find the schedule again; if you changed it by hand, remove its "
+            "checksum and made_by"
         ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ScheduleError(
