@@ -71,6 +71,17 @@ def identity_of(config: RunConfig) -> dict[str, Any]:
     return results.identity(config, models.fingerprint(config.model), device)
 
 
+def require_unchanged(cell: Cell) -> None:
+    """Raise RecordError where what shapes the cell is no longer what it was when the cell was planned."""
+    now = identity_of(cell.config)
+    changed = [part for part in now.keys() | cell.identity.keys() if now.get(part) != cell.identity.get(part)]
+    if changed:
+        raise results.RecordError(
+            f"{cell.config.method.label}: files changed while it was measured ({', '.join(sorted(changed))}), so the "
+            "result belongs neither to the old nor to the new ones and is not recorded: run the same command again"
+        )
+
+
 def _cell(config: RunConfig, shape: ModelShape) -> Cell:
     levels = plan_levels(config.method, shape, config.schedule, config.sparsity, config.model.name)
     identity = identity_of(config)

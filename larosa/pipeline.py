@@ -24,7 +24,7 @@ from larosa.calibration.calibrator import Calibrator
 from larosa.calibration.overlap import Overlap, overlap, require_disjoint
 from larosa.calibration.texts import load_documents
 from larosa.calibration.tokens import TokenBlock, calibration_block, check_ids, evaluation_block
-from larosa.cells import Cell, identity_of, plan_cells
+from larosa.cells import Cell, plan_cells, require_unchanged
 from larosa.config import RunConfig
 from larosa.disk import claimed
 from larosa.evaluation import invariance
@@ -34,7 +34,7 @@ from larosa.evaluation.sparsity import SparsityMeter, over_texts
 from larosa.evaluation.zero_shot import check_reader, zero_shot
 from larosa.prepare import prepare
 from larosa.provenance import Stages, git_state, hardware, versions
-from larosa.results import Record, RecordError
+from larosa.results import Record
 from larosa.sparsity.handle import SparsityHandle
 from larosa.store import digest
 from larosa.tracking import Tracker
@@ -157,12 +157,8 @@ def _stored(cells: dict[str, Cell]) -> dict[str, Record]:
         if record is not None:
             records[name] = record
             failures.forget(cell.folder)
-            log.info(
-                "%s is done already (%s, commit %s); force=true measures it again",
-                name,
-                cell.folder,
-                str(record["git"]["commit"])[:10],
-            )
+            commit = str(record["git"]["commit"])[:10]
+            log.info("%s is done already (%s, commit %s); force=true measures it again", name, cell.folder, commit)
     return records
 
 
@@ -232,19 +228,8 @@ def measure(cell: Cell, bench: Bench) -> Record:
             with stages("speed"):
                 asked, prompt = config.evaluation.speed, bench.calibration.ids[0]
                 metrics["speed"] = speed(bench.model, handle, prompt, bench.dense.kappa, asked, config.backend)
-    _require_unchanged(cell)
+    require_unchanged(cell)
     return _record(cell, bench, metrics, bench.stages | stages.record)
-
-
-def _require_unchanged(cell: Cell) -> None:
-    """Raise RecordError where what shapes the cell is no longer what it was when the cell was planned."""
-    now = identity_of(cell.config)
-    changed = [part for part in now.keys() | cell.identity.keys() if now.get(part) != cell.identity.get(part)]
-    if changed:
-        raise RecordError(
-            f"{cell.config.method.label}: files changed while it was measured ({', '.join(sorted(changed))}), so the "
-            "result belongs neither to the old nor to the new ones and is not recorded: run the same command again"
-        )
 
 
 def _scores(cell: Cell, bench: Bench) -> dict[str, Any]:
