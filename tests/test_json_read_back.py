@@ -9,13 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from larosa.cli.diagnose import _is_done
 from larosa.cli.sweep import Outcome, Sweep
 from larosa.evaluation.tasks.requests import read_requests
 from larosa.evaluation.tasks.scores import ZeroShotError
-from larosa.models.sites import ModelShape
 from larosa.records.disk import read_object
-from larosa.sparsity.schedule_file import ScheduleError, read_schedule
 
 NO_OBJECT = ["", "{", "[]", "null", '"text"', "7", "[" * 100_000, "\udcff", '[{"identity": "x"}]']
 
@@ -30,21 +27,6 @@ def damaged(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_what_is_no_object_is_a_value_error_that_names_the_file(damaged: Path) -> None:
     with pytest.raises(ValueError, match=r"found\.json (is no JSON|holds (list|null|str|int), expected a JSON object)"):
         read_object(damaged)
-
-
-def test_a_schedule(damaged: Path) -> None:
-    with pytest.raises(ScheduleError, match=r"found\.json is not a schedule"):
-        read_schedule(damaged, ModelShape.__new__(ModelShape))
-
-
-def test_an_inspection(damaged: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert not _is_done(damaged, "x")
-    assert "found.json is damaged" in caplog.text
-    assert not _is_done(tmp_path, "x")
-    damaged.write_text('{"identity": "x", "created": null}')
-    assert not _is_done(damaged, "x")
-    damaged.write_text('{"identity": "x", "created": "now"}')
-    assert _is_done(damaged, "x")
 
 
 @pytest.mark.parametrize("text", ["{}", '{"overrides": 1}', '{"overrides": [], "failed": []}', '{"other": 1}'])

@@ -70,6 +70,8 @@ def test_a_run_leaves_complete_records_and_the_second_returns_them(drawn: list[s
     asked, planned = found["accounting"]["target_sparsity"], found["accounting"]["weight_sparsity"]
     assert asked == 0.4
     assert planned == pytest.approx(0.4, abs=0.01)
+    assert "batch size 1 makes" in found["batch_dependence"].lower()
+    assert "batch_dependence" not in records["dense"]["metrics"]
     measured = found["achieved_sparsity"]["text"]
     assert measured["weight_sparsity_mean"] == pytest.approx(planned, abs=1e-9)
     assert measured["weight_sparsity_std_over_tokens"] == pytest.approx(0, abs=1e-12)

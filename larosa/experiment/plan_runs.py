@@ -72,6 +72,17 @@ def identity_of(config: RunConfig) -> dict[str, Any]:
     return results.identity(config, models.fingerprint(config.model), device)
 
 
+def require_unchanged(planned: PlannedRun) -> None:
+    """Raise RecordError where what shapes the run is no longer what it was when the run was planned."""
+    now = identity_of(planned.config)
+    changed = [part for part in now.keys() | planned.identity.keys() if now.get(part) != planned.identity.get(part)]
+    if changed:
+        raise results.RecordError(
+            f"{planned.config.method.label}: files changed while it was measured ({', '.join(sorted(changed))}), so the "
+            "result belongs neither to the old nor to the new ones and is not recorded: run the same command again"
+        )
+
+
 def _planned_run(config: RunConfig, shape: ModelShape) -> PlannedRun:
     levels = plan_levels(config.method, shape, config.schedule, config.sparsity, config.model.name)
     identity = identity_of(config)

@@ -232,14 +232,19 @@ def _commit(config: ModelConfig) -> dict[str, Any]:
             folder = Path(cached).parent
             changed = {path.name: own for path in _files(folder) if (own := _other_content(path))}
             return {"revision": folder.name} | ({"changed": changed} if changed else {})
-        return {"revision": _asked_commit(hub_id, asked) or asked}
-    except (HTTPError, OSError, HFValidationError):
-        return {"revision": asked}  # getting the weights explains why
+    except (OSError, HFValidationError):
+        pass  # getting the weights explains why
+    return {"revision": _asked_commit(hub_id, asked) or asked}
 
 
 @functools.cache
 def _asked_commit(hub_id: str, revision: str) -> str | None:
-    return get_hf_file_metadata(hf_hub_url(hub_id, "config.json", revision=revision), timeout=HUB_TIMEOUT_S).commit_hash
+    """What the hub says, asked once a process; None where it does not answer."""
+    try:
+        url = hf_hub_url(hub_id, "config.json", revision=revision)
+        return get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S).commit_hash
+    except (HTTPError, OSError, HFValidationError):
+        return None
 
 
 def _other_content(path: Path) -> str | None:
@@ -259,5 +264,8 @@ def _other_content(path: Path) -> str | None:
     if told == name:
         return None
     if path.suffix == ".safetensors":
-        raise ModelError(f"{path} is damaged: it is not the file that the hub gave. Delete it, and it is fetched again")
+        raise ModelError(
+            f"{path} is damaged: it is not the file that the hub gave. Delete it and {path.resolve()}, and it is "
+            "fetched again"
+        )
     return sha256

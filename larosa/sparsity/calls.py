@@ -52,7 +52,7 @@ class CallCheck:
             )
         asked = kwargs.get("output_hidden_states")
         asked = getattr(self._config, "output_hidden_states", False) if asked is None else asked
-        if asked is not False:
+        if asked not in (None, False):
             raise InputError(
                 "output_hidden_states would give the rotated basis of the absorbed form, not the model's own: make the "
                 "model sparse in the simulated form, whose hidden states are in the model's basis"
