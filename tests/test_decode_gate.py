@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from larosa_kernels.attend.workspace import AttendConfig
+from larosa_kernels.ops.decode_attention.workspace import AttendConfig
 from test_decode import METHODS, chosen, small
 from test_methods import applied
 from torch import Tensor
@@ -113,7 +113,7 @@ INTERPRETED = {
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter runs programs one after another, and attention's are slow."""
     if not ON_GPU:
-        module = importlib.import_module("larosa_kernels.attend.functional")
+        module = importlib.import_module("larosa_kernels.ops.decode_attention.api")
         monkeypatch.setattr(module, "default_attend", lambda *_: AttendConfig(1, 16, 1, True))
 
 

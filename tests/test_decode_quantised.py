@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from larosa_kernels.sparse_gemv import functional
-from larosa_kernels.sparse_gemv.config import GemvConfig
+from larosa_kernels.common.gemv import GemvConfig
+from larosa_kernels.ops.sparse_gemv import api
 from test_decode import close, stepped
 from test_decode_gate import few_programs  # noqa: F401  # a fixture
 from test_methods import applied
@@ -128,9 +128,9 @@ def test_a_fused_step_has_the_bits_and_launch_shapes_of_the_watched_one(
     weights = random_weights(own, torch.bfloat16, device, seed=0, layers=1).rounded(scheme, head=scheme is not None)
     launched: list[tuple[str, GemvConfig]] = []
     for name in ("launch_rows", "launch_codes"):
-        launch = getattr(functional, name)
+        launch = getattr(api, name)
         watched = lambda product, way, name=name, launch=launch: (launched.append((name, way)), launch(product, way))[1]  # noqa: E731
-        monkeypatch.setattr(functional, name, watched)
+        monkeypatch.setattr(api, name, watched)
     rules = level_rules(weights.shape, 0.0 if rule == "limit, unknown" else level)
     if rule != "top-k":
         rules = {site: (SiteRule(own.k, limit=0.1 if site == "h1" else 0.01),) for site, (own,) in rules.items()}

@@ -22,13 +22,15 @@ from larosa_kernels import (
     sparse_gemv,
     swiglu_select,
 )
-from larosa_kernels import testing as kt
-from larosa_kernels.attend.workspace import AttendConfig
-from larosa_kernels.search_config import SearchConfig, default_search
-from larosa_kernels.select.reference import magnitude_bits, select_reference
-from larosa_kernels.sparse_gemv.config import GemvConfig, gemv_config
-from larosa_kernels.sparse_gemv.reference import sparse_gemv_reference
-from larosa_kernels.swiglu_select.reference import swiglu_reference
+from larosa_kernels.common import testing as kt
+from larosa_kernels.common.gemv import GemvConfig
+from larosa_kernels.common.search_config import SearchConfig, default_search
+from larosa_kernels.common.selection import magnitude_bits
+from larosa_kernels.ops.decode_attention.workspace import AttendConfig
+from larosa_kernels.ops.sparse_gemv.config import gemv_config
+from larosa_kernels.ops.sparse_gemv.reference import sparse_gemv_reference
+from larosa_kernels.ops.swiglu_topk.reference import swiglu_reference
+from larosa_kernels.ops.topk_select.reference import select_reference
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

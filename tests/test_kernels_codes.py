@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from larosa_kernels.sparse_gemv import codes
-from larosa_kernels.sparse_gemv.packing import pack_codes
-from larosa_kernels.sparse_gemv.product import plan, product, sharers
+from larosa_kernels.ops.sparse_gemv_quantised import codes
+from larosa_kernels.ops.sparse_gemv_quantised.packing import pack_codes
+from larosa_kernels.ops.sparse_gemv_quantised.product import plan, product, sharers
 from ptx import LANES, SHARED, Block, run_block
 
 
@@ -129,7 +129,7 @@ class Driver:
     get_active_torch_device = staticmethod(lambda: torch.device("cpu"))
 
 triton.runtime.driver.set_active(Driver())
-launch = importlib.import_module("larosa_kernels.sparse_gemv.launch")
+launch = importlib.import_module("larosa_kernels.ops.sparse_gemv_quantised.launch")
 
 found = []
 kernel = launch.code_gemv_kernel
@@ -156,7 +156,7 @@ print(json.dumps([{"cubin": len(each.asm["cubin"]), "ptx": each.asm["ptx"], "sta
 
 def test_triton_compiles_the_text_for_hopper() -> None:
     """For sm_90 without a GPU: the assembler takes it, once a kernel, and no register is spilled."""
-    paths = os.pathsep.join([str(Path(codes.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(Path(codes.__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
     quiet = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | {"PYTHONPATH": paths}
     run = subprocess.run([sys.executable, "-c", COMPILE], env=quiet, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]

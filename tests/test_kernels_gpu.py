@@ -7,14 +7,16 @@ With no more than torch, triton, numpy and pytest:
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from larosa_kernels import attend, norm_select, pick, select, select_gemv, sparse_gemv, swiglu_select
-from larosa_kernels import testing as kt
-from larosa_kernels.search_config import SearchConfig
-from larosa_kernels.sparse_gemv import launch
-from larosa_kernels.sparse_gemv.config import GemvConfig
+from larosa_kernels.common import testing as kt
+from larosa_kernels.common.gemv import GemvConfig
+from larosa_kernels.common.search_config import SearchConfig
+from larosa_kernels.ops.sparse_gemv.launch import one
+from larosa_kernels.ops.sparse_gemv_quantised.launch import _parts
 from test_kernels import DEVICE, HALF, ON_GPU, check_gemv, normal
 from torch import Tensor
 
@@ -54,12 +56,12 @@ def test_graph_replays_give_the_bits_of_eager_calls() -> None:
         assert all(torch.equal(a, b) for a, b in zip(found, outputs, strict=True))
 
 
-@pytest.mark.parametrize("made", ["one", "_parts"])
-def test_capture_before_the_first_call_is_refused(made: str) -> None:
+@pytest.mark.parametrize("made", [one, _parts], ids=["one", "parts"])
+def test_capture_before_the_first_call_is_refused(made: Any) -> None:
     x, weight = normal(1, 320), normal(320, 96)
-    more = {} if made == "one" else {"scale": torch.ones(96, device=DEVICE)}
+    more = {} if made is one else {"scale": torch.ones(96, device=DEVICE)}
     keep = select(x, 160)
-    getattr(launch, made).cache_clear()
+    made.cache_clear()
     with pytest.raises(RuntimeError, match="run it once"), torch.cuda.graph(torch.cuda.CUDAGraph()):
         sparse_gemv(x, keep, weight.to(torch.int8) if more else weight, **more)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from larosa_kernels.sparse_gemv.histogram import FOUND, WINDOW, cleared, counted, operands, room
-from larosa_kernels.sparse_gemv.product import plan
+from larosa_kernels.ops.sparse_gemv_quantised.histogram import FOUND, WINDOW, cleared, counted, operands, room
+from larosa_kernels.ops.sparse_gemv_quantised.product import plan
 from ptx import SHARED, Block, run_block
 
 INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}

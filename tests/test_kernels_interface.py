@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from larosa_kernels import kept_mask, limit_from_threshold, select, sparse_gemv, swiglu_select
-from larosa_kernels.attend.workspace import AttendConfig, default_attend
+from larosa_kernels.ops.decode_attention.workspace import AttendConfig, default_attend
 from test_kernels import DEVICE, normal
 
 

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from larosa_kernels import limit_from_threshold, select, select_gemv, sparse_gemv
-from larosa_kernels import testing as kt
-from larosa_kernels.select.reference import kept_mask, select_reference
-from larosa_kernels.sparse_gemv import functional
-from larosa_kernels.sparse_gemv.config import GemvConfig, launch_config
-from larosa_kernels.sparse_gemv.packing import pack_codes, pack_scales, unpacked
+from larosa_kernels.common import testing as kt
+from larosa_kernels.common.gemv import GemvConfig
+from larosa_kernels.common.selection import kept_mask
+from larosa_kernels.ops.sparse_gemv import api
+from larosa_kernels.ops.sparse_gemv.config import launch_config
+from larosa_kernels.ops.sparse_gemv_quantised.packing import pack_codes, pack_scales, unpacked
+from larosa_kernels.ops.topk_select.reference import select_reference
 from test_kernels import DEVICE, GEMV, HALF, check_gemv, normal, pair
 from torch import Tensor
 
@@ -178,7 +180,7 @@ def test_half_precision_lists_the_few() -> None:
 def test_a_launch_takes_the_shape_of_what_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Top-K, a limit, and everything; the single product behind them has only a mask to go by."""
     asked: list[int | None] = []
-    monkeypatch.setattr(functional, "launch_config", lambda *given: (asked.append(given[-1]), LISTED)[1])
+    monkeypatch.setattr(api, "launch_config", lambda *given: (asked.append(given[-1]), LISTED)[1])
     x, weight = normal(1, 64), normal(64, 32, seed=1)
     for k in (20, None):
         select_gemv(x, weight, k, backend="triton")

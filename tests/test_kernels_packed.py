@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from larosa_kernels import kept_mask, limit_from_threshold, norm_select, select, select_gemv, sparse_gemv, swiglu_select
-from larosa_kernels import testing as kt
-from larosa_kernels.sparse_gemv.config import GemvConfig, code_config
-from larosa_kernels.sparse_gemv.packing import pack_codes, pack_scales, unpack_codes, unpacked
-from larosa_kernels.sparse_gemv.reference import sparse_gemv_reference
+from larosa_kernels.common import testing as kt
+from larosa_kernels.common.gemv import GemvConfig
+from larosa_kernels.ops.sparse_gemv.reference import sparse_gemv_reference
+from larosa_kernels.ops.sparse_gemv_quantised.config import code_config
+from larosa_kernels.ops.sparse_gemv_quantised.packing import pack_codes, pack_scales, unpack_codes, unpacked
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

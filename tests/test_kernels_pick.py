@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from larosa_kernels import pick
-from larosa_kernels import testing as kt
-from larosa_kernels.pick import functional
+from larosa_kernels.common import testing as kt
+from larosa_kernels.ops.greedy_sample import api
 from test_kernels import DEVICE, HALF, ON_GPU, both, normal
 from torch import Tensor
 
@@ -91,7 +91,7 @@ def test_infinities_and_nan(backend: str, dtype: torch.dtype) -> None:
 def test_it_repeats_and_resets_its_counter() -> None:
     logits = normal(3, 3001)
     assert all(picked(logits, "triton", at) == first_largest(logits) for at in range(3))
-    assert int(functional._workspace(3, 3, logits.device)[1]) == 0
+    assert int(api._workspace(3, 3, logits.device)[1]) == 0
 
 
 def test_nothing_is_written_behind_the_history() -> None:

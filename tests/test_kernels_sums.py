@@ -9,7 +9,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from larosa_kernels.sparse_gemv.sums import sum_both_columns, sum_columns
+from larosa_kernels.ops.sparse_gemv.sums import sum_both_columns, sum_columns
 from test_kernels import DEVICE, normal
 from torch import Tensor
 

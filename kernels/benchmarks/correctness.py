@@ -16,9 +16,10 @@ from larosa_kernels import (
     swiglu_select,
     testing,
 )
-from larosa_kernels.search_config import SearchConfig
-from larosa_kernels.select.reference import select_reference
-from larosa_kernels.sparse_gemv.config import GemvConfig, launch_config
+from larosa_kernels.common.gemv import GemvConfig
+from larosa_kernels.common.search_config import SearchConfig
+from larosa_kernels.ops.sparse_gemv.config import launch_config
+from larosa_kernels.ops.topk_select.reference import select_reference
 from rows import CONTEXT, EPS, HEAD_WIDTH, HEADS, PROJECTIONS, WIDTHS, Bench
 from torch import Tensor
 

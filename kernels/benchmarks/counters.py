@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from larosa_kernels import limit_from_threshold, select_gemv
-from larosa_kernels.sparse_gemv.packing import GROUP, pack_codes, pack_scales
+from larosa_kernels.ops.sparse_gemv_quantised.packing import GROUP, pack_codes, pack_scales
 from rows import EPS, PROJECTIONS
 from torch import Tensor
 

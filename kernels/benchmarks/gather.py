@@ -15,7 +15,7 @@ from functools import partial
 import torch
 import triton
 import triton.language as tl
-from larosa_kernels.timing import graph_latency
+from larosa_kernels.common.timing import graph_latency
 from torch import Tensor
 
 _BEYOND_L2 = 2.4e8

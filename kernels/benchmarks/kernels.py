@@ -23,10 +23,11 @@ import torch
 from circumstances import circumstances
 from correctness import attention_inputs, bracket_around, gate
 from larosa_kernels import attend, norm_select, select, select_gemv
-from larosa_kernels.attend.workspace import AttendConfig, default_attend
-from larosa_kernels.search_config import SearchConfig, default_search
-from larosa_kernels.select.reference import select_reference
-from larosa_kernels.sparse_gemv.config import GemvConfig, launch_config
+from larosa_kernels.common.gemv import GemvConfig
+from larosa_kernels.common.search_config import SearchConfig, default_search
+from larosa_kernels.ops.decode_attention.workspace import AttendConfig, default_attend
+from larosa_kernels.ops.sparse_gemv.config import launch_config
+from larosa_kernels.ops.topk_select.reference import select_reference
 from rows import CONTEXT, EPS, HEAD_WIDTH, HEADS, LAYERS, PROJECTIONS, WIDTHS, Bench, table
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention

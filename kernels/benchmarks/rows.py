@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from larosa_kernels.timing import graph_latency, peak_bytes_per_s
+from larosa_kernels.common.timing import graph_latency, peak_bytes_per_s
 from torch import Tensor
 
 LAYERS = 8

@@ -24,9 +24,11 @@ import torch
 from correctness import bracket_around
 from counters import KINDS, inputs
 from larosa_kernels import norm_select, select_gemv
-from larosa_kernels.select.reference import select_reference
-from larosa_kernels.sparse_gemv.config import PIECE, GemvConfig, launch_config
-from larosa_kernels.timing import graph_latency
+from larosa_kernels.common.gemv import GemvConfig
+from larosa_kernels.common.timing import graph_latency
+from larosa_kernels.ops.sparse_gemv.config import launch_config
+from larosa_kernels.ops.sparse_gemv_quantised.config import PIECE
+from larosa_kernels.ops.topk_select.reference import select_reference
 from rows import EPS, PROJECTIONS
 from torch import Tensor
 from triton.errors import TritonError

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from larosa_kernels.sparse_gemv.config import GemvConfig
+from larosa_kernels.common.gemv import GemvConfig
 from torch import Tensor
 from torch.nn import functional
 

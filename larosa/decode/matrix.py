@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from larosa_kernels.sparse_gemv.packing import GROUP, pack_codes, pack_scales, unpacked
+from larosa_kernels.ops.sparse_gemv_quantised.packing import GROUP, pack_codes, pack_scales, unpacked
 from torch import Tensor
 
 from larosa.decode.errors import DecodeError
@@ -16,7 +16,7 @@ from larosa.quantization.grid import Quantised
 @dataclass(frozen=True)
 class PackedMatrix:
     """weight: int8 [n, m] with scale [m] float32, or uint8, two codes a byte, with scale [blocks, n, 4] bfloat16
-    (larosa_kernels.sparse_gemv.packing), paired where gates and ups alternate. largest_scale: no |scale| exceeds it."""
+    (sparse_gemv_quantised/packing.py), paired where gates and ups alternate. largest_scale: no |scale| exceeds it."""
 
     weight: Tensor
     scale: Tensor

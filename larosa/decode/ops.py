@@ -1,6 +1,6 @@
 """The operations of a decode step are larosa_kernels'; here is what only the decoder says about them.
 
-`keep` [B, 2] int32 says which entries of x [B, n] stay, see larosa_kernels/select/reference.py. On a CPU and with
+`keep` [B, 2] int32 says which entries of x [B, n] stay, see larosa_kernels/common/selection.py. On a CPU and with
 `backend=reference` the kernels' torch references run.
 """
 
@@ -14,9 +14,10 @@ from larosa_kernels import norm_select as _norm_select
 from larosa_kernels import select_gemv as _select_gemv
 from larosa_kernels import sparse_gemv as _sparse_gemv
 from larosa_kernels import swiglu_select as _swiglu_select
-from larosa_kernels.attend.reference import rotate_heads
-from larosa_kernels.select.reference import keep_all, magnitude_bits
-from larosa_kernels.sparse_gemv.config import GemvConfig, launch_config
+from larosa_kernels.common.gemv import GemvConfig
+from larosa_kernels.common.selection import keep_all, magnitude_bits
+from larosa_kernels.ops.decode_attention.reference import rotate_heads
+from larosa_kernels.ops.sparse_gemv.config import launch_config
 from torch import Tensor
 
 from larosa.decode.errors import DecodeError

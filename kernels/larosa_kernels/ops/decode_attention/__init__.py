@@ -1,0 +1,1 @@
+"""The op `attend`: reference, kernel and api."""

@@ -1,0 +1,1 @@
+"""The op `pick`: reference, kernel and api."""

@@ -1,0 +1,1 @@
+"""The op `sparse_gemv`: reference, kernel and api."""

@@ -1,0 +1,1 @@
+"""The op `swiglu_select`: reference, kernel and api."""
