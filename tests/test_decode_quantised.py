@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from test_schedule import method
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from conftest import ROOT, SHAPE, build_model
+from conftest import SHAPE, build_model
 from larosa.accounting import quantised_account
+from larosa.decode import benchmark
 from larosa.decode.decoder import Decoder
 from larosa.decode.errors import DecodeError, GateError
 from larosa.decode.from_model import weights_of
@@ -199,28 +199,22 @@ def test_groups_along_the_input_are_not_run(tokens: Tensor) -> None:
             weights_of(model, handle)
 
 
-def test_adapters_in_codes_are_read_as_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "kernels" / "benchmarks"))
-    import decode as benchmark
-
+def test_adapters_in_codes_are_read_as_codes(tmp_path: Path) -> None:
     sizes = ["--contexts", "4", "--new-tokens", "2", "--repeats", "1", "--levels", "0.5", "--dtype", "float32"]
     words, read = ["--model", "smollm2-135m", "--layers", "2", "--device", "cpu", *sizes], {}
     for name, more in (("float32", []), ("w8", ["--adapters-w8"])):
         out = tmp_path / f"{name}.json"
-        benchmark.main([*words, "--extras", "adapter", *more, "--json", str(out)])
+        benchmark.main([*words, "--overhead", "adapter", *more, "--json", str(out)])
         record = json.loads(out.read_text())
         assert record["adapters"] == ("w8" if more else "none")
         read[name] = record["rows"][-1]["read_bytes"]["adapters"]
     assert (read["float32"], read["w8"]) == (4 * 576**2, 576**2 + 4 * 576)
-    with pytest.raises(SystemExit, match="--extras adapter"):
+    with pytest.raises(SystemExit, match="--overhead adapter"):
         benchmark.main([*words, "--adapters-w8"])
 
 
 @pytest.mark.parametrize("words", [["--quantization", "w8"], ["--quantization", "w4", "--head-w8"]], ids=str)
-def test_the_benchmark_times_codes(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "kernels" / "benchmarks"))
-    import decode as benchmark
-
+def test_the_benchmark_times_codes(words: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     sizes = ["--contexts", "4", "--new-tokens", "2", "--repeats", "1", "--levels", "0,0.5", "--dtype", "float32"]
     benchmark.main(["--model", "smollm2-135m", "--layers", "1", "--device", "cpu", *sizes, *words, "--json", str(out)])
@@ -228,6 +222,5 @@ def test_the_benchmark_times_codes(words: list[str], tmp_path: Path, monkeypatch
     assert (record["quantization"], record["head"]) == (words[1], "w8" if "--head-w8" in words else "none")
     assert [row["kind"] for row in record["rows"]].count("quantised") == 1
     assert all(gate["bit_identical"] for gate in record["gate"]["4"].values())
-    assert "benchmark" not in sys.modules
     with pytest.raises(SystemExit, match="--prefill"):
         benchmark.main(["--model", "smollm2-135m", "--device", "cpu", "--prefill", "8", *words])

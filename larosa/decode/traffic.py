@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from larosa_kernels.common.timing import peak_bytes_per_s
 from torch import Tensor
 
 from larosa.architecture import SITES
@@ -10,16 +11,12 @@ from larosa.decode.decoder import Decoder, SiteEvent
 from larosa.decode.matrix import read_bytes, stored_bytes
 from larosa.decode.ops import kept
 
-PEAK_BYTES_S = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.04e12}
-"""Datasheets, by a part of the device's name."""
-
 
 def peak_bandwidth(device: torch.device) -> float | None:
     """Bytes a second of the GPU's datasheet; None for a device that is not listed."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_BYTES_S.items() if part in name), None)
+    return peak_bytes_per_s(torch.cuda.get_device_name(device))
 
 
 def _size(tensor: Tensor) -> int:

@@ -1,15 +1,15 @@
 """Whole-model decode speed on one GPU with random weights at a true shape: dense and every level in one process.
 
-    PYTHONPATH=kernels:. python kernels/benchmarks/decode.py --model llama2-7b --levels 0,0.25,0.4,0.5,0.75 \
-        --extras none --json OUT.json
+    PYTHONPATH=kernels:. python -m larosa.decode.benchmark --model llama2-7b --levels 0,0.25,0.4,0.5,0.75 \
+        --overhead none --json OUT.json
 
 Needs torch, triton, numpy and transformers, nothing else of larosa's dependencies. Shapes come from
-conf/model/NAME.yaml. The correctness gate runs first, on the model's first layers at every plan that is timed; no time
-is printed unless it is green. `--extras adapter` puts one D x D product in front of every layer but the first (the
-paper's form), `int8` two int8 transforms in every layer (output_aware). `--thresholds` times the same levels with
-limits given instead of exact selection: what selection costs. `--quantization w8` (one scale an output) or `w4` (one
-scale for 64 outputs of an input) rounds the random weights, `--head-w8` the head, `--adapters-w8` the adapters; the
-dense rows in bf16 stay beside them, on what the codes stand for.
+conf/model/NAME.yaml. The parity check runs first, on the model's first layers at every plan that is timed; nothing is
+timed unless it passes. `--overhead adapter` puts one D x D product in front of every layer but the first (the paper's
+form), `int8` two int8 transforms in every layer (output_aware). `--thresholds` times the same levels with calibrated
+thresholds in place of exact selection, which shows what selection costs. `--quantization w8` (one scale per output
+channel) or `w4` (one scale per 64 output channels of an input channel) quantises the random weights, `--head-w8` the
+head, `--adapters-w8` the adapters; the dense bf16 rows run on the dequantised weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import yaml
-from circumstances import circumstances
+from larosa_kernels.common.environment import environment
 from transformers import AutoConfig
 
 from larosa.decode.calibrate import bracketed, kth_bits, limited
@@ -32,9 +32,9 @@ from larosa.decode.rules import Rules, cut, level_rules
 from larosa.decode.speed import Row, compare, prefill_rows
 from larosa.decode.weights import DecodeWeights, random_weights
 from larosa.errors import LarosaError
+from larosa.packaged import packaged
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-EXTRAS: dict[str, dict[str, Any]] = {
+OVERHEADS: dict[str, dict[str, Any]] = {
     "none": {},
     "adapter": {"adapters": 1},
     "adapters": {"adapters": 2},
@@ -51,8 +51,8 @@ def numbers(text: str) -> list[float]:
     return [float(part) for part in text.split(",")]
 
 
-def whole_numbers(text: str) -> list[int]:
-    """`64,256` as whole numbers."""
+def integers(text: str) -> list[int]:
+    """`64,256` as integers."""
     return [int(part) for part in text.split(",")]
 
 
@@ -61,22 +61,22 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Whole-model decode speed, dense and sparse in one process.")
     parser.add_argument("--model", default="llama2-7b", help="a file of conf/model")
     parser.add_argument("--levels", type=numbers, default=[0.0, 0.25, 0.4, 0.5, 0.75], help="fractions, one plan each")
-    parser.add_argument("--extras", choices=EXTRAS, default="none")
-    parser.add_argument("--quantization", choices=SCHEMES, default="none", help="the projections as codes")
-    parser.add_argument("--head-w8", action="store_true", help="the head as int8 codes")
-    parser.add_argument("--adapters-w8", action="store_true", help="the adapters of --extras as int8 codes")
-    parser.add_argument("--contexts", type=whole_numbers, default=[1024], help="tokens in the cache before the first")
-    parser.add_argument("--new-tokens", type=whole_numbers, default=[64], help="output lengths, timed a token")
+    parser.add_argument("--overhead", choices=OVERHEADS, default="none")
+    parser.add_argument("--quantization", choices=SCHEMES, default="none", help="the projections' format")
+    parser.add_argument("--head-w8", action="store_true", help="the head quantised to int8")
+    parser.add_argument("--adapters-w8", action="store_true", help="the adapters of --overhead quantised to int8")
+    parser.add_argument("--contexts", type=integers, default=[1024], help="tokens in the cache before the first")
+    parser.add_argument("--new-tokens", type=integers, default=[64], help="output lengths, timed a token")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--prefill", type=whole_numbers, default=[], help="prompt lengths, both weight layouts timed")
+    parser.add_argument("--prefill", type=integers, default=[], help="prompt lengths, both weight layouts timed")
     parser.add_argument("--ties", choices=["strict", "keep"], default="strict")
-    parser.add_argument("--thresholds", action="store_true", help="time limits beside exact selection")
-    parser.add_argument("--no-bracket", action="store_true", help="search without calibrated ranges")
+    parser.add_argument("--thresholds", action="store_true", help="time thresholds beside exact selection")
+    parser.add_argument("--no-search-range", action="store_true", help="search without calibrated search ranges")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--backend", choices=["auto", "triton", "reference"], default="auto")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--layers", type=int, help="cut the model, for a quick look; the record says so")
-    parser.add_argument("--gate-layers", type=int, default=2)
+    parser.add_argument("--parity-layers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the record here")
     return parser.parse_args(words)
@@ -84,7 +84,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
 
 def shape_of(model: str) -> Any:
     """The transformers configuration that conf/model/NAME.yaml describes."""
-    path = ROOT / "conf" / "model" / f"{model}.yaml"
+    path = packaged("conf") / "model" / f"{model}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml")))
         raise SystemExit(f"--model {model}: expected one of {known}")
@@ -92,11 +92,11 @@ def shape_of(model: str) -> Any:
 
 
 def plans_of(weights: DecodeWeights, context: int, options: argparse.Namespace) -> dict[str, Rules]:
-    """Name -> rules: Top-K at every level, and limits where asked for, both calibrated behind `context` tokens."""
+    """Name -> rules: Top-K at every level, and thresholds where asked for, both calibrated behind `context` tokens."""
     plans: dict[str, Rules] = {}
     for level in options.levels:
         rules, name = level_rules(weights.shape, level, options.ties), f"top-k {100 * level:g} %"
-        if level == 0 or (options.no_bracket and not options.thresholds):
+        if level == 0 or (options.no_search_range and not options.thresholds):
             plans[name] = rules
             continue
         decoder = Decoder(weights, rules, context + CALIBRATION_TOKENS, backend=options.backend, graph=False)
@@ -104,24 +104,27 @@ def plans_of(weights: DecodeWeights, context: int, options: argparse.Namespace) 
         draw = torch.Generator().manual_seed(options.seed)
         ids = torch.randint(len(weights.embedding), (CALIBRATION_TOKENS,), generator=draw)
         bits = kth_bits(decoder, ids, context)
-        plans[name] = rules if options.no_bracket else bracketed(rules, bits)
+        plans[name] = rules if options.no_search_range else bracketed(rules, bits)
         if options.thresholds:
             plans[f"limits {100 * level:g} %"] = limited(rules, bits, weights.dtype)
     return plans
 
 
-def gate(weights: DecodeWeights, plans: dict[str, Rules], options: argparse.Namespace) -> dict[str, Any]:
+def check_parity(weights: DecodeWeights, plans: dict[str, Rules], options: argparse.Namespace) -> dict[str, Any]:
     """Every plan on the first layers, against float64 torch. Raises GateError."""
-    few = min(options.gate_layers, len(weights.layers))
+    few = min(options.parity_layers, len(weights.layers))
     found = {}
     for name, rules in plans.items():
         found[name] = check_plain(weights.first(few), cut(rules, few), seed=options.seed, backend=options.backend)
-        print(f"gate, {name}: logits within {found[name]['relative_logits_error']:.1e} of float64", file=sys.stderr)
+        print(
+            f"parity check, {name}: logits within {found[name]['relative_logits_error']:.1e} of float64",
+            file=sys.stderr,
+        )
     return found
 
 
 def selection_us(rows: list[Row], sites: int) -> dict[str, float]:
-    """Level -> microseconds of one exact selection: the step with Top-K less the step with limits, a site."""
+    """Level -> microseconds of one exact selection: the step with Top-K less the step with thresholds, per site."""
     timed = {row["name"]: row["ms_per_token"]["p50"] for row in reversed(rows)}
     pairs = {name: name.replace("limits", "top-k") for name in timed if name.startswith("limits")}
     return {top: 1000 * (timed[top] - timed[limits]) / sites for limits, top in pairs.items()}
@@ -130,7 +133,7 @@ def selection_us(rows: list[Row], sites: int) -> dict[str, float]:
 def command(words: list[str]) -> str:
     """The command line, without where its record went."""
     kept = [word for before, word in zip(["", *words], words, strict=False) if "--json" not in (before, word)]
-    return " ".join(["decode.py", *kept])
+    return " ".join(["python -m larosa.decode.benchmark", *kept])
 
 
 def table(rows: list[Row]) -> str:
@@ -152,19 +155,19 @@ def table(rows: list[Row]) -> str:
 
 @torch.no_grad()
 def main(words: list[str]) -> None:
-    """Gate, time, write, print."""
+    """Check parity, time, write, print."""
     options = arguments(words)
     device = torch.device(options.device)
     dtype = getattr(torch, options.dtype)
     config = shape_of(options.model)
     if options.prefill and (options.quantization != "none" or options.head_w8):
         raise SystemExit("--prefill times bf16 weights in two layouts: expected no --quantization and no --head-w8")
-    if options.adapters_w8 and not EXTRAS[options.extras].get("adapters"):
-        raise SystemExit(f"--adapters-w8: expected --extras adapter or adapters, got {options.extras}")
-    weights = random_weights(config, dtype, device, options.seed, options.layers, **EXTRAS[options.extras])
+    if options.adapters_w8 and not OVERHEADS[options.overhead].get("adapters"):
+        raise SystemExit(f"--adapters-w8: expected --overhead adapter or adapters, got {options.overhead}")
+    weights = random_weights(config, dtype, device, options.seed, options.layers, **OVERHEADS[options.overhead])
     weights = weights.rounded(SCHEMES[options.quantization], options.head_w8, options.adapters_w8)
     record: dict[str, Any] = {"schema": SCHEMA, "kind": "decode", "model": options.model, "weights": "random"}
-    record |= circumstances(device) | {"dtype": options.dtype, "extras": options.extras, "layers": len(weights.layers)}
+    record |= environment(device) | {"dtype": options.dtype, "extras": options.overhead, "layers": len(weights.layers)}
     record |= {"quantization": options.quantization, "head": "w8" if options.head_w8 else "none"}
     record |= {"adapters": "w8" if options.adapters_w8 else "none"}
     record |= {"seed": options.seed, "levels": options.levels, "command": command(words)}
@@ -173,7 +176,7 @@ def main(words: list[str]) -> None:
         record["prefill"] = prefill_rows(weights.bare(), options.prefill, options.repeats, backend=options.backend)
     for context in options.contexts:
         plans = plans_of(weights, context, options)
-        record["gate"][str(context)] = gate(weights, plans, options)
+        record["gate"][str(context)] = check_parity(weights, plans, options)
         rows = compare(weights, plans, [context], options.new_tokens, options.repeats, backend=options.backend)
         record["rows"] += rows
         record["selection_us"][str(context)] = selection_us(rows, 4 * len(weights.layers))
@@ -184,8 +187,10 @@ def main(words: list[str]) -> None:
         for level, cost in costs.items():
             print(f"context {context}, {level}: one exact selection costs {cost:.2f} us", file=sys.stderr)
     layers = f", {options.layers} layers only" if options.layers else ""
-    codes = f", {options.quantization}{', head w8' if options.head_w8 else ''}"
-    print(f"{options.model}{layers}, extras {options.extras}, {options.dtype}{codes}, batch 1, {record['device']}\n")
+    formats = f", {options.quantization}{', head w8' if options.head_w8 else ''}"
+    print(
+        f"{options.model}{layers}, overhead {options.overhead}, {options.dtype}{formats}, batch 1, {record['device']}\n"
+    )
     print(table(record["rows"]))
     for row in record.get("prefill", []):
         print(

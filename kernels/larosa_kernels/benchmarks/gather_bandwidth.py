@@ -1,6 +1,6 @@
 """Gathering half of a matrix's rows, by the width of the piece that a program owns: a floor of the sparse product.
 
-    PYTHONPATH=kernels python kernels/benchmarks/gather.py --rows 14336 --row-bytes 2048
+    PYTHONPATH=kernels python -m larosa_kernels.benchmarks.gather_bandwidth --rows 14336 --row-bytes 2048
 
 No selection and no product: words are read and added. Pieces times splits make as many programs as fit, two of 8 warps
 or one of 16 a multiprocessor. Needs a CUDA GPU, torch and triton.
@@ -15,8 +15,9 @@ from functools import partial
 import torch
 import triton
 import triton.language as tl
-from larosa_kernels.common.timing import graph_latency
 from torch import Tensor
+
+from larosa_kernels.common.timing import graph_latency
 
 _BEYOND_L2 = 2.4e8
 """Bytes of matrices that take turns."""

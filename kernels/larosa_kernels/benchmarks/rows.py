@@ -1,4 +1,4 @@
-"""The shapes that the benchmark times, its typed rows, and their table."""
+"""A measurement as a typed row, what collects them, and their table."""
 
 from __future__ import annotations
 
@@ -6,23 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from larosa_kernels.common.timing import graph_latency, peak_bytes_per_s
 from torch import Tensor
 
-LAYERS = 8
-PROJECTIONS = {
-    ("LLaMA2-7B", "qkv"): (4096, 12288),
-    ("LLaMA2-7B", "o"): (4096, 4096),
-    ("LLaMA2-7B", "gate+up"): (4096, 22016),
-    ("LLaMA2-7B", "down"): (11008, 4096),
-    ("LLaMA3-8B", "qkv"): (4096, 6144),
-    ("LLaMA3-8B", "o"): (4096, 4096),
-    ("LLaMA3-8B", "gate+up"): (4096, 28672),
-    ("LLaMA3-8B", "down"): (14336, 4096),
-}
-HEADS = {"LLaMA2-7B": (32, 1), "LLaMA3-8B": (8, 4)}
-WIDTHS = {"LLaMA2-7B": (4096, 11008), "LLaMA3-8B": (4096, 14336)}
-CONTEXT, HEAD_WIDTH, EPS = 1024, 128, 1e-5
+from larosa_kernels.common.timing import graph_latency, peak_bytes_per_s
 
 
 @dataclass(frozen=True)
@@ -44,7 +30,7 @@ class Row:
     share_of_peak: float | None
 
 
-class Bench:
+class Recorder:
     """Measures and collects rows for one dtype."""
 
     def __init__(self, dtype: torch.dtype) -> None:

@@ -1,7 +1,7 @@
 """TEAL's released product beside this one: same shapes, same fp16 inputs, same limit, in one process.
 
     git clone https://github.com/FasterDecoding/TEAL
-    PYTHONPATH=kernels python kernels/benchmarks/teal.py --teal TEAL --json rows.json
+    PYTHONPATH=kernels python -m larosa_kernels.benchmarks.teal --teal TEAL --json rows.json
 
 Their kernel masks its loads and adds up with fp16 atomics; its launch shape is autotuned anew for every level, as in
 their code. Ours takes the same limit and nothing else: no norm, selection, SwiGLU or residual. The output of both is
@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from circumstances import circumstances
-from larosa_kernels import select_gemv
-from rows import LAYERS, PROJECTIONS, Bench, table
 from torch import Tensor
 from torch.nn.functional import linear
+
+from larosa_kernels import select_gemv
+from larosa_kernels.benchmarks.rows import Recorder, table
+from larosa_kernels.benchmarks.shapes import LAYERS, PROJECTIONS
+from larosa_kernels.common.environment import environment
 
 LEVELS = (0.0, 0.25, 0.4, 0.5, 0.75)
 BOUND = {"teal": 2e-2, "larosa": 2e-3}
@@ -57,17 +59,17 @@ def check(name: str, found: Tensor, x: Tensor, weight: Tensor, limit: float) -> 
         raise SystemExit(f"{name} is wrong by {error:.1e} at {list(weight.shape)}: nothing is timed")
 
 
-def time_site(bench: Bench, teal: Callable[..., Tensor], model: str, site: str) -> None:
+def time_site(recorder: Recorder, teal: Callable[..., Tensor], model: str, site: str) -> None:
     """cuBLAS, then both kernels at every level."""
     n, m = PROJECTIONS[model, site]
-    xs, weights = ([bench.normal(*shape) for _ in range(LAYERS)] for shape in ((1, n), (n, m)))
+    xs, weights = ([recorder.normal(*shape) for _ in range(LAYERS)] for shape in ((1, n), (n, m)))
     weights = [weight / n**0.5 for weight in weights]
     pairs = list(zip(xs, weights, strict=True))
-    bench.time("dense", model, site, "cuBLAS", (n, m), 0, 2 * n * m, [partial(linear, x, w.T) for x, w in pairs])
+    recorder.time("dense", model, site, "cuBLAS", (n, m), 0, 2 * n * m, [partial(linear, x, w.T) for x, w in pairs])
     for level in LEVELS:
         limit = float(xs[0].abs().float().quantile(level)) if level else -1.0
-        limit = float(torch.tensor(limit, dtype=bench.dtype))
-        bits = int(torch.tensor(limit, dtype=bench.dtype).view(torch.int16)) & 0x7FFF if level else 0
+        limit = float(torch.tensor(limit, dtype=recorder.dtype))
+        bits = int(torch.tensor(limit, dtype=recorder.dtype).view(torch.int16)) & 0x7FFF if level else 0
         given = torch.tensor([bits, -1 if level else n], dtype=torch.int32, device="cuda")
         read = 2 * m * sum(int((x.abs() > limit).sum()) for x in xs) // LAYERS
         binned = round(100 * level)
@@ -75,8 +77,8 @@ def time_site(bench: Bench, teal: Callable[..., Tensor], model: str, site: str) 
         ours = [partial(select_gemv, x, w, limit=given) for x, w in pairs]
         check("teal", theirs[0]()[0], *pairs[0], limit)
         check("larosa", ours[0](), *pairs[0], limit)
-        bench.time("teal", model, site, "masked loads, atomics", (n, m), level, read, theirs)
-        bench.time("site", model, site, "limit given", (n, m), level, read, ours)
+        recorder.time("teal", model, site, "masked loads, atomics", (n, m), level, read, theirs)
+        recorder.time("site", model, site, "limit given", (n, m), level, read, ours)
 
 
 def main() -> None:
@@ -89,15 +91,15 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA GPU: this benchmark measures nothing without one")
     torch.manual_seed(0)
-    bench, teal = Bench(torch.float16), released(options.teal)
+    recorder, teal = Recorder(torch.float16), released(options.teal)
     for model, site in PROJECTIONS:
         if model == options.model:
-            time_site(bench, teal, model, site)
-    place = circumstances(torch.device("cuda"))
+            time_site(recorder, teal, model, site)
+    place = environment(torch.device("cuda"))
     if options.json:
-        options.json.write_text(json.dumps(place | {"rows": [asdict(row) for row in bench.rows]}, indent=1) + "\n")
+        options.json.write_text(json.dumps(place | {"rows": [asdict(row) for row in recorder.rows]}, indent=1) + "\n")
     print(place)
-    print(table(bench.rows))
+    print(table(recorder.rows))
 
 
 if __name__ == "__main__":

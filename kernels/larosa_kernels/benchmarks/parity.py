@@ -1,10 +1,12 @@
-"""The gate before any timing: every kernel against its reference at the shapes to be timed."""
+"""The parity check before any timing: every kernel against its reference at the shapes to be timed."""
 
 from __future__ import annotations
 
 import itertools
 
 import torch
+from torch import Tensor
+
 from larosa_kernels import (
     attend,
     kept_mask,
@@ -16,12 +18,12 @@ from larosa_kernels import (
     swiglu_select,
     testing,
 )
+from larosa_kernels.benchmarks.rows import Recorder
+from larosa_kernels.benchmarks.shapes import CONTEXT, EPS, HEAD_WIDTH, HEADS, PROJECTIONS, WIDTHS
 from larosa_kernels.common.gemv import GemvConfig
 from larosa_kernels.common.search_config import SearchConfig
 from larosa_kernels.ops.sparse_gemv.config import launch_config
 from larosa_kernels.ops.topk_select.reference import select_reference
-from rows import CONTEXT, EPS, HEAD_WIDTH, HEADS, PROJECTIONS, WIDTHS, Bench
-from torch import Tensor
 
 VOCABULARIES = (32_000, 128_256, 152_064)
 
@@ -32,18 +34,18 @@ def bracket_around(keep: Tensor, width: int) -> Tensor:
     return torch.stack([low, low + width - 1]).int()
 
 
-def gate(bench: Bench, searches: dict[int, list[SearchConfig]]) -> list[str]:
+def parity_errors(recorder: Recorder, searches: dict[int, list[SearchConfig]]) -> list[str]:
     """What is wrong, a line each; `searches`: the ways to search that will be timed, by width."""
     failed = []
     for n in sorted({n for widths in WIDTHS.values() for n in widths}):
-        x = testing.vector("sorted", 1, n, bench.dtype, "cuda")
+        x = testing.vector("sorted", 1, n, recorder.dtype, "cuda")
         for k, ties in itertools.product((n // 4, n // 2, n - 1), ("strict", "keep")):
             wanted = select_reference(x, k, ties)
             for bracket in (None, bracket_around(wanted, 64), bracket_around(wanted + 200, 64)):
                 for config in searches[n]:
                     if not torch.equal(select(x, k, ties, bracket, config=config), wanted):
                         failed.append(f"select n={n} k={k} {ties} {config}")
-        gate_up, h, gamma = bench.normal(1, 2 * n), bench.normal(1, n), bench.normal(n)
+        gate_up, h, gamma = recorder.normal(1, 2 * n), recorder.normal(1, n), recorder.normal(n)
         y, keep = swiglu_select(gate_up, n // 2)
         near = (y != swiglu_select(gate_up, backend="reference")[0]).double().mean() < 0.01
         if not near or not torch.equal(keep, select_reference(y, n // 2)):
@@ -53,12 +55,11 @@ def gate(bench: Bench, searches: dict[int, list[SearchConfig]]) -> list[str]:
         if not near or not torch.equal(keep, select_reference(z, n // 2)):
             failed.append(f"norm_select n={n}")
     for n, m in sorted(set(PROJECTIONS.values())):
-        x, weight = bench.normal(1, n), bench.normal(n, m)
+        x, weight = recorder.normal(1, n), recorder.normal(n, m)
         for k in (n // 4, n // 2, n):
-            config = launch_config(m, weight, k)
-            failed += gemv_errors(x, weight, k, config) + site_errors(bench, x, weight, k)
-    failed += [f"pick n={n}" for n in VOCABULARIES if not pick_is_right(bench, n)]
-    return failed + [f"attend {model}" for model in HEADS if not attend_is_right(bench, model)]
+            failed += gemv_errors(x, weight, k, launch_config(m, weight, k)) + site_errors(recorder, x, weight, k)
+    failed += [f"pick n={n}" for n in VOCABULARIES if not pick_is_right(recorder, n)]
+    return failed + [f"attend {model}" for model in HEADS if not attend_is_right(recorder, model)]
 
 
 def gemv_errors(x: Tensor, weight: Tensor, k: int, config: GemvConfig) -> list[str]:
@@ -76,10 +77,10 @@ def gemv_errors(x: Tensor, weight: Tensor, k: int, config: GemvConfig) -> list[s
     return [] if right and same else [f"sparse_gemv {list(weight.shape)} k={k} {config}: right {right}, repeats {same}"]
 
 
-def site_errors(bench: Bench, x: Tensor, weight: Tensor, k: int) -> list[str]:
+def site_errors(recorder: Recorder, x: Tensor, weight: Tensor, k: int) -> list[str]:
     """Empty, or where one launch a site has other bits than the single ops, which are held against float64."""
     n, m = weight.shape
-    gamma, residual = bench.normal(n), bench.normal(1, m)
+    gamma, residual = recorder.normal(n), recorder.normal(1, m)
     z, kept = norm_select(x, gamma, EPS, k)
     half, whole = (launch_config(outputs, weight, k) for outputs in (m // 2, m))
     single = {
@@ -96,34 +97,35 @@ def site_errors(bench: Bench, x: Tensor, weight: Tensor, k: int) -> list[str]:
     return [f"select_gemv {[n, m]} k={k}: {name} has other bits than the single ops" for name in wrong]
 
 
-def attention_inputs(bench: Bench, model: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def attention_inputs(recorder: Recorder, model: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(qkv, cos, sin, k_cache, v_cache, position) at the end of a full context."""
     kv, per = HEADS[model]
     angle = torch.rand(CONTEXT, HEAD_WIDTH // 2, device="cuda").repeat(1, 2)
-    caches = [bench.normal(1, kv, CONTEXT, HEAD_WIDTH) for _ in range(2)]
+    caches = [recorder.normal(1, kv, CONTEXT, HEAD_WIDTH) for _ in range(2)]
     position = torch.tensor([CONTEXT - 1], dtype=torch.int32, device="cuda")
-    qkv = bench.normal(1, kv * (per + 2) * HEAD_WIDTH)
-    return qkv, angle.cos().to(bench.dtype), angle.sin().to(bench.dtype), caches[0], caches[1], position
+    qkv = recorder.normal(1, kv * (per + 2) * HEAD_WIDTH)
+    return qkv, angle.cos().to(recorder.dtype), angle.sin().to(recorder.dtype), caches[0], caches[1], position
 
 
-def attend_is_right(bench: Bench, model: str) -> bool:
+def attend_is_right(recorder: Recorder, model: str) -> bool:
     """Output and caches against the reference."""
-    qkv, cos, sin, k, v, position = attention_inputs(bench, model)
+    qkv, cos, sin, k, v, position = attention_inputs(recorder, model)
     k2, v2 = k.clone(), v.clone()
     out = attend(qkv, cos, sin, k, v, position)
     wanted = attend(qkv, cos, sin, k2, v2, position, backend="reference")
-    near = (out.float() - wanted.float()).abs().max() <= 3 * testing.EPSILON[bench.dtype] * v2.abs().max()
+    near = (out.float() - wanted.float()).abs().max() <= 3 * testing.EPSILON[recorder.dtype] * v2.abs().max()
     return bool(near) and torch.equal(k, k2) and torch.equal(v, v2)
 
 
-def pick_is_right(bench: Bench, n: int) -> bool:
+def pick_is_right(recorder: Recorder, n: int) -> bool:
     """Of normal and of many equal logits, ten steps' tokens, history and position against the reference."""
     sizes = ((1,), (1, 11), (1,))  # token, tokens, position
     found, wanted = ([torch.zeros(s, dtype=torch.int64, device="cuda") for s in sizes] for _ in range(2))
     for step in range(10):
-        logits = testing.vector("ties" if step % 2 else "normal", 1, n, bench.dtype, "cuda", seed=step)
-        pick(logits, *found)
-        pick(logits, *wanted, backend="reference")
+        logits = testing.vector("ties" if step % 2 else "normal", 1, n, recorder.dtype, "cuda", seed=step)
+        for state, backend in ((found, "auto"), (wanted, "reference")):
+            token, tokens, position = state
+            pick(logits, token, tokens, position, backend=backend)
         if not all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)):
             return False
     return True

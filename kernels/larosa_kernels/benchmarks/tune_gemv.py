@@ -1,6 +1,6 @@
 """Launch shapes of a site's product: of bf16 with all rows under a mask or a list of kept ones, of codes with splits.
 
-    PYTHONPATH=kernels python kernels/benchmarks/shapes.py --model LLaMA3-8B --sites gate+up,down --weights w8,w4
+    PYTHONPATH=kernels python -m larosa_kernels.benchmarks.tune_gemv --model LLaMA3-8B --sites gate+up --weights w8,w4
 
 Compiles in many processes, the present shape first and then as many others as the time allows; holds each against the
 reference, then times it in a CUDA graph over copies of the weights that L2 does not hold. Needs a CUDA GPU, torch,
@@ -21,17 +21,18 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
-from correctness import bracket_around
-from counters import KINDS, inputs
+from torch import Tensor
+from triton.errors import TritonError
+
 from larosa_kernels import norm_select, select_gemv
+from larosa_kernels.benchmarks.parity import bracket_around
+from larosa_kernels.benchmarks.shapes import EPS, PROJECTIONS
+from larosa_kernels.benchmarks.site_inputs import KINDS, inputs
 from larosa_kernels.common.gemv import GemvConfig
 from larosa_kernels.common.timing import graph_latency
 from larosa_kernels.ops.sparse_gemv.config import launch_config
 from larosa_kernels.ops.sparse_gemv_quantised.config import PIECE
 from larosa_kernels.ops.topk_select.reference import select_reference
-from rows import EPS, PROJECTIONS
-from torch import Tensor
-from triton.errors import TritonError
 
 LEVELS = (0.0, 0.5, 0.75)
 _BEYOND_L2 = 2.4e8

@@ -1,7 +1,7 @@
 """One launch a case of the sparse product between the profiler's marks: what Nsight Compute should look at.
 
     PYTHONPATH=kernels ncu --clock-control none --profile-from-start off --set full -k regex:gemv -o REPORT \
-        python kernels/benchmarks/counters.py --model LLaMA3-8B --sites gate+up,down --weights bf16,w8,w4
+        python -m larosa_kernels.benchmarks.profile_gemv --model LLaMA3-8B --sites gate+up,down --weights bf16,w8,w4
     ncu --import REPORT.ncu-rep --page details       # shares of peak, warps, stalls
     ncu --import REPORT.ncu-rep --page source --csv  # samples and stalls of every instruction
 
@@ -14,49 +14,23 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
-from larosa_kernels import limit_from_threshold, select_gemv
-from larosa_kernels.ops.sparse_gemv_quantised.packing import GROUP, pack_codes, pack_scales
-from rows import EPS, PROJECTIONS
 from torch import Tensor
+
+from larosa_kernels import limit_from_threshold, select_gemv
+from larosa_kernels.benchmarks.shapes import PROJECTIONS
+from larosa_kernels.benchmarks.site_inputs import KINDS, inputs
 
 _MEDIAN = 0.6745
 """Of the magnitude of a standard normal number."""
-KINDS = ("bf16", "w8", "w4")
-"""Of weights."""
-
-
-def made(kind: str, n: int, m: int, paired: bool = False) -> tuple[Tensor, dict[str, Any]]:
-    """A weight [n, m] of a kind on the GPU, and what comes with it."""
-    if kind == "bf16":
-        return torch.randn(n, m, device="cuda").bfloat16() / n**0.5, {}
-    most = 127 if kind == "w8" else 7
-    codes = torch.randint(-most, most + 1, (n, m), device="cuda", dtype=torch.int8)
-    if kind == "w8":
-        return codes, {"scale": torch.rand(m, device="cuda") / 4096}
-    scale = pack_scales((torch.rand(m // GROUP, n, device="cuda") / 512).bfloat16(), m, paired)
-    around = {"scale": scale, "m": m, "largest_scale": 1 / 512, "paired": paired}
-    return pack_codes(codes, paired), around
-
-
-def inputs(model: str, site: str, kind: str) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """x [1, n], a weight [n, m] of a kind, and what else a decoder's launch for the site takes."""
-    n, m = PROJECTIONS[model, site]
-    x, (weight, around) = torch.randn(1, n, device="cuda").bfloat16(), made(kind, n, m, paired=site == "gate+up")
-    if site in ("qkv", "gate+up"):
-        around |= {"norm": torch.ones(n, device="cuda").bfloat16(), "eps": EPS, "swiglu": site == "gate+up"}
-    else:
-        around |= {"residual": torch.randn(1, m, device="cuda").bfloat16()}
-    return x, weight, around
 
 
 def cases(model: str, site: str, kind: str) -> list[Callable[[], Tensor]]:
     """The site's product at level 0, then with half of the entries."""
     x, weight, around = inputs(model, site, kind)
-    limit = limit_from_threshold(_MEDIAN, torch.bfloat16, "cuda")
-    return [partial(select_gemv, x, weight, **around, **given) for given in ({}, {"limit": limit})]
+    half = around | {"limit": limit_from_threshold(_MEDIAN, torch.bfloat16, "cuda")}
+    return [partial(select_gemv, x, weight, **given) for given in (around, half)]
 
 
 def main() -> None:
@@ -80,11 +54,11 @@ def main() -> None:
     for launch in launches:
         launch()
     torch.cuda.synchronize()
-    torch.cuda.profiler.start()
+    torch.cuda.profiler.start()  # type: ignore[no-untyped-call]
     for launch in launches:
         launch()
     torch.cuda.synchronize()
-    torch.cuda.profiler.stop()
+    torch.cuda.profiler.stop()  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":
