@@ -127,7 +127,7 @@ def test_a_fused_step_has_the_bits_and_launch_shapes_of_the_watched_one(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     weights = random_weights(own, torch.bfloat16, device, seed=0, layers=1).rounded(scheme, head=scheme is not None)
     launched: list[tuple[str, GemvConfig]] = []
-    for name in ("launch_rows", "launch_codes"):
+    for name in ("launch_rows", "launch_quantised"):
         launch = getattr(api, name)
         watched = lambda product, way, name=name, launch=launch: (launched.append((name, way)), launch(product, way))[1]  # noqa: E731
         monkeypatch.setattr(api, name, watched)
@@ -141,7 +141,7 @@ def test_a_fused_step_has_the_bits_and_launch_shapes_of_the_watched_one(
     a_step = launched[: 4 + (scheme is not None)]  # the head's codes are a launch too
     assert launched == a_step * (len(launched) // len(a_step))
     assert scheme is not None or all(way.compact == listed for _, way in a_step[:4])  # codes always go by a list
-    assert {name for name, _ in a_step[:4]} == {"launch_rows" if scheme is None else "launch_codes"}
+    assert {name for name, _ in a_step[:4]} == {"launch_rows" if scheme is None else "launch_quantised"}
     assert all(name == "launch_rows" for name, _ in a_step[4:])  # 40 outputs do not come by 32
 
 

@@ -1,7 +1,7 @@
-"""The PTX of the product of codes without a GPU: its text, run by warps in numpy, gives whole sums.
+"""The PTX of the quantised product without a GPU: run by warps in numpy, it gives exact integer sums.
 
-Triton's interpreter runs the product of codes code by code (`add_codes_plainly`). What a GPU runs in its place is held
-here against whole numbers, as it goes to the assembler.
+Triton's interpreter runs `accumulate_interpreted` in its place. What a GPU runs is held here against integers, as it
+goes to the assembler.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import larosa_kernels
 import numpy as np
 import pytest
 import torch
-from larosa_kernels.ops.sparse_gemv_quantised import codes
-from larosa_kernels.ops.sparse_gemv_quantised.packing import pack_codes
+from larosa_kernels.ops.sparse_gemv_quantised.packing import pack_qweight
 from larosa_kernels.ops.sparse_gemv_quantised.product import plan, product, sharers
 from ptx import LANES, SHARED, Block, run_block
 
@@ -46,11 +46,11 @@ CASES = [
 @pytest.mark.parametrize("kind", ["w4", "w8"])
 def test_the_text_gives_whole_sums(kind: str, warps: int, stages: int, count: int, swiglu: bool, source: str) -> None:
     """Rows of codes times entries rounded to whole numbers, of both signs and up to 2^22, as int64 adds them."""
-    draw, nibbles, bf16, listed = np.random.default_rng(count), kind == "w4", (count + warps) % 2 == 0, source != "all"
-    n, lo, piece, groups = 256, 16 if listed else 20, 256 if nibbles else 128, 4
-    code = draw.integers(-8 if nibbles else -128, 8 if nibbles else 128, (n, 3 * piece))
+    draw, int4, bf16, listed = np.random.default_rng(count), kind == "w4", (count + warps) % 2 == 0, source != "all"
+    n, lo, piece, groups = 256, 16 if listed else 20, 256 if int4 else 128, 4
+    code = draw.integers(-8 if int4 else -128, 8 if int4 else 128, (n, 3 * piece))
     tensor = torch.from_numpy(code).to(torch.int8)
-    weight = (pack_codes(tensor) if nibbles else tensor).numpy()
+    weight = (pack_qweight(tensor) if int4 else tensor).numpy()
     stride, block = weight.shape[1], 1
     scales = torch.from_numpy(draw.normal(size=(n, groups)).astype(np.float32)).bfloat16()
     scales[3] = 0.0
@@ -62,26 +62,26 @@ def test_the_text_gives_whole_sums(kind: str, warps: int, stages: int, count: in
     memory, starts = laid_out(entries_of, weight, scales.view(torch.int16).numpy())
     thread = 16 * (LANES % 8)
     start = starts[1] + 128 * block + thread
-    if swiglu and not nibbles:
+    if swiglu and not int4:
         start = starts[1] + 64 * block + thread % 64 + thread // 64 * (stride // 2)
     up = np.float32(2.0**18)
     given = {"$2": starts[0], "$3": start, "$4": starts[2], "$5": count, "$6": lo, "$7": stride, "$8": up, "$9": 16}
-    stages, begin, room = plan(nibbles, warps, stages, n if source == "shared" else 0)
+    stages, begin, room = plan(int4, warps, stages, n if source == "shared" else 0)
     assert (begin > 0) == (source == "shared" and stages > 2)
-    machine = Block(product(nibbles, warps, stages, listed, bf16, swiglu, True, begin), memory, room)
+    machine = Block(product(int4, warps, stages, listed, bf16, swiglu, True, begin), memory, room)
     if begin:
         data = entries_of.view(np.uint8)
         machine.shared[begin : begin + len(data)] = data
     found = run_block(machine, warps, {name: np.asarray(value) for name, value in given.items()}, 1, ["$0", "$1"])
-    times = scales.float().numpy()[rows].repeat(piece // 4, 1) if nibbles else np.float32(1)
+    times = scales.float().numpy()[rows].repeat(piece // 4, 1) if int4 else np.float32(1)
     v = np.rint(entries.float().numpy().astype(np.float64)[:, None] * up * times).astype(np.int64)
     assert count == 0 or np.abs(v).max() < 2**22
     own = code[rows][:, block * piece : (block + 1) * piece]
-    if swiglu and not nibbles:
+    if swiglu and not int4:
         columns = block * 64 + np.arange(64)
         own = code[rows][:, np.concatenate([columns, columns + stride // 2])]
-    exact = (own * v * (16 if nibbles else 1)).sum(0)
-    share, half_piece = sharers(nibbles, warps, swiglu), piece // 2
+    exact = (own * v * (16 if int4 else 1)).sum(0)
+    share, half_piece = sharers(int4, warps, swiglu), piece // 2
     if swiglu:
         assert np.array_equal(found[0][: half_piece * share : share], exact[:half_piece])
         assert np.array_equal(found[1][: half_piece * share : share], exact[half_piece:])
@@ -109,8 +109,8 @@ def test_what_lies_behind_a_row_is_not_copied() -> None:
 @pytest.mark.parametrize("warps", [4, 8, 16])
 def test_shared_memory_suffices(warps: int, items: int) -> None:
     """Static shared memory ends at 48 KiB; a list that would leave no copies room stays in memory."""
-    for nibbles, most in itertools.product((False, True), (1, 2, 4, 16, 64)):
-        stages, begin, room = plan(nibbles, warps, most, items)
+    for int4, most in itertools.product((False, True), (1, 2, 4, 16, 64)):
+        stages, begin, room = plan(int4, warps, most, items)
         assert 2 <= stages <= max(2, most)
         assert stages % 2 == 0
         assert room <= SHARED
@@ -132,23 +132,23 @@ triton.runtime.driver.set_active(Driver())
 launch = importlib.import_module("larosa_kernels.ops.sparse_gemv_quantised.launch")
 
 found = []
-kernel = launch.code_gemv_kernel
+kernel = launch.sparse_gemv_quantised_kernel
 
 class Compiled:
     def __getitem__(self, grid):
         return lambda *given, **more: found.append(kernel.warmup(*given, grid=grid, **more))
 
-launch.code_gemv_kernel = Compiled()
+launch.sparse_gemv_quantised_kernel = Compiled()
 x, n = torch.zeros(1, 512, dtype=torch.bfloat16), 512
-none = dict(keep=None, strict=True, bracket=None, gate_limit=None, bias=None)
-w4 = launch.Product(x=x, weight=torch.zeros(n, 256, dtype=torch.uint8), k=200, norm=x[0], eps=1e-5, swiglu=True,
-                    scale=torch.zeros(2, n, 4, dtype=torch.bfloat16), residual=None, m=512, largest_scale=1.0,
+none = dict(bound=None, strict=True, search_range=None, gate_threshold=None, bias=None)
+w4 = launch.GemvCall(x=x, weight=torch.zeros(n, 256, dtype=torch.uint8), k=200, norm=x[0], eps=1e-5, swiglu=True,
+                    scale=torch.zeros(2, n, 4, dtype=torch.bfloat16), residual=None, out_features=512, max_scale=1.0,
                     paired=True, overlap=True, **none)
-w8 = launch.Product(x=x, weight=torch.zeros(n, 256, dtype=torch.int8), k=n, norm=None, eps=0.0, swiglu=False,
-                    scale=torch.zeros(256), residual=torch.zeros(1, 256, dtype=torch.bfloat16), m=256,
-                    largest_scale=1.0, paired=False, overlap=False, **none)
-launch.launch_codes(w4, launch.GemvConfig(unroll=8, num_warps=8))
-launch.launch_codes(w8, launch.GemvConfig(unroll=2, num_warps=4, splits=2))
+w8 = launch.GemvCall(x=x, weight=torch.zeros(n, 256, dtype=torch.int8), k=n, norm=None, eps=0.0, swiglu=False,
+                    scale=torch.zeros(256), residual=torch.zeros(1, 256, dtype=torch.bfloat16), out_features=256,
+                    max_scale=1.0, paired=False, overlap=False, **none)
+launch.launch_quantised(w4, launch.GemvConfig(unroll=8, num_warps=8))
+launch.launch_quantised(w8, launch.GemvConfig(unroll=2, num_warps=4, splits=2))
 print(json.dumps([{"cubin": len(each.asm["cubin"]), "ptx": each.asm["ptx"], "stages": stages}
                   for each, stages in zip(found, (8, 2))]))
 """
@@ -156,7 +156,7 @@ print(json.dumps([{"cubin": len(each.asm["cubin"]), "ptx": each.asm["ptx"], "sta
 
 def test_triton_compiles_the_text_for_hopper() -> None:
     """For sm_90 without a GPU: the assembler takes it, once a kernel, and no register is spilled."""
-    paths = os.pathsep.join([str(Path(codes.__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(Path(larosa_kernels.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     quiet = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | {"PYTHONPATH": paths}
     run = subprocess.run([sys.executable, "-c", COMPILE], env=quiet, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]

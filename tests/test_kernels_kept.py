@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from larosa_kernels import limit_from_threshold, select, select_gemv, sparse_gemv
+from larosa_kernels import bound_from_threshold, fused_sparse_gemv, sparse_gemv, topk_select
 from larosa_kernels.common import testing as kt
 from larosa_kernels.common.gemv import GemvConfig
-from larosa_kernels.common.selection import kept_mask
+from larosa_kernels.common.selection import selected_mask
 from larosa_kernels.ops.sparse_gemv import api
 from larosa_kernels.ops.sparse_gemv.config import launch_config
-from larosa_kernels.ops.sparse_gemv_quantised.packing import pack_codes, pack_scales, unpacked
-from larosa_kernels.ops.topk_select.reference import select_reference
+from larosa_kernels.ops.sparse_gemv_quantised.packing import dequantise, pack_qweight, pack_scales
+from larosa_kernels.ops.topk_select.reference import topk_select_reference
 from test_kernels import DEVICE, GEMV, HALF, check_gemv, normal, pair
 from torch import Tensor
 
@@ -39,17 +39,17 @@ def weight_of(
         weight = torch.randint(-128, 128, (n, m), generator=draw, dtype=torch.int8).to(DEVICE)
         scale = ((0.5 + torch.rand(m, generator=draw)) / 256).to(DEVICE)
         return weight, {"scale": scale}, weight.float() * scale
-    weight = pack_codes(torch.randint(-8, 8, (n, m), generator=draw, dtype=torch.int8).to(DEVICE), paired)
+    weight = pack_qweight(torch.randint(-8, 8, (n, m), generator=draw, dtype=torch.int8).to(DEVICE), paired)
     scale = pack_scales((torch.randn(-(-m // 64), n, generator=draw) / 16).bfloat16().to(DEVICE), m, paired)
-    return weight, {"scale": scale, "m": m, "paired": paired}, unpacked(weight, scale, m, paired)
+    return weight, {"scale": scale, "out_features": m, "paired": paired}, dequantise(weight, scale, m, paired)
 
 
-def check_pair(x: Tensor, keep: Tensor, kind: str, m: int = 72, config: GemvConfig = LISTED) -> None:
+def check_pair(x: Tensor, bound: Tensor, kind: str, m: int = 72, config: GemvConfig = LISTED) -> None:
     """`sparse_gemv` over a list against float64."""
     weight, around, values = weight_of(kind, x.shape[1], m, x.dtype)
-    exact = kt.exact_gemv(x, kept_mask(x, keep), values)
+    exact = kt.exact_gemv(x, selected_mask(x, bound), values)
     with kt.poisoned_empty():
-        y = sparse_gemv(x, keep, weight, backend="triton", config=config, **around)
+        y = sparse_gemv(x, bound, weight, backend="triton", config=config, **around)
     allowed = kt.EPSILON[x.dtype] * exact.abs() * 1.001 + 2 * kt.gemv_tolerance(x, values)
     assert ((y.double() - exact).abs() <= allowed).all()
 
@@ -73,7 +73,7 @@ def test_nothing_one_all_and_batch(kind: str) -> None:
 )
 def test_odd_widths(n: int, kind: str, dtype: torch.dtype) -> None:
     x = kt.vector("ties", 1, n, dtype, DEVICE, seed=n)
-    check_pair(x, select_reference(x, max(1, n // 2)), kind, m=33)
+    check_pair(x, topk_select_reference(x, max(1, n // 2)), kind, m=33)
 
 
 @pytest.mark.parametrize("kind", ["ties", "equal", "half_zeros", "zeros", "outliers", "sorted"])
@@ -83,12 +83,12 @@ def test_search_lists_what_the_reference_keeps(kind: str, ties: str) -> None:
     n = 600
     x = kt.vector(kind, 1, n, torch.bfloat16, DEVICE)
     for k in (1, 299, 599):
-        kept = kept_mask(x, select_reference(x, k, ties)) & (x != 0)
+        kept = selected_mask(x, topk_select_reference(x, k, ties)) & (x != 0)
         weight = normal(n, 40, seed=1)
         exact = kt.exact_gemv(x, kept, weight)
         weight = torch.where(kept.T, weight, float("nan"))
         with kt.poisoned_empty():
-            y = select_gemv(x, weight, k, ties, backend="triton", config=LISTED)
+            y = fused_sparse_gemv(x, weight, k, ties, backend="triton", config=LISTED)
         tolerance = kt.gemv_tolerance(x, torch.nan_to_num(weight))
         assert ((y.double() - exact).abs() <= kt.EPSILON[x.dtype] * exact.abs() * 1.001 + tolerance).all()
 
@@ -100,13 +100,13 @@ def test_a_chosen_list_is_a_given_one(kind: str, dtype: torch.dtype) -> None:
     n, m, k = 202, 128, 95
     x = normal(2, n, dtype=dtype)
     weight, around, _ = weight_of(kind, n, m, dtype, paired=kind == "packed")
-    keep = select(x, k, backend="triton")
+    bound = topk_select(x, k, backend="triton")
     for columns in (64, 32) if ON_GPU else (32,):
         way = dataclasses.replace(LISTED, columns=columns)
         with kt.poisoned_empty():
-            y = select_gemv(x, weight, k, backend="triton", config=way, **around)
-            gated = select_gemv(x, weight, k, swiglu=True, backend="triton", config=way, **around)
-        both = sparse_gemv(x, keep, weight, backend="triton", config=way, **around)
+            y = fused_sparse_gemv(x, weight, k, backend="triton", config=way, **around)
+            gated = fused_sparse_gemv(x, weight, k, swiglu=True, backend="triton", config=way, **around)
+        both = sparse_gemv(x, bound, weight, backend="triton", config=way, **around)
         assert torch.equal(y, both)
         gate, up = both.float().chunk(2, 1)
         wanted = (gate * torch.sigmoid(gate)).to(dtype).float() * up
@@ -118,8 +118,8 @@ def test_limits_below_every_entry_leave_zeros_out() -> None:
     weight = normal(200, 64, seed=1)
     exact = kt.exact_gemv(x, x != 0, weight)
     weight = torch.where((x != 0).T, weight, float("nan"))
-    for limit in (pair(0, 200), pair(-1, -1), limit_from_threshold(0.0, x.dtype, DEVICE)):
-        y = select_gemv(x, weight, limit=limit, backend="triton", config=LISTED)
+    for threshold in (pair(0, 200), pair(-1, -1), bound_from_threshold(0.0, x.dtype, DEVICE)):
+        y = fused_sparse_gemv(x, weight, threshold=threshold, backend="triton", config=LISTED)
         assert ((y.double() - exact).abs() <= 0.01 * exact.abs() + kt.gemv_tolerance(x, torch.nan_to_num(weight))).all()
 
 
@@ -130,10 +130,10 @@ def test_wide_vectors_take_every_launch_shape(config: str) -> None:
     if not ON_GPU and GEMV[config].rows(2) <= 2:
         n = 130
     x = kt.vector("normal", 1, n, torch.bfloat16, DEVICE)
-    check_gemv(x, select(x, n // 2 + 1), normal(n, 40, seed=1), GEMV[config])
+    check_gemv(x, topk_select(x, n // 2 + 1), normal(n, 40, seed=1), GEMV[config])
 
 
-@pytest.mark.parametrize("rule", [{"k": 40}, {"limit": (200, -1)}], ids=["search", "limit"])
+@pytest.mark.parametrize("rule", [{"k": 40}, {"threshold": (200, -1)}], ids=["search", "threshold"])
 @pytest.mark.parametrize("broken", ["nan", "zeros"])
 def test_padding_that_becomes_no_number_is_not_listed(
     rule: dict[str, Any], broken: str, monkeypatch: pytest.MonkeyPatch
@@ -151,9 +151,9 @@ def test_padding_that_becomes_no_number_is_not_listed(
         return made[-1][:-256].view(shape)
 
     monkeypatch.setattr(torch, "empty", guarded)
-    given = {name: pair(*own) if name == "limit" else own for name, own in rule.items()}
+    given = {name: pair(*own) if name == "threshold" else own for name, own in rule.items()}
     config = GemvConfig(32, 2, 1, compact=True)
-    select_gemv(x, normal(144, 32, seed=1), norm=normal(144, seed=2), backend="triton", config=config, **given)
+    fused_sparse_gemv(x, normal(144, 32, seed=1), norm=normal(144, seed=2), backend="triton", config=config, **given)
     assert made
     assert all((scratch[-256:] == -7).all() for scratch in made)
 
@@ -163,8 +163,8 @@ def test_what_is_no_number_stays_whatever_is_infinite(entries: list[str], k: int
     x = torch.zeros(1, 64, dtype=torch.bfloat16, device=DEVICE)
     x[0, 5 : 5 + len(entries)] = torch.tensor([float(own) for own in entries])
     weight = torch.ones(64, 32, dtype=torch.bfloat16, device=DEVICE)
-    assert select_gemv(x, weight, k, backend="triton", config=LISTED).isnan().all()
-    assert sparse_gemv(x, select(x, k), weight, backend="triton", config=LISTED).isnan().all()
+    assert fused_sparse_gemv(x, weight, k, backend="triton", config=LISTED).isnan().all()
+    assert sparse_gemv(x, topk_select(x, k), weight, backend="triton", config=LISTED).isnan().all()
 
 
 def test_half_precision_lists_the_few() -> None:
@@ -174,18 +174,18 @@ def test_half_precision_lists_the_few() -> None:
             found = [launch_config(4096, weight, kept).compact for kept in (None, int(0.45 * n), n // 2, n)]
             assert found == [False, True, False, False]
     config = dataclasses.replace(LISTED, unroll=4)
-    assert GemvConfig.of(config.numbers) == config
+    assert GemvConfig.from_list(config.as_list()) == config
 
 
 def test_a_launch_takes_the_shape_of_what_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Top-K, a limit, and everything; the single product behind them has only a mask to go by."""
+    """Top-K, a threshold, and everything; the single product behind them has only a mask to go by."""
     asked: list[int | None] = []
     monkeypatch.setattr(api, "launch_config", lambda *given: (asked.append(given[-1]), LISTED)[1])
     x, weight = normal(1, 64), normal(64, 32, seed=1)
     for k in (20, None):
-        select_gemv(x, weight, k, backend="triton")
-    select_gemv(x, weight, limit=limit_from_threshold(0.5, x.dtype, DEVICE), backend="triton")
-    sparse_gemv(x, select(x, 20), weight, backend="triton")
+        fused_sparse_gemv(x, weight, k, backend="triton")
+    fused_sparse_gemv(x, weight, threshold=bound_from_threshold(0.5, x.dtype, DEVICE), backend="triton")
+    sparse_gemv(x, topk_select(x, 20), weight, backend="triton")
     assert asked == [20, 64, None, None]
 
 
@@ -197,10 +197,10 @@ def test_ties_in_many_turns_of_one_warp(kind: str) -> None:
     config = GemvConfig(columns=32, unroll=4, num_warps=1, compact=True)
     weight = normal(n, 32, seed=1)
     for k in (1, 700, 1299):
-        keep = select(x, k, backend="triton")
-        assert torch.equal(keep, select_reference(x, k))
-        y = select_gemv(x, weight, k, backend="triton", config=config)
-        assert torch.equal(y, sparse_gemv(x, keep, weight, backend="triton", config=config))
-        exact = kt.exact_gemv(x, kept_mask(x, keep), weight)
+        bound = topk_select(x, k, backend="triton")
+        assert torch.equal(bound, topk_select_reference(x, k))
+        y = fused_sparse_gemv(x, weight, k, backend="triton", config=config)
+        assert torch.equal(y, sparse_gemv(x, bound, weight, backend="triton", config=config))
+        exact = kt.exact_gemv(x, selected_mask(x, bound), weight)
         tolerance = kt.gemv_tolerance(x, weight)
         assert ((y.double() - exact).abs() <= kt.EPSILON[x.dtype] * exact.abs() * 1.001 + tolerance).all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from larosa_kernels import pick
+from larosa_kernels import greedy_sample
 from larosa_kernels.common import testing as kt
 from larosa_kernels.ops.greedy_sample import api
 from test_kernels import DEVICE, HALF, ON_GPU, both, normal
@@ -21,12 +21,12 @@ def first_largest(logits: Tensor) -> list[int]:
 
 
 def picked(logits: Tensor, backend: str, at: int = 5, length: int = 9) -> list[int]:
-    """What `pick` chooses, all that it writes having been looked at."""
+    """What `greedy_sample` chooses, all that it writes having been looked at."""
     rows = len(logits)
     token, tokens = torch.arange(70, 70 + rows, device=DEVICE), torch.full((rows + 1, length), -7, device=DEVICE)
     position, before = torch.tensor([at], device=DEVICE), logits.clone()
     with kt.poisoned_empty():
-        pick(logits, token, tokens[:rows], position, backend=backend)
+        greedy_sample(logits, token, tokens[:rows], position, backend=backend)
     wanted = torch.full_like(tokens, -7)
     wanted[:rows, at] = torch.arange(70, 70 + rows)
     assert torch.equal(tokens, wanted)
@@ -97,7 +97,7 @@ def test_it_repeats_and_resets_its_counter() -> None:
 def test_nothing_is_written_behind_the_history() -> None:
     logits, memory = normal(1, 100), torch.full((6,), -7, device=DEVICE)
     token, position = torch.tensor([3], device=DEVICE), torch.tensor([4], device=DEVICE)
-    pick(logits, token, memory[None, :4], position, backend="triton")
+    greedy_sample(logits, token, memory[None, :4], position, backend="triton")
     assert memory.tolist() == [-7] * 6
     assert (token.tolist(), position.tolist()) == (first_largest(logits), [5])
 
@@ -106,21 +106,21 @@ def test_refusals_say_expected_and_got() -> None:
     logits, token, tokens = normal(2, 64), torch.zeros(2).long().to(DEVICE), torch.zeros(2, 4).long().to(DEVICE)
     position = token[:1].clone()
     with pytest.raises(TypeError, match="float32"):
-        pick(logits.float(), token, tokens, position, backend="triton")
+        greedy_sample(logits.float(), token, tokens, position, backend="triton")
     with pytest.raises(ValueError, match="contiguous"):
-        pick(logits.t(), tokens[0], tokens.repeat(32, 1), position)
+        greedy_sample(logits.t(), tokens[0], tokens.repeat(32, 1), position)
     with pytest.raises(ValueError, match=r"token: expected shape \[2\], got \[1\]"):
-        pick(logits, token[:1], tokens, position)
+        greedy_sample(logits, token[:1], tokens, position)
     with pytest.raises(ValueError, match=r"tokens: expected shape \[2, 4\], got \[3, 4\]"):
-        pick(logits, token, torch.zeros(3, 4, device=DEVICE).long(), position)
+        greedy_sample(logits, token, torch.zeros(3, 4, device=DEVICE).long(), position)
     with pytest.raises(TypeError, match="position: expected dtype"):
-        pick(logits, token, tokens, position.int())
+        greedy_sample(logits, token, tokens, position.int())
 
 
 def test_the_reference_takes_fp32() -> None:
     logits = normal(2, 300, dtype=HALF[0]).float().cpu()
     logits[1, 250] = logits.max() + 1e-6
     token, tokens, position = torch.tensor([4, 5]), torch.zeros(2, 3).long(), torch.tensor([2])
-    pick(logits, token, tokens, position)
+    greedy_sample(logits, token, tokens, position)
     assert token.tolist() == first_largest(logits)
     assert tokens.tolist() == [[0, 0, 4], [0, 0, 5]]

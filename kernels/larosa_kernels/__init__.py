@@ -11,36 +11,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from larosa_kernels.common.selection import kept_mask, limit_from_threshold
-    from larosa_kernels.ops.decode_attention.api import attend
-    from larosa_kernels.ops.greedy_sample.api import pick
-    from larosa_kernels.ops.rmsnorm_topk.api import norm_select
-    from larosa_kernels.ops.sparse_gemv.api import select_gemv, sparse_gemv
-    from larosa_kernels.ops.swiglu_topk.api import swiglu_select
-    from larosa_kernels.ops.topk_select.api import select
+    from larosa_kernels.common.selection import bound_from_threshold, selected_mask
+    from larosa_kernels.ops.decode_attention.api import decode_attention
+    from larosa_kernels.ops.greedy_sample.api import greedy_sample
+    from larosa_kernels.ops.rmsnorm_topk.api import rmsnorm_topk
+    from larosa_kernels.ops.sparse_gemv.api import fused_sparse_gemv, sparse_gemv
+    from larosa_kernels.ops.swiglu_topk.api import swiglu_topk
+    from larosa_kernels.ops.topk_select.api import topk_select
 
 _MODULES = {
-    "attend": "ops.decode_attention.api",
-    "kept_mask": "common.selection",
-    "limit_from_threshold": "common.selection",
-    "norm_select": "ops.rmsnorm_topk.api",
-    "pick": "ops.greedy_sample.api",
-    "select": "ops.topk_select.api",
-    "select_gemv": "ops.sparse_gemv.api",
+    "decode_attention": "ops.decode_attention.api",
+    "selected_mask": "common.selection",
+    "bound_from_threshold": "common.selection",
+    "rmsnorm_topk": "ops.rmsnorm_topk.api",
+    "greedy_sample": "ops.greedy_sample.api",
+    "topk_select": "ops.topk_select.api",
+    "fused_sparse_gemv": "ops.sparse_gemv.api",
     "sparse_gemv": "ops.sparse_gemv.api",
-    "swiglu_select": "ops.swiglu_topk.api",
+    "swiglu_topk": "ops.swiglu_topk.api",
 }
 
 __all__ = [
-    "attend",
-    "kept_mask",
-    "limit_from_threshold",
-    "norm_select",
-    "pick",
-    "select",
-    "select_gemv",
+    "bound_from_threshold",
+    "decode_attention",
+    "fused_sparse_gemv",
+    "greedy_sample",
+    "rmsnorm_topk",
+    "selected_mask",
     "sparse_gemv",
-    "swiglu_select",
+    "swiglu_topk",
+    "topk_select",
 ]
 
 

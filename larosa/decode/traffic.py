@@ -9,7 +9,7 @@ from torch import Tensor
 from larosa.architecture import SITES
 from larosa.decode.decoder import Decoder, SiteEvent
 from larosa.decode.matrix import read_bytes, stored_bytes
-from larosa.decode.ops import kept
+from larosa.decode.ops import selected_mask
 
 
 def peak_bandwidth(device: torch.device) -> float | None:
@@ -35,7 +35,7 @@ def realised(decoder: Decoder, steps: int) -> dict[str, list[float]]:
     found = {site: [0.0] * shape.layers for site in SITES}
 
     def watch(event: SiteEvent) -> None:
-        found[event.site][event.layer] += float(kept(event.x, event.keep).double().mean()) / steps
+        found[event.site][event.layer] += float(selected_mask(event.x, event.keep).double().mean()) / steps
 
     start = decoder.length
     for _ in range(steps):

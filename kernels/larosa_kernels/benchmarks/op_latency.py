@@ -23,16 +23,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from larosa_kernels import attend, norm_select, select, select_gemv
-from larosa_kernels.benchmarks.parity import attention_inputs, bracket_around, parity_errors
+from larosa_kernels import decode_attention, fused_sparse_gemv, rmsnorm_topk, topk_select
+from larosa_kernels.benchmarks.parity import attention_inputs, parity_errors, range_around
 from larosa_kernels.benchmarks.rows import Recorder, table
 from larosa_kernels.benchmarks.shapes import CONTEXT, EPS, HEAD_WIDTH, HEADS, LAYERS, PROJECTIONS, WIDTHS
 from larosa_kernels.common.environment import environment
 from larosa_kernels.common.gemv import GemvConfig
 from larosa_kernels.common.search_config import SearchConfig, default_search
-from larosa_kernels.ops.decode_attention.workspace import AttendConfig, default_attend
+from larosa_kernels.ops.decode_attention.workspace import AttentionConfig, default_attention
 from larosa_kernels.ops.sparse_gemv.config import launch_config
-from larosa_kernels.ops.topk_select.reference import select_reference
+from larosa_kernels.ops.topk_select.reference import topk_select_reference
 
 
 def search_configs(n: int, every: bool) -> list[SearchConfig]:
@@ -44,12 +44,14 @@ def search_configs(n: int, every: bool) -> list[SearchConfig]:
 
 
 def time_select(recorder: Recorder, model: str, n: int, every: bool) -> None:
-    """`select` of half the entries: both tie rules, with and without a bracket of 64 patterns."""
+    """`topk_select` of half the entries: both tie rules, with and without a search_range of 64 patterns."""
     xs = [recorder.normal(1, n) for _ in range(LAYERS)]
-    near = bracket_around(select_reference(xs[0], n // 2), 64)
-    for config, ties, bracket in itertools.product(search_configs(n, every), ("strict", "keep"), (None, near)):
-        name = f"{ties}{'' if bracket is None else ' bracket'} warps={config.num_warps} packed={config.packed}"
-        calls = [partial(select, x, n // 2, ties, bracket, config=config) for x in xs]
+    near = range_around(topk_select_reference(xs[0], n // 2), 64)
+    for config, ties, search_range in itertools.product(search_configs(n, every), ("strict", "keep"), (None, near)):
+        name = (
+            f"{ties}{'' if search_range is None else ' search_range'} warps={config.num_warps} packed={config.packed}"
+        )
+        calls = [partial(topk_select, x, n // 2, ties, search_range, config=config) for x in xs]
         recorder.time("select", model, "-", name, (n, 1), 0.5, 2 * n, calls, 8)
 
 
@@ -68,13 +70,16 @@ def site_calls(recorder: Recorder, model: str, site: str) -> Callable[[GemvConfi
     around |= {"swiglu": site == "gate+up"}
     xs = [recorder.normal(1, n) for _ in range(LAYERS)]
     weights = [recorder.normal(n, m) for _ in range(LAYERS)]
-    z = norm_select(xs[0], around["norm"], EPS, n)[0] if "norm" in around else xs[0]
+    z = rmsnorm_topk(xs[0], around["norm"], EPS, n)[0] if "norm" in around else xs[0]
 
     def calls(config: GemvConfig, level: float) -> list[Callable[[], Tensor]]:
         k = max(1, round(n * (1 - level)))
-        bracket = bracket_around(select_reference(z, k), 64) if k < n else None
+        search_range = range_around(topk_select_reference(z, k), 64) if k < n else None
         pairs = zip(xs, weights, strict=True)
-        return [partial(select_gemv, x, weight, k, bracket=bracket, config=config, **around) for x, weight in pairs]
+        return [
+            partial(fused_sparse_gemv, x, weight, k, search_range=search_range, config=config, **around)
+            for x, weight in pairs
+        ]
 
     return calls
 
@@ -94,16 +99,16 @@ def time_site(recorder: Recorder, model: str, site: str) -> None:
 
 
 def time_attention(recorder: Recorder, model: str, every: bool) -> None:
-    """`attend` at a full context beside torch's attention, which neither rotates nor appends."""
+    """`decode_attention` at a full context beside torch's attention, which neither rotates nor appends."""
     kv, per = HEADS[model]
     inputs = [attention_inputs(recorder, model) for _ in range(LAYERS)]
     shape, read = (CONTEXT, kv * per), 2 * 2 * kv * CONTEXT * HEAD_WIDTH
-    configs = [default_attend(1, kv, per)]
+    configs = [default_attention(1, kv, per)]
     if every:
         for splits, tile, warps in itertools.product((4, 8, 16, 32), (32, 64, 128), (4, 8, 16)):
-            configs += [way for way in [AttendConfig(splits, tile, warps, per > 1)] if way.combines_lightly(per)]
+            configs += [way for way in [AttentionConfig(splits, tile, warps, per > 1)] if way.combines_lightly(per)]
     for config in configs:
-        calls = [partial(attend, *given, config=config) for given in inputs]
+        calls = [partial(decode_attention, *given, config=config) for given in inputs]
         recorder.time("attend", model, "-", str(config), shape, 0, read, calls, 4)
     q = recorder.normal(1, kv * per, 1, HEAD_WIDTH)
     torchs = [partial(scaled_dot_product_attention, q, given[3], given[4], enable_gqa=True) for given in inputs]

@@ -8,29 +8,29 @@ import torch
 from torch import Tensor
 
 from larosa_kernels import (
-    attend,
-    kept_mask,
-    norm_select,
-    pick,
-    select,
-    select_gemv,
+    decode_attention,
+    fused_sparse_gemv,
+    greedy_sample,
+    rmsnorm_topk,
+    selected_mask,
     sparse_gemv,
-    swiglu_select,
+    swiglu_topk,
     testing,
+    topk_select,
 )
 from larosa_kernels.benchmarks.rows import Recorder
 from larosa_kernels.benchmarks.shapes import CONTEXT, EPS, HEAD_WIDTH, HEADS, PROJECTIONS, WIDTHS
 from larosa_kernels.common.gemv import GemvConfig
 from larosa_kernels.common.search_config import SearchConfig
 from larosa_kernels.ops.sparse_gemv.config import launch_config
-from larosa_kernels.ops.topk_select.reference import select_reference
+from larosa_kernels.ops.topk_select.reference import topk_select_reference
 
 VOCABULARIES = (32_000, 128_256, 152_064)
 
 
-def bracket_around(keep: Tensor, width: int) -> Tensor:
-    """A calibrated range of `width` patterns around the limit, off centre."""
-    low = keep[0, 0] - width // 3
+def range_around(bound: Tensor, width: int) -> Tensor:
+    """A calibrated range of `width` patterns around the threshold, off centre."""
+    low = bound[0, 0] - width // 3
     return torch.stack([low, low + width - 1]).int()
 
 
@@ -40,20 +40,20 @@ def parity_errors(recorder: Recorder, searches: dict[int, list[SearchConfig]]) -
     for n in sorted({n for widths in WIDTHS.values() for n in widths}):
         x = testing.vector("sorted", 1, n, recorder.dtype, "cuda")
         for k, ties in itertools.product((n // 4, n // 2, n - 1), ("strict", "keep")):
-            wanted = select_reference(x, k, ties)
-            for bracket in (None, bracket_around(wanted, 64), bracket_around(wanted + 200, 64)):
+            wanted = topk_select_reference(x, k, ties)
+            for search_range in (None, range_around(wanted, 64), range_around(wanted + 200, 64)):
                 for config in searches[n]:
-                    if not torch.equal(select(x, k, ties, bracket, config=config), wanted):
+                    if not torch.equal(topk_select(x, k, ties, search_range, config=config), wanted):
                         failed.append(f"select n={n} k={k} {ties} {config}")
         gate_up, h, gamma = recorder.normal(1, 2 * n), recorder.normal(1, n), recorder.normal(n)
-        y, keep = swiglu_select(gate_up, n // 2)
-        near = (y != swiglu_select(gate_up, backend="reference")[0]).double().mean() < 0.01
-        if not near or not torch.equal(keep, select_reference(y, n // 2)):
-            failed.append(f"swiglu_select n={n}")
-        z, keep = norm_select(h, gamma, EPS, n // 2)
-        near = (z != norm_select(h, gamma, EPS, backend="reference")[0]).double().mean() < 0.01
-        if not near or not torch.equal(keep, select_reference(z, n // 2)):
-            failed.append(f"norm_select n={n}")
+        y, bound = swiglu_topk(gate_up, n // 2)
+        near = (y != swiglu_topk(gate_up, backend="reference")[0]).double().mean() < 0.01
+        if not near or not torch.equal(bound, topk_select_reference(y, n // 2)):
+            failed.append(f"swiglu_topk n={n}")
+        z, bound = rmsnorm_topk(h, gamma, EPS, n // 2)
+        near = (z != rmsnorm_topk(h, gamma, EPS, backend="reference")[0]).double().mean() < 0.01
+        if not near or not torch.equal(bound, topk_select_reference(z, n // 2)):
+            failed.append(f"rmsnorm_topk n={n}")
     for n, m in sorted(set(PROJECTIONS.values())):
         x, weight = recorder.normal(1, n), recorder.normal(n, m)
         for k in (n // 4, n // 2, n):
@@ -64,16 +64,16 @@ def parity_errors(recorder: Recorder, searches: dict[int, list[SearchConfig]]) -
 
 def gemv_errors(x: Tensor, weight: Tensor, k: int, config: GemvConfig) -> list[str]:
     """Empty, or what is wrong: the float64 product on few columns, dropped rows being NaN, equal bits on repetition."""
-    keep = select(x, k)
-    kept = kept_mask(x, keep)
+    bound = topk_select(x, k)
+    kept = selected_mask(x, bound)
     poisoned = weight.clone()
     poisoned[~kept[0]] = float("nan")
-    y = sparse_gemv(x, keep, poisoned, config=config)
+    y = sparse_gemv(x, bound, poisoned, config=config)
     some = slice(None, None, 37)
     exact = testing.exact_gemv(x, kept, weight[:, some])
-    bound = testing.EPSILON[x.dtype] * exact.abs() * 1.001 + testing.gemv_tolerance(x, weight[:, some])
-    right = bool(((y[:, some].double() - exact).abs() <= bound).all())
-    same = all(torch.equal(y, sparse_gemv(x, keep, poisoned, config=config)) for _ in range(5))
+    allowed = testing.EPSILON[x.dtype] * exact.abs() * 1.001 + testing.gemv_tolerance(x, weight[:, some])
+    right = bool(((y[:, some].double() - exact).abs() <= allowed).all())
+    same = all(torch.equal(y, sparse_gemv(x, bound, poisoned, config=config)) for _ in range(5))
     return [] if right and same else [f"sparse_gemv {list(weight.shape)} k={k} {config}: right {right}, repeats {same}"]
 
 
@@ -81,20 +81,20 @@ def site_errors(recorder: Recorder, x: Tensor, weight: Tensor, k: int) -> list[s
     """Empty, or where one launch a site has other bits than the single ops, which are held against float64."""
     n, m = weight.shape
     gamma, residual = recorder.normal(n), recorder.normal(1, m)
-    z, kept = norm_select(x, gamma, EPS, k)
+    z, kept = rmsnorm_topk(x, gamma, EPS, k)
     half, whole = (launch_config(outputs, weight, k) for outputs in (m // 2, m))
     single = {
-        "residual": sparse_gemv(x, select(x, k), weight, residual=residual, config=whole),
+        "residual": sparse_gemv(x, topk_select(x, k), weight, residual=residual, config=whole),
         "norm": sparse_gemv(z, kept, weight, config=whole),
-        "swiglu": swiglu_select(sparse_gemv(z, kept, weight, config=half))[0],
+        "swiglu": swiglu_topk(sparse_gemv(z, kept, weight, config=half))[0],
     }
     fused = {
-        "residual": select_gemv(x, weight, k, residual=residual, config=whole),
-        "norm": select_gemv(x, weight, k, norm=gamma, eps=EPS, config=whole),
-        "swiglu": select_gemv(x, weight, k, norm=gamma, eps=EPS, swiglu=True, config=half),
+        "residual": fused_sparse_gemv(x, weight, k, residual=residual, config=whole),
+        "norm": fused_sparse_gemv(x, weight, k, norm=gamma, eps=EPS, config=whole),
+        "swiglu": fused_sparse_gemv(x, weight, k, norm=gamma, eps=EPS, swiglu=True, config=half),
     }
     wrong = [name for name in single if not torch.equal(single[name], fused[name])]
-    return [f"select_gemv {[n, m]} k={k}: {name} has other bits than the single ops" for name in wrong]
+    return [f"fused_sparse_gemv {[n, m]} k={k}: {name} has other bits than the single ops" for name in wrong]
 
 
 def attention_inputs(recorder: Recorder, model: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -111,8 +111,8 @@ def attend_is_right(recorder: Recorder, model: str) -> bool:
     """Output and caches against the reference."""
     qkv, cos, sin, k, v, position = attention_inputs(recorder, model)
     k2, v2 = k.clone(), v.clone()
-    out = attend(qkv, cos, sin, k, v, position)
-    wanted = attend(qkv, cos, sin, k2, v2, position, backend="reference")
+    out = decode_attention(qkv, cos, sin, k, v, position)
+    wanted = decode_attention(qkv, cos, sin, k2, v2, position, backend="reference")
     near = (out.float() - wanted.float()).abs().max() <= 3 * testing.EPSILON[recorder.dtype] * v2.abs().max()
     return bool(near) and torch.equal(k, k2) and torch.equal(v, v2)
 
@@ -125,7 +125,7 @@ def pick_is_right(recorder: Recorder, n: int) -> bool:
         logits = testing.vector("ties" if step % 2 else "normal", 1, n, recorder.dtype, "cuda", seed=step)
         for state, backend in ((found, "auto"), (wanted, "reference")):
             token, tokens, position = state
-            pick(logits, token, tokens, position, backend=backend)
+            greedy_sample(logits, token, tokens, position, backend=backend)
         if not all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)):
             return False
     return True

@@ -5,8 +5,8 @@
     ncu --import REPORT.ncu-rep --page details       # shares of peak, warps, stalls
     ncu --import REPORT.ncu-rep --page source --csv  # samples and stalls of every instruction
 
-Random weights; every case at level 0 and at half of the entries, by their limit. Kernels are compiled before the first
-mark. Needs a CUDA GPU with counters, torch, triton and numpy.
+Random weights; every case at level 0, and at half of the entries by a threshold. Kernels are compiled before the
+first mark. Needs a CUDA GPU with counters, torch, triton and numpy.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from larosa_kernels import limit_from_threshold, select_gemv
+from larosa_kernels import bound_from_threshold, fused_sparse_gemv
 from larosa_kernels.benchmarks.shapes import PROJECTIONS
 from larosa_kernels.benchmarks.site_inputs import KINDS, inputs
 
@@ -29,8 +29,8 @@ _MEDIAN = 0.6745
 def cases(model: str, site: str, kind: str) -> list[Callable[[], Tensor]]:
     """The site's product at level 0, then with half of the entries."""
     x, weight, around = inputs(model, site, kind)
-    half = around | {"limit": limit_from_threshold(_MEDIAN, torch.bfloat16, "cuda")}
-    return [partial(select_gemv, x, weight, **given) for given in (around, half)]
+    half = around | {"threshold": bound_from_threshold(_MEDIAN, torch.bfloat16, "cuda")}
+    return [partial(fused_sparse_gemv, x, weight, **given) for given in (around, half)]
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ class Recorder:
         self, op: str, model: str, site: str, variant: str, shape: tuple[int, int], level: float, read: int,
         calls: Sequence[Callable[[], object]], rounds: int = 1,
     ) -> float:  # fmt: skip
-        """Measure one variant, keep the row, return the median in us."""
+        """Measure one variant, bound the row, return the median in us."""
         latency = graph_latency(calls, rounds)
         share = read / (latency.p50_us * 1e-6) / self.peak if self.peak else None
         row = Row(

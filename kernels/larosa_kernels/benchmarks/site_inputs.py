@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from larosa_kernels.benchmarks.shapes import EPS, PROJECTIONS
-from larosa_kernels.ops.sparse_gemv_quantised.packing import GROUP, pack_codes, pack_scales
+from larosa_kernels.ops.sparse_gemv_quantised.packing import GROUP, pack_qweight, pack_scales
 
 KINDS = ("bf16", "w8", "w4")
 """Of weights."""
@@ -23,8 +23,8 @@ def made(kind: str, n: int, m: int, paired: bool = False) -> tuple[Tensor, dict[
     if kind == "w8":
         return codes, {"scale": torch.rand(m, device="cuda") / 4096}
     scale = pack_scales((torch.rand(m // GROUP, n, device="cuda") / 512).bfloat16(), m, paired)
-    around = {"scale": scale, "m": m, "largest_scale": 1 / 512, "paired": paired}
-    return pack_codes(codes, paired), around
+    around = {"scale": scale, "out_features": m, "max_scale": 1 / 512, "paired": paired}
+    return pack_qweight(codes, paired), around
 
 
 def inputs(model: str, site: str, kind: str) -> tuple[Tensor, Tensor, dict[str, Any]]:

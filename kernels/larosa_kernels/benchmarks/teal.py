@@ -1,11 +1,11 @@
-"""TEAL's released product beside this one: same shapes, same fp16 inputs, same limit, in one process.
+"""TEAL's released product beside this one: same shapes, same fp16 inputs, same threshold, in one process.
 
     git clone https://github.com/FasterDecoding/TEAL
     PYTHONPATH=kernels python -m larosa_kernels.benchmarks.teal --teal TEAL --json rows.json
 
 Their kernel masks its loads and adds up with fp16 atomics; its launch shape is autotuned anew for every level, as in
-their code. Ours takes the same limit and nothing else: no norm, selection, SwiGLU or residual. The output of both is
-checked against float64 first. Weights of 8 layers take turns inside one CUDA graph, so that L2 stays cold.
+their code. Ours takes the same threshold and nothing else: no norm, selection, SwiGLU or residual. The output of both
+is checked against float64 first. Weights of 8 layers take turns inside one CUDA graph, so that L2 stays cold.
 Needs a CUDA GPU, torch, triton and numpy.
 """
 
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from larosa_kernels import select_gemv
+from larosa_kernels import fused_sparse_gemv
 from larosa_kernels.benchmarks.rows import Recorder, table
 from larosa_kernels.benchmarks.shapes import LAYERS, PROJECTIONS
 from larosa_kernels.common.environment import environment
@@ -51,9 +51,9 @@ def released(folder: Path) -> Callable[..., Tensor]:
     return module.splitk_sparse_gemv  # type: ignore[no-any-return]
 
 
-def check(name: str, found: Tensor, x: Tensor, weight: Tensor, limit: float) -> None:
+def check(name: str, found: Tensor, x: Tensor, weight: Tensor, threshold: float) -> None:
     """Raise SystemExit unless the product is right."""
-    wanted = torch.where(x.abs() > limit, x, 0).double() @ weight.double()
+    wanted = torch.where(x.abs() > threshold, x, 0).double() @ weight.double()
     error = float((found.double() - wanted).abs().max() / wanted.abs().max())
     if not error <= BOUND[name]:
         raise SystemExit(f"{name} is wrong by {error:.1e} at {list(weight.shape)}: nothing is timed")
@@ -67,18 +67,18 @@ def time_site(recorder: Recorder, teal: Callable[..., Tensor], model: str, site:
     pairs = list(zip(xs, weights, strict=True))
     recorder.time("dense", model, site, "cuBLAS", (n, m), 0, 2 * n * m, [partial(linear, x, w.T) for x, w in pairs])
     for level in LEVELS:
-        limit = float(xs[0].abs().float().quantile(level)) if level else -1.0
-        limit = float(torch.tensor(limit, dtype=recorder.dtype))
-        bits = int(torch.tensor(limit, dtype=recorder.dtype).view(torch.int16)) & 0x7FFF if level else 0
+        threshold = float(xs[0].abs().float().quantile(level)) if level else -1.0
+        threshold = float(torch.tensor(threshold, dtype=recorder.dtype))
+        bits = int(torch.tensor(threshold, dtype=recorder.dtype).view(torch.int16)) & 0x7FFF if level else 0
         given = torch.tensor([bits, -1 if level else n], dtype=torch.int32, device="cuda")
-        read = 2 * m * sum(int((x.abs() > limit).sum()) for x in xs) // LAYERS
+        read = 2 * m * sum(int((x.abs() > threshold).sum()) for x in xs) // LAYERS
         binned = round(100 * level)
-        theirs = [partial(teal, x[None], w.T, limit, binned) for x, w in pairs]
-        ours = [partial(select_gemv, x, w, limit=given) for x, w in pairs]
-        check("teal", theirs[0]()[0], *pairs[0], limit)
-        check("larosa", ours[0](), *pairs[0], limit)
+        theirs = [partial(teal, x[None], w.T, threshold, binned) for x, w in pairs]
+        ours = [partial(fused_sparse_gemv, x, w, threshold=given) for x, w in pairs]
+        check("teal", theirs[0]()[0], *pairs[0], threshold)
+        check("larosa", ours[0](), *pairs[0], threshold)
         recorder.time("teal", model, site, "masked loads, atomics", (n, m), level, read, theirs)
-        recorder.time("site", model, site, "limit given", (n, m), level, read, ours)
+        recorder.time("site", model, site, "threshold given", (n, m), level, read, ours)
 
 
 def main() -> None:

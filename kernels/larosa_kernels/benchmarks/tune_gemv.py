@@ -24,15 +24,15 @@ import torch
 from torch import Tensor
 from triton.errors import TritonError
 
-from larosa_kernels import norm_select, select_gemv
-from larosa_kernels.benchmarks.parity import bracket_around
+from larosa_kernels import fused_sparse_gemv, rmsnorm_topk
+from larosa_kernels.benchmarks.parity import range_around
 from larosa_kernels.benchmarks.shapes import EPS, PROJECTIONS
 from larosa_kernels.benchmarks.site_inputs import KINDS, inputs
 from larosa_kernels.common.gemv import GemvConfig
 from larosa_kernels.common.timing import graph_latency
 from larosa_kernels.ops.sparse_gemv.config import launch_config
-from larosa_kernels.ops.sparse_gemv_quantised.config import PIECE
-from larosa_kernels.ops.topk_select.reference import select_reference
+from larosa_kernels.ops.sparse_gemv_quantised.config import TILE_BYTES
+from larosa_kernels.ops.topk_select.reference import topk_select_reference
 
 LEVELS = (0.0, 0.5, 0.75)
 _BEYOND_L2 = 2.4e8
@@ -70,7 +70,7 @@ class Case:
             shapes = [GemvConfig(*size, compact) for size in [(own.columns, own.unroll, own.num_warps), *sizes]
                       for compact in (True, False)]  # fmt: skip
         else:
-            blocks = -(-PROJECTIONS[self.model, self.site][1] // (PIECE * (2 if self.kind == "w4" else 1)))
+            blocks = -(-PROJECTIONS[self.model, self.site][1] // (TILE_BYTES * (2 if self.kind == "w4" else 1)))
             shapes = []
             for unroll, warps in itertools.product((4, 2), (8, 16, 4)):
                 fitting = 2112 // warps // blocks  # 16 warps a multiprocessor
@@ -86,18 +86,18 @@ class Inputs:
         torch.manual_seed(0)
         self.x, weight, self.around = inputs(case.model, case.site, case.kind)
         n, norm = self.x.shape[1], self.around.get("norm")
-        z = self.x if norm is None else norm_select(self.x, norm, EPS)[0]
+        z = self.x if norm is None else rmsnorm_topk(self.x, norm, EPS)[0]
         more = int(_BEYOND_L2 // (weight.numel() * weight.element_size())) + 1 if copies else 0
         self.weights = [weight, *(weight.clone() for _ in range(more))]
         self.rules: dict[float, dict[str, Any]] = {0.0: {}}
         for level in LEVELS[1:]:
             k = round(n * (1 - level))
-            self.rules[level] = {"k": k, "bracket": bracket_around(select_reference(z, k), 64)}
+            self.rules[level] = {"k": k, "search_range": range_around(topk_select_reference(z, k), 64)}
         self._expected: dict[float, Tensor] = {}
 
     def call(self, weight: Tensor, level: float, **how: Any) -> Tensor:
         """One launch."""
-        return select_gemv(self.x, weight, **self.around, **self.rules[level], **how)
+        return fused_sparse_gemv(self.x, weight, **self.around, **self.rules[level], **how)
 
     def right(self, shape: GemvConfig, level: float) -> bool:
         """Whether a shape gives what the reference gives."""

@@ -1,7 +1,6 @@
-"""What every op checks before it launches, and which backend it takes.
+"""What every op checks before it launches, and which backend runs.
 
-`auto` is Triton on CUDA tensors and the torch reference elsewhere. `triton` on CPU tensors runs Triton's
-interpreter, which needs TRITON_INTERPRET=1 before triton is first imported.
+`auto` is Triton on CUDA tensors, the torch reference elsewhere; `triton` on CPU tensors needs TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ INFINITY_BITS = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0
 
 def use_triton(backend: str, x: Tensor) -> bool:
     """Whether this call runs the kernel rather than the reference."""
-    if backend not in ("auto", "triton", "reference"):
+    if backend not in get_args(Backend):
         raise ValueError(f"backend must be auto, triton or reference, got {backend!r}")
     if backend == "auto":
         return x.is_cuda
@@ -57,7 +56,7 @@ def expect_vector(name: str, x: Tensor, triton: bool) -> None:
 
 
 def expect_pair(name: str, pair: Tensor | None, device: torch.device) -> None:
-    """Raise unless `pair` is None or an int32 tensor of two."""
+    """Raise unless `pair`, a selection bound or a search range, is None or an int32 tensor [2]."""
     if pair is not None:
         expect(name, pair, [2], [torch.int32], device)
 
@@ -69,23 +68,23 @@ def check_k(k: int, n: int) -> None:
 
 
 def check_ties(ties: str) -> None:
-    """Raise unless `ties` names a rule."""
-    if ties not in ("strict", "keep"):
+    """Raise unless `ties` is one of `Ties`."""
+    if ties not in get_args(Ties):
         raise ValueError(f"ties must be strict or keep, got {ties!r}")
 
 
 @cache
 def has_packed_compare(device: torch.device) -> bool:
-    """Whether `set` on packed bf16 pairs exists: compute capability 9.0 on."""
+    """Whether the GPU compares packed pairs of bf16 (`set.bf16x2`): compute capability 9.0 on."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def overlaps(asked: bool, x: Tensor) -> bool:
-    """Whether a launch that may begin before its predecessor ends does: programmatic dependent launch, from 9.0 on."""
+    """Whether a launch asked to overlap its predecessor does: programmatic dependent launch, from 9.0 on."""
     return asked and has_packed_compare(x.device)
 
 
 def refuse_first_use_in_capture(what: str) -> None:
-    """Raise while a CUDA graph is captured: its private memory is no place for buffers that outlive it."""
+    """Raise while a CUDA graph is captured: buffers that outlive the graph do not belong into its private memory."""
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(f"{what} needs its buffers before a CUDA graph is captured: run it once with these shapes")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from larosa_kernels.common.topk_search import magnitude_bits, round_to, stays
+from larosa_kernels.common.topk_search import is_selected, magnitude_bits, round_to
 
 
 @triton.jit
@@ -95,22 +95,22 @@ def norm_words(words, gamma, n, eps, dtype: tl.constexpr, INTERPRETED: tl.conste
 
 
 @triton.jit
-def swiglu(gate, up, gate_limit, dtype: tl.constexpr, GATED: tl.constexpr, INTERPRETED: tl.constexpr):
+def swiglu(gate, up, gate_threshold, dtype: tl.constexpr, GATED: tl.constexpr, INTERPRETED: tl.constexpr):
     """silu(gate) * up of fp32 that `dtype` holds: rounded after silu, the product not yet rounded.
 
-    GATED: zero where |silu(gate)| does not pass the pair at gate_limit (CATS).
+    GATED: zero where |silu(gate)| does not pass the pair at gate_threshold (CATS).
     """
     activated = round_to(gate / (1 + tl.exp(-gate)), dtype, INTERPRETED)
     product = activated.to(tl.float32) * up
     if GATED:
-        passes = stays(magnitude_bits(activated), 0, tl.load(gate_limit), tl.load(gate_limit + 1))
+        passes = is_selected(magnitude_bits(activated), 0, tl.load(gate_threshold), tl.load(gate_threshold + 1))
         product = tl.where(passes, product, 0.0)
     return product
 
 
 @triton.jit
-def swiglu_words(gate, up, gate_limit, dtype: tl.constexpr, GATED: tl.constexpr, INTERPRETED: tl.constexpr):
+def swiglu_words(gate, up, gate_threshold, dtype: tl.constexpr, GATED: tl.constexpr, INTERPRETED: tl.constexpr):
     """`swiglu` of words."""
-    low = swiglu(low_half(gate, dtype), low_half(up, dtype), gate_limit, dtype, GATED, INTERPRETED)
-    high = swiglu(high_half(gate, dtype), high_half(up, dtype), gate_limit, dtype, GATED, INTERPRETED)
+    low = swiglu(low_half(gate, dtype), low_half(up, dtype), gate_threshold, dtype, GATED, INTERPRETED)
+    high = swiglu(high_half(gate, dtype), high_half(up, dtype), gate_threshold, dtype, GATED, INTERPRETED)
     return pack(low, high, dtype, INTERPRETED)

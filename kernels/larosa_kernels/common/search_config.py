@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ class SearchConfig:
     """One way to run a search; every way gives the same result.
 
     num_warps: warps of the searching program.
-    packed: compare two values an instruction by `set` on packed halves (compute capability 9.0 on).
+    packed: compare two values per instruction, by `set` on packed halves (compute capability 9.0 on).
     """
 
     num_warps: int = 8
@@ -28,9 +28,13 @@ class SearchConfig:
         if self.num_warps not in (1, 2, 4, 8, 16, 32):
             raise ValueError(f"num_warps: expected a power of two up to 32, got {self.num_warps}")
 
+    def as_list(self) -> list[int]:
+        """The fields as a torch op takes them."""
+        return [int(value) for value in astuple(self)]
+
 
 def default_search(n: int) -> SearchConfig:
-    """Warps so that a thread holds at most 64 entries: more warps make each round's barrier dearer."""
+    """8 warps, 16 beyond 16384 entries: as few as hold at most 64 entries per thread, for a round costs a barrier."""
     return SearchConfig(num_warps=8 if n <= 16384 else 16)
 
 
@@ -42,9 +46,12 @@ def block_of(n: int) -> int:
 
 
 def search_arguments(
-    x: torch.Tensor, strict: bool, bracketed: bool, num_warps: int, packed: bool = True, *others: torch.Tensor
+    x: torch.Tensor, strict: bool, has_range: bool, num_warps: int, packed: bool = True, *others: torch.Tensor
 ) -> dict[str, Any]:
-    """The compile-time arguments of ops that read x [B, n], and `others` alike, as words of two entries and rank x."""
+    """The compile-time arguments of ops that read x [B, n], and `others` alike, as words of two entries and rank x.
+
+    Raises TypeError unless x is bf16 or fp16, ValueError where it is wider than `MAX_WIDTH`.
+    """
     n = x.shape[1]
     if x.dtype not in HALF:
         raise TypeError(f"x: expected dtype bf16 or fp16, got {x.dtype}")
@@ -59,6 +66,6 @@ def search_arguments(
         "STRICT": strict,
         "INFINITY": INFINITY_BITS[x.dtype],
         "PACKED": ("bf16" if x.dtype == torch.bfloat16 else "fp16") if packed else "none",
-        "BRACKETED": bracketed,
+        "HAS_RANGE": has_range,
         "num_warps": num_warps,
     }

@@ -1,8 +1,9 @@
-"""The `Keep` pair, readable: which entries of a vector stay.
+"""The selection bound, in torch: which entries of a vector are selected, as two integers per row.
 
-keep: [B, 2] int32 = (limit_bits, last_index). Entry i of row b stays iff bits(|x_i|) > limit_bits, or they are equal
-and i <= last_index. bits() reads the magnitude's bit pattern as an integer; for non-negative floats of one dtype the
-order is the same. Top-K (LaRoSA eq. 5) is a limit found per token; a calibrated threshold is a limit given.
+bound: [B, 2] int32 = (threshold_bits, last_index). Entry i of row b is selected iff bits(|x_i|) > threshold_bits, or
+they are equal and i <= last_index. bits() reads the bit pattern of a magnitude as an integer: for non-negative floats
+of one dtype the order is the same. Top-K (LaRoSA eq. 5) finds the bound per token; a calibrated threshold is a bound
+that is given.
 """
 
 from __future__ import annotations
@@ -20,20 +21,23 @@ def magnitude_bits(x: Tensor) -> Tensor:
     return x.view(torch.int16).to(torch.int32) & 0x7FFF
 
 
-def kept_mask(x: Tensor, keep: Tensor) -> Tensor:
-    """x: [B, n], keep: [B, 2] -> [B, n] bool, true where the entry stays."""
+def selected_mask(x: Tensor, bound: Tensor) -> Tensor:
+    """x: [B, n], bound: [B, 2] -> [B, n] bool, true where the entry is selected."""
     bits = magnitude_bits(x)
     index = torch.arange(x.shape[1], device=x.device)
-    return (bits > keep[:, :1]) | ((bits == keep[:, :1]) & (index <= keep[:, 1:]))
+    return (bits > bound[:, :1]) | ((bits == bound[:, :1]) & (index <= bound[:, 1:]))
 
 
-def keep_all(rows: int, n: int, device: torch.device) -> Tensor:
-    """The pair that keeps every entry, [rows, 2]."""
+def bound_of_all(rows: int, n: int, device: torch.device) -> Tensor:
+    """The bound that selects every entry, [rows, 2]."""
     return torch.tensor([0, n], dtype=torch.int32, device=device).repeat(rows, 1)
 
 
-def limit_from_threshold(threshold: float, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """The pair [2] that keeps |x| > threshold: the largest value of `dtype` that is <= threshold, no ties kept."""
+def bound_from_threshold(threshold: float, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """The bound [2] that selects |x| > threshold: the largest value of `dtype` that is <= threshold, without its ties.
+
+    Raises ValueError for a threshold that is negative, infinite or NaN.
+    """
     if not 0 <= threshold < float("inf"):
         raise ValueError(f"threshold: expected a finite number >= 0, got {threshold}")
     value = torch.tensor(threshold, dtype=torch.float64)

@@ -1,12 +1,6 @@
-"""The k-th largest magnitude of a vector held by one program: device functions that the selecting ops share.
+"""The k-th largest magnitude of a vector held by one program, by counting: device functions. README.md explains it.
 
-Magnitudes are compared as their 15-bit patterns. Two patterns share an int32 word (pairs.py), so that one instruction
-compares both (`set.geu` on packed halves from compute capability 9.0 on, plain integer arithmetic elsewhere). A round
-counts how many patterns reach each of two candidates, in one reduction over the warps, which is what a round costs.
-The candidates lie on both sides of where the counts so far, taken as linear, put the limit; every fourth round they
-are thirds of what is left, so that no distribution takes more than some 40 rounds. A calibrated range of 80 patterns
-takes 3 to 4. NaN counts as larger than any number; a limit of NaN is never returned, and where it would be, or where
-it is infinity with NaNs above, which infinities stay is not said.
+Two 15-bit patterns share an int32 word (packed_half.py). NaN counts as larger than any number, and is never returned.
 """
 
 from __future__ import annotations
@@ -33,7 +27,7 @@ def magnitude_bits(x):
 
 @triton.jit
 def _reach(words, candidate, INFINITY: tl.constexpr, PACKED: tl.constexpr):
-    """Per word a code that, summed, tells how many patterns are >= candidate: 0xFFFF in each half that is.
+    """Per word 0xFFFF in each half whose pattern is >= candidate, else 0.
 
     0 would count the padding and beyond infinity lie the NaNs: such candidates are moved, and ignored afterwards.
     """
@@ -53,22 +47,22 @@ def _reach(words, candidate, INFINITY: tl.constexpr, PACKED: tl.constexpr):
 
 
 @triton.jit
-def _counted(codes, THREADS: tl.constexpr, VECTOR: tl.constexpr):
-    """How many halves of a thread's words reach, [THREADS]: L low and H high ones sum to 65536 (L - H) - L."""
-    turns: tl.constexpr = codes.shape[0] // (THREADS * VECTOR)
-    code = tl.sum(tl.sum(tl.reshape(codes, (turns, THREADS, VECTOR)), 2), 0)
-    low = (0 - code) & 0xFFFF
-    return 2 * low - ((code + low) >> 16)
+def _count_per_thread(masks, THREADS: tl.constexpr, VECTOR: tl.constexpr):
+    """How many halves of a thread's masks are set, [THREADS]: L low and H high ones sum to 65536 (L - H) - L."""
+    turns: tl.constexpr = masks.shape[0] // (THREADS * VECTOR)
+    total = tl.sum(tl.sum(tl.reshape(masks, (turns, THREADS, VECTOR)), 2), 0)
+    low = (0 - total) & 0xFFFF
+    return 2 * low - ((total + low) >> 16)
 
 
 @triton.jit
-def _both_counted(
+def _count_both(
     words, first, second,
     INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """How many patterns of a thread are >= first, and, in the upper half, >= second."""
-    one = _counted(_reach(words, first, INFINITY, PACKED), THREADS, VECTOR)
-    two = _counted(_reach(words, second, INFINITY, PACKED), THREADS, VECTOR)
+    one = _count_per_thread(_reach(words, first, INFINITY, PACKED), THREADS, VECTOR)
+    two = _count_per_thread(_reach(words, second, INFINITY, PACKED), THREADS, VECTOR)
     return one | (two << 16)
 
 
@@ -85,7 +79,7 @@ def _sums_and_largest(a, b, c, d, e, f):
 
 @triton.jit
 def _narrow(low, high, at_least, above, k, candidate, count):
-    """Use one count: the limit is >= candidate iff count >= k. A candidate outside (low, high] tells nothing."""
+    """Use one count: the k-th is >= candidate iff count >= k. A candidate outside (low, high] tells nothing."""
     inside = (candidate > low) & (candidate <= high)
     reached = inside & (count >= k)
     missed = inside & (count < k)
@@ -97,11 +91,11 @@ def _narrow(low, high, at_least, above, k, candidate, count):
 
 
 @triton.jit
-def first_candidates(bracket, INFINITY: tl.constexpr, BRACKETED: tl.constexpr):
-    """Where a search begins: at the ends of the pair (low, high) at bracket, or around 1."""
-    if BRACKETED:
-        first = tl.load(bracket)
-        second = tl.load(bracket + 1) + 1
+def first_candidates(search_range, INFINITY: tl.constexpr, HAS_RANGE: tl.constexpr):
+    """Where a search begins: at the ends of the search_range [2], or around 1."""
+    if HAS_RANGE:
+        first = tl.load(search_range)
+        second = tl.load(search_range + 1) + 1
     else:
         first = tl.full([], INFINITY // 2 - 512, tl.int32)
         second = tl.full([], INFINITY // 2 + 256, tl.int32)
@@ -113,12 +107,12 @@ def kth_magnitude(
     words, n, k, first, second,
     INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """The k-th largest pattern with its counts: (limit, how many >= limit, how many > limit).
+    """The k-th largest pattern with its counts: (threshold, how many >= threshold, how many > threshold).
 
     words: magnitudes, padding 0; first, second: the candidates of the first round, see `first_candidates`.
     k = n needs no search and gives (0, n, 0).
     """
-    both = tl.sum(_both_counted(words, first, second, INFINITY, PACKED, THREADS, VECTOR), 0)
+    both = tl.sum(_count_both(words, first, second, INFINITY, PACKED, THREADS, VECTOR), 0)
     low, high, at_least, above = _everything(n, k, INFINITY)
     low, high, at_least, above = _use(low, high, at_least, above, k, first, second, both)
     return _search_on(words, k, low, high, at_least, above, INFINITY, PACKED, THREADS, VECTOR)
@@ -138,14 +132,14 @@ def kth_magnitude_and_largest(
     apart = (second - first) * 3 // 8
     third = first + apart
     fourth = second - apart
-    outer = _both_counted(words, first, second, INFINITY, PACKED, THREADS, VECTOR)
-    inner = _both_counted(words, third, fourth, INFINITY, PACKED, THREADS, VECTOR)
+    outer = _count_both(words, first, second, INFINITY, PACKED, THREADS, VECTOR)
+    inner = _count_both(words, third, fourth, INFINITY, PACKED, THREADS, VECTOR)
     outer, inner, largest = tl.reduce((outer, inner, largest), 0, _sums_and_largest)
     low, high, at_least, above = _everything(n, k, INFINITY)
     low, high, at_least, above = _use(low, high, at_least, above, k, first, second, outer)
     low, high, at_least, above = _use(low, high, at_least, above, k, third, fourth, inner)
-    limit, at_least, above = _search_on(words, k, low, high, at_least, above, INFINITY, PACKED, THREADS, VECTOR)
-    return limit, at_least, above, largest
+    threshold, at_least, above = _search_on(words, k, low, high, at_least, above, INFINITY, PACKED, THREADS, VECTOR)
+    return threshold, at_least, above, largest
 
 
 @triton.jit
@@ -180,21 +174,21 @@ def _search_on(
         first = tl.maximum(tl.where(thirds, low + span // 3, guess - span // 16), low + 1)
         second = tl.where(thirds, high - span // 3, guess + span // 16 + 1)
         second = tl.minimum(tl.maximum(second, first + 1), high)
-        both = tl.sum(_both_counted(words, first, second, INFINITY, PACKED, THREADS, VECTOR), 0)
+        both = tl.sum(_count_both(words, first, second, INFINITY, PACKED, THREADS, VECTOR), 0)
         low, high, at_least, above = _use(low, high, at_least, above, k, first, second, both)
         turn += 1
     return low, at_least, above
 
 
 @triton.jit
-def last_tie(words, limit, room, THREADS: tl.constexpr, VECTOR: tl.constexpr):
-    """The index of the room-th entry whose pattern equals the limit, lowest index first.
+def last_tie(words, threshold, room, THREADS: tl.constexpr, VECTOR: tl.constexpr):
+    """The index of the room-th entry whose pattern equals the threshold, lowest index first.
 
     Of a wide vector first the stretch of THREADS * VECTOR words that holds it: a scan of all words would spill.
     """
     SPAN: tl.constexpr = THREADS * VECTOR
     TURNS: tl.constexpr = words.shape[0] // SPAN
-    ties = ((words & 0xFFFF) == limit).to(tl.int32) | (((words >> 16) == limit).to(tl.int32) << 1)
+    ties = ((words & 0xFFFF) == threshold).to(tl.int32) | (((words >> 16) == threshold).to(tl.int32) << 1)
     start = 0
     if TURNS > 4:
         ties = tl.reshape(ties, (TURNS, SPAN))
@@ -213,33 +207,35 @@ def last_tie(words, limit, room, THREADS: tl.constexpr, VECTOR: tl.constexpr):
 
 
 @triton.jit
-def find_limit(
+def find_bound(
     words, n, k, first, second,
     STRICT: tl.constexpr, INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """(limit_bits, last_index) of the k largest magnitudes. words: [BLOCK / 2] int32, signs cleared, padding 0."""
-    limit, at_least, above = kth_magnitude(words, n, k, first, second, INFINITY, PACKED, THREADS, VECTOR)
+    """(threshold, last_index) of the k largest magnitudes. words: [BLOCK / 2] int32, signs cleared, padding 0."""
+    threshold, at_least, above = kth_magnitude(words, n, k, first, second, INFINITY, PACKED, THREADS, VECTOR)
     last_index = tl.full([], 0, tl.int32) + n
     if STRICT:
         if at_least > k:
-            last_index = last_tie(words, limit, k - above, THREADS, VECTOR)
-    return limit, last_index
+            last_index = last_tie(words, threshold, k - above, THREADS, VECTOR)
+    return threshold, last_index
 
 
 @triton.jit
-def stays(bits, index, limit, last_index):
-    """Which entries a (limit_bits, last_index) pair keeps."""
-    return (bits > limit) | ((bits == limit) & (index <= last_index))
+def is_selected(bits, index, threshold, last_index):
+    """Which entries the selection bound (threshold, last_index) selects; bits: their magnitudes'."""
+    return (bits > threshold) | ((bits == threshold) & (index <= last_index))
 
 
 @triton.jit
-def write_keep(
-    words, n, k, bracket, keep,
-    STRICT: tl.constexpr, INFINITY: tl.constexpr, PACKED: tl.constexpr, BRACKETED: tl.constexpr,
+def store_topk_bound(
+    words, n, k, search_range, bound,
+    STRICT: tl.constexpr, INFINITY: tl.constexpr, PACKED: tl.constexpr, HAS_RANGE: tl.constexpr,
     THREADS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """Search the words of a row and write its pair."""
-    first, second = first_candidates(bracket, INFINITY, BRACKETED)
-    limit, last_index = find_limit(words & 0x7FFF7FFF, n, k, first, second, STRICT, INFINITY, PACKED, THREADS, VECTOR)
-    tl.store(keep, limit)
-    tl.store(keep + 1, last_index)
+    """Search the words of a row, and store its selection bound [2]."""
+    first, second = first_candidates(search_range, INFINITY, HAS_RANGE)
+    threshold, last_index = find_bound(
+        words & 0x7FFF7FFF, n, k, first, second, STRICT, INFINITY, PACKED, THREADS, VECTOR
+    )
+    tl.store(bound, threshold)
+    tl.store(bound + 1, last_index)

@@ -1,1 +1,1 @@
-"""The op `attend`: reference, kernel and api."""
+"""Rotary embedding, append to the KV cache and attention of one new token; see README.md."""

@@ -1,4 +1,4 @@
-"""Rotary embedding, append and attention of one new token a row."""
+"""Rotary embedding, append and attention of one new token per row, in one launch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from larosa_kernels.common.checks import HALF, INTERPRETED, expect, expect_vector, overlaps, use_triton
-from larosa_kernels.ops.decode_attention.kernel import attend_by_slot, attend_by_tile
-from larosa_kernels.ops.decode_attention.reference import attend_reference
-from larosa_kernels.ops.decode_attention.workspace import AttendConfig, cached_workspace, default_attend
+from larosa_kernels.ops.decode_attention.kernel import decode_attention_slots_kernel, decode_attention_tiles_kernel
+from larosa_kernels.ops.decode_attention.reference import decode_attention_reference
+from larosa_kernels.ops.decode_attention.workspace import AttentionConfig, cached_workspace, default_attention
 
 
-@torch.library.custom_op("larosa::attend", mutates_args=("k_cache", "v_cache"))
-def _attend(
+@torch.library.custom_op("larosa::decode_attention", mutates_args=("k_cache", "v_cache"))
+def _decode_attention(
     qkv: Tensor,
     cos: Tensor,
     sin: Tensor,
@@ -32,32 +32,24 @@ def _attend(
         )
     rows, kv_heads, max_len, width = k_cache.shape
     heads = qkv.shape[1] // width - 2 * kv_heads
-    per = heads // kv_heads
+    per_kv = heads // kv_heads
     splits, tile, num_warps, dot = config
-    way = AttendConfig(splits, tile, num_warps, bool(dot))
+    shape = AttentionConfig(splits, tile, num_warps, bool(dot))
     out = torch.empty(rows, heads * width, dtype=qkv.dtype, device=qkv.device)
-    space = cached_workspace(rows, kv_heads, per, width, way, qkv.device)
-    kernel = attend_by_tile if way.dot else attend_by_slot
-    shape = {"TILE": way.tile} if way.dot else {"STEPS": way.steps(width), "WARPS": way.num_warps}
-    kernel[(kv_heads, way.splits, rows)](
+    space = cached_workspace(rows, kv_heads, per_kv, width, shape, qkv.device)
+    kernel = decode_attention_tiles_kernel if shape.dot else decode_attention_slots_kernel
+    positions = {"TILE": shape.tile} if shape.dot else {"STEPS": shape.steps(width), "WARPS": shape.num_warps}
+    kernel[(kv_heads, shape.splits, rows)](
         qkv, cos, sin, k_cache, v_cache, position, out, space.mix, space.maxima, space.sums, space.counters,
-        width**-0.5 / math.log(2), max_len, PER=per, GROUP=way.group(per), WIDTH=width, SPLITS=way.splits, **shape,
-        INTERPRETED=INTERPRETED, OVERLAP=overlap, launch_pdl=overlap, num_warps=way.num_warps,
+        width**-0.5 / math.log(2), max_len, PER_KV=per_kv, GROUP=shape.group(per_kv), WIDTH=width,
+        SPLITS=shape.splits, **positions, INTERPRETED=INTERPRETED, OVERLAP=overlap, launch_pdl=overlap,
+        num_warps=shape.num_warps,
     )  # fmt: skip
     return out
 
 
-@_attend.register_fake
-def _(
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    position: Tensor,
-    overlap: bool,
-    config: list[int],
-) -> Tensor:
+@_decode_attention.register_fake
+def _(qkv: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, *_: object) -> Tensor:
     return qkv.new_empty((qkv.shape[0], qkv.shape[1] - 2 * k_cache.shape[1] * k_cache.shape[3]))
 
 
@@ -82,7 +74,7 @@ def _check(
     expect("position", position, [1], [torch.int32, torch.int64], qkv.device)
 
 
-def attend(
+def decode_attention(
     qkv: Tensor,
     cos: Tensor,
     sin: Tensor,
@@ -91,21 +83,23 @@ def attend(
     position: Tensor,
     overlap: bool = False,
     backend: str = "auto",
-    config: AttendConfig | None = None,
+    config: AttentionConfig | None = None,
 ) -> Tensor:
-    """qkv: [B, (H + 2 KV) hd] = queries, keys, values of one new token a row -> out [B, H hd].
+    """Rotary embedding, append to the cache and attention over positions 0 .. position; softmax in fp32.
 
-    cos, sin: [max_len, hd], the halves equal (rotate_half); caches: [B, KV, max_len, hd], appended in place at
-    `position`, an int tensor [1] on the device, below max_len. Attention runs over 0 .. position, softmax in fp32.
-    overlap: as in `select_gemv`: launches in front of it, back to the last without overlap, write nothing but qkv.
+    qkv: [B, (H + 2 KV) hd], the queries, keys and values of one new token per row -> out [B, H hd].
+    cos, sin: [max_len, hd], the halves equal (rotate_half). k_cache, v_cache: [B, KV, max_len, hd], appended in place
+    at `position`, an int tensor [1] on the device, below max_len.
+    overlap: as in `fused_sparse_gemv`; launches in front of it, back to the last without overlap, write nothing but
+    qkv. Raises ValueError or TypeError that names the argument, what was expected and what was given.
     """
     triton = use_triton(backend, qkv)
     expect_vector("qkv", qkv, triton)
     _check(qkv, cos, sin, k_cache, v_cache, position, triton)
     if not triton:
-        return attend_reference(qkv, cos, sin, k_cache, v_cache, position)
+        return decode_attention_reference(qkv, cos, sin, k_cache, v_cache, position)
     rows, kv_heads, _, width = k_cache.shape
-    per = (qkv.shape[1] // width - 2 * kv_heads) // kv_heads
-    numbers = [int(v) for v in dataclasses.astuple(config or default_attend(rows, kv_heads, per))]
-    result: Tensor = _attend(qkv, cos, sin, k_cache, v_cache, position, overlaps(overlap, qkv), numbers)
+    per_kv = (qkv.shape[1] // width - 2 * kv_heads) // kv_heads
+    numbers = [int(value) for value in dataclasses.astuple(config or default_attention(rows, kv_heads, per_kv))]
+    result: Tensor = _decode_attention(qkv, cos, sin, k_cache, v_cache, position, overlaps(overlap, qkv), numbers)
     return result

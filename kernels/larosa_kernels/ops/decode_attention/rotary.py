@@ -1,4 +1,4 @@
-"""Rotary embedding inside a kernel: heads of one token, rotated as torch does it in their dtype; halves of words."""
+"""Rotary embedding inside a kernel: heads of one token, rotated as torch does it in their dtype."""
 
 from __future__ import annotations
 
@@ -24,41 +24,33 @@ def rounded(x, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def angle_of(cos, sin, at, ROWS: tl.constexpr, WIDTH: tl.constexpr, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
-    """(cos, signed sin) at position `at`: [ROWS, WIDTH] fp32, equal rows, rounded to `dtype`."""
-    dim = tl.arange(0, WIDTH)
-    cell = at.to(tl.int64) * WIDTH + tl.arange(0, ROWS)[:, None] * 0 + dim[None, :]
-    c = round_to(tl.load(cos + cell).to(tl.float32), dtype, INTERPRETED).to(tl.float32)
-    s = round_to(tl.load(sin + cell).to(tl.float32), dtype, INTERPRETED).to(tl.float32)
-    return c, tl.where(dim[None, :] < WIDTH // 2, -s, s)  # the lower half takes the negated upper one
+def angle_of(
+    cos, sin, i_position, ROWS: tl.constexpr, WIDTH: tl.constexpr, dtype: tl.constexpr, INTERPRETED: tl.constexpr
+):
+    """(cos, signed sin) at a position: [ROWS, WIDTH] fp32, equal rows, rounded to `dtype`."""
+    o_dim = tl.arange(0, WIDTH)
+    o_angle = i_position.to(tl.int64) * WIDTH + tl.arange(0, ROWS)[:, None] * 0 + o_dim[None, :]
+    b_cos = round_to(tl.load(cos + o_angle).to(tl.float32), dtype, INTERPRETED).to(tl.float32)
+    b_sin = round_to(tl.load(sin + o_angle).to(tl.float32), dtype, INTERPRETED).to(tl.float32)
+    return b_cos, tl.where(o_dim[None, :] < WIDTH // 2, -b_sin, b_sin)  # the lower half takes the negated upper one
 
 
 @triton.jit
-def rotate(x, c, s, head, WIDTH: tl.constexpr, INTERPRETED: tl.constexpr):
-    """[rows, WIDTH] fp32 of heads `head` [rows] at x, rotated; rounded after each step, as torch does in x's dtype."""
-    dim = tl.arange(0, WIDTH)
+def rotate(x, b_cos, b_sin, o_head, WIDTH: tl.constexpr, INTERPRETED: tl.constexpr):
+    """[rows, WIDTH] fp32 of heads o_head [rows] at x, rotated; rounded after each step, as torch does in x's dtype."""
+    o_dim = tl.arange(0, WIDTH)
     dtype: tl.constexpr = x.dtype.element_ty
-    other = (dim + WIDTH // 2) % WIDTH
-    plain = tl.load(x + head[:, None] * WIDTH + dim[None, :]).to(tl.float32)
-    turned = tl.load(x + head[:, None] * WIDTH + other[None, :]).to(tl.float32)
-    first = rounded(plain * c, dtype, INTERPRETED)
-    return rounded(first + rounded(turned * s, dtype, INTERPRETED), dtype, INTERPRETED)
+    o_other = (o_dim + WIDTH // 2) % WIDTH
+    b_x = tl.load(x + o_head[:, None] * WIDTH + o_dim[None, :]).to(tl.float32)
+    b_half = tl.load(x + o_head[:, None] * WIDTH + o_other[None, :]).to(tl.float32)  # of rotate_half(x)
+    b_direct = rounded(b_x * b_cos, dtype, INTERPRETED)
+    return rounded(b_direct + rounded(b_half * b_sin, dtype, INTERPRETED), dtype, INTERPRETED)
 
 
 @triton.jit
-def heads_of(qkv, PER: tl.constexpr, WIDTH: tl.constexpr):
+def heads_of(qkv, PER_KV: tl.constexpr, WIDTH: tl.constexpr):
     """(pointer to this batch row's heads, numbers of this program's first query, its key, its value)."""
     kv_heads = tl.num_programs(0)
-    kv = tl.program_id(0)
-    row = qkv + tl.program_id(2).to(tl.int64) * kv_heads * (PER + 2) * WIDTH
-    return row, kv * PER, kv_heads * PER + kv, kv_heads * (PER + 1) + kv
-
-
-@triton.jit
-def halves(pairs, dtype: tl.constexpr):
-    """(even, odd) entries in fp32 of int32 words that hold two each."""
-    if dtype == tl.bfloat16:
-        return (pairs << 16).to(tl.float32, bitcast=True), (pairs & -65536).to(tl.float32, bitcast=True)
-    else:
-        even = pairs.to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
-        return even, (pairs >> 16).to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
+    i_kv = tl.program_id(0)
+    p_row = qkv + tl.program_id(2).to(tl.int64) * kv_heads * (PER_KV + 2) * WIDTH
+    return p_row, i_kv * PER_KV, kv_heads * PER_KV + i_kv, kv_heads * (PER_KV + 1) + i_kv

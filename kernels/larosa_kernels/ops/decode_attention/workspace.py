@@ -12,10 +12,11 @@ from larosa_kernels.common.checks import refuse_first_use_in_capture
 
 
 @dataclass(frozen=True)
-class AttendConfig:
-    """splits: programs along the positions (a power of two); tile: positions read at a time; dot: tensor cores.
+class AttentionConfig:
+    """The launch shape of the decode attention.
 
-    Without `dot` a program multiplies elementwise, which suits one query head a KV head.
+    splits: programs along the positions, a power of two. tile: positions read at a time. num_warps: per program.
+    dot: multiply on tensor cores; without it elementwise, which suits one query head per KV head.
     """
 
     splits: int = 8
@@ -31,39 +32,42 @@ class AttendConfig:
         if self.dot and self.tile < 16:
             raise ValueError(f"tile: expected at least 16 positions for tensor cores, got {self.tile}")
 
-    def group(self, per: int) -> int:
-        """Query heads a KV head, padded to a power of two."""
-        return int(triton.next_power_of_2(per))
+    def group(self, per_kv: int) -> int:
+        """Query heads per KV head, padded to a power of two."""
+        return int(triton.next_power_of_2(per_kv))
 
     def steps(self, width: int) -> int:
-        """Positions a slot takes of a tile; a warp has slots for 256 entries. One at least, so a tile may be wider."""
+        """Positions of a tile per slot; a warp has slots for 256 entries. At least one, so a tile may be wider."""
         return max(1, self.tile // (self.num_warps * max(1, 256 // width)))
 
     def lines(self) -> int:
-        """Partial sums that a head's programs leave: one a program, or elementwise one a warp."""
+        """Partial sums ("lines") per head: one per program, or elementwise one per warp."""
         return self.splits if self.dot else self.splits * self.num_warps
 
-    def combines_lightly(self, per: int) -> bool:
-        """Whether the last program holds all partial sums of `per` heads in registers: beyond, it spills them."""
-        return self.lines() * self.group(per) <= 16 * self.num_warps
+    def combines_lightly(self, per_kv: int) -> bool:
+        """Whether the last program holds all lines of `per_kv` heads in registers; beyond that it spills them."""
+        return self.lines() * self.group(per_kv) <= 16 * self.num_warps
 
 
-def default_attend(rows: int, kv_heads: int, per: int) -> AttendConfig:
-    """Two programs a streaming multiprocessor, or where query heads share a KV head one, on tensor cores.
+def default_attention(rows: int, kv_heads: int, per_kv: int) -> AttentionConfig:
+    """Two programs per multiprocessor; one, on tensor cores, where query heads share a KV head.
 
-    Tiles of 128 beat 64 from 128 to 8192 positions with 4 query heads a KV head and 8 KV heads, by 1 to 4 us; with 7
-    and 4 they lose up to 4096 (H100).
+    Tiles of 128 positions beat 64 by 1 to 4 us from 128 to 8192 positions with 4 query heads per KV head and 8 KV
+    heads; with 7 and 4 they lose up to 4096 positions (H100).
     """
-    wanted = triton.cdiv(256 if per == 1 else 128, rows * kv_heads)
-    config = AttendConfig(int(triton.next_power_of_2(wanted)), 128 if 1 < per <= 4 else 64, dot=per > 1)
-    while config.splits > 1 and not config.combines_lightly(per):
+    wanted = triton.cdiv(256 if per_kv == 1 else 128, rows * kv_heads)
+    config = AttentionConfig(int(triton.next_power_of_2(wanted)), 128 if 1 < per_kv <= 4 else 64, dot=per_kv > 1)
+    while config.splits > 1 and not config.combines_lightly(per_kv):
         config = replace(config, splits=config.splits // 2)
     return config
 
 
 @dataclass(frozen=True)
-class AttendWorkspace:
-    """mix: [B, KV, group, lines, hd]; maxima, sums: [B, KV, group, lines], fp32; counters: [B, KV] int32 zeros."""
+class AttentionWorkspace:
+    """Buffers of one shape. mix: [B, KV, group, lines, hd]; maxima, sums: [B, KV, group, lines], fp32.
+
+    counters: [B, KV] int32 zeros, which every launch leaves as zeros.
+    """
 
     mix: Tensor
     maxima: Tensor
@@ -72,11 +76,11 @@ class AttendWorkspace:
 
     @staticmethod
     def make(
-        rows: int, kv_heads: int, per: int, width: int, config: AttendConfig, device: torch.device
-    ) -> AttendWorkspace:
-        """Fresh buffers for `per` query heads a KV head of `width`."""
-        line = (rows, kv_heads, config.group(per), config.lines())
-        return AttendWorkspace(
+        rows: int, kv_heads: int, per_kv: int, width: int, config: AttentionConfig, device: torch.device
+    ) -> AttentionWorkspace:
+        """Fresh buffers for `per_kv` query heads per KV head, of `width` entries each."""
+        line = (rows, kv_heads, config.group(per_kv), config.lines())
+        return AttentionWorkspace(
             torch.empty(*line, width, dtype=torch.float32, device=device),
             torch.empty(line, dtype=torch.float32, device=device),
             torch.empty(line, dtype=torch.float32, device=device),
@@ -84,15 +88,15 @@ class AttendWorkspace:
         )
 
 
-_CACHE: dict[tuple[int, int, int, int, AttendConfig, torch.device], AttendWorkspace] = {}
+_CACHE: dict[tuple[int, int, int, int, AttentionConfig, torch.device], AttentionWorkspace] = {}
 
 
 def cached_workspace(
-    rows: int, kv_heads: int, per: int, width: int, config: AttendConfig, device: torch.device
-) -> AttendWorkspace:
-    """The workspace of this shape, shared by all calls on the device's one stream; made at the first."""
-    key = (rows, kv_heads, per, width, config, device)
+    rows: int, kv_heads: int, per_kv: int, width: int, config: AttentionConfig, device: torch.device
+) -> AttentionWorkspace:
+    """The workspace of this shape, made at the first call and shared by all calls on the device's one stream."""
+    key = (rows, kv_heads, per_kv, width, config, device)
     if key not in _CACHE:
-        refuse_first_use_in_capture("attend")
-        _CACHE[key] = AttendWorkspace.make(rows, kv_heads, per, width, config, device)
+        refuse_first_use_in_capture("decode_attention")
+        _CACHE[key] = AttentionWorkspace.make(rows, kv_heads, per_kv, width, config, device)
     return _CACHE[key]

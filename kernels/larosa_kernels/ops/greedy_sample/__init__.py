@@ -1,1 +1,1 @@
-"""The op `pick`: reference, kernel and api."""
+"""The end of a greedy decode step: argmax, history, position; see README.md."""

@@ -1,4 +1,4 @@
-"""The end of a greedy step in one launch: argmax, history and position."""
+"""The end of a greedy decode step in one launch: argmax, history and position."""
 
 from __future__ import annotations
 
@@ -9,40 +9,42 @@ import triton
 from torch import Tensor
 
 from larosa_kernels.common.checks import INFINITY_BITS, expect, expect_vector, refuse_first_use_in_capture, use_triton
-from larosa_kernels.ops.greedy_sample.kernel import pick_kernel
-from larosa_kernels.ops.greedy_sample.reference import pick_reference
+from larosa_kernels.ops.greedy_sample.kernel import greedy_sample_kernel
+from larosa_kernels.ops.greedy_sample.reference import greedy_sample_reference
 
-_BLOCK, _WARPS = 1024, 4  # 16 bytes a thread; of 128k logits a program for each streaming multiprocessor
+_BLOCK, _WARPS = 1024, 4  # 16 bytes per thread; 128k logits make a program per multiprocessor
 
 
 @cache
 def _workspace(rows: int, parts: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Keys [B, parts] and a counter [1] at zero, int32: shared by all calls on the device's one stream."""
-    refuse_first_use_in_capture("pick")
+    refuse_first_use_in_capture("greedy_sample")
     keys = torch.empty(rows, parts, dtype=torch.int32, device=device)
     return keys, torch.zeros(1, dtype=torch.int32, device=device)
 
 
-@torch.library.custom_op("larosa::pick", mutates_args=("token", "tokens", "position"))
-def _pick(logits: Tensor, token: Tensor, tokens: Tensor, position: Tensor) -> None:
+@torch.library.custom_op("larosa::greedy_sample", mutates_args=("token", "tokens", "position"))
+def _greedy_sample(logits: Tensor, token: Tensor, tokens: Tensor, position: Tensor) -> None:
     rows, n = logits.shape
     parts = triton.cdiv(n, _BLOCK)
     keys, counter = _workspace(rows, parts, logits.device)
-    pick_kernel[(parts, rows)](
+    greedy_sample_kernel[(parts, rows)](
         logits, token, tokens, position, keys, counter, n, tokens.shape[1],
         INFINITY=INFINITY_BITS[logits.dtype], BLOCK=_BLOCK, PARTS=triton.next_power_of_2(parts), num_warps=_WARPS,
     )  # fmt: skip
 
 
-@_pick.register_fake
+@_greedy_sample.register_fake
 def _(logits: Tensor, token: Tensor, tokens: Tensor, position: Tensor) -> None:
     return None
 
 
-def pick(logits: Tensor, token: Tensor, tokens: Tensor, position: Tensor, backend: str = "auto") -> None:
-    """Write token [B] to tokens [B, L] at `position` [1], below L; position + 1; then token: logits' [B, V] argmax.
+def greedy_sample(logits: Tensor, token: Tensor, tokens: Tensor, position: Tensor, backend: str = "auto") -> None:
+    """Write token [B] to the history tokens [B, L] at `position` [1], add 1 to it, then set token to the argmax.
 
-    As torch.argmax: of equal logits the first, NaN the largest. token, tokens, position: int64, written in place.
+    logits: [B, V] bf16 or fp16 (the reference takes fp32 too). As torch.argmax: of equal logits the first, NaN counts
+    as the largest. token, tokens, position: int64, written in place; position is below L.
+    Raises ValueError or TypeError that names the argument, what was expected and what was given.
     """
     triton_runs = use_triton(backend, logits)
     expect_vector("logits", logits, triton_runs)
@@ -53,6 +55,6 @@ def pick(logits: Tensor, token: Tensor, tokens: Tensor, position: Tensor, backen
     ):
         expect(name, tensor, shape, [torch.int64], logits.device)
     if triton_runs:
-        _pick(logits, token, tokens, position)
+        _greedy_sample(logits, token, tokens, position)
     else:
-        pick_reference(logits, token, tokens, position)
+        greedy_sample_reference(logits, token, tokens, position)

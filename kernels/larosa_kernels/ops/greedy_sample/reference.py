@@ -1,11 +1,11 @@
-"""What a greedy step leaves behind, readable: the token read goes into the history, the likeliest takes its place."""
+"""The end of a greedy decode step: the token read goes into the history, the argmax takes its place."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 
-def pick_reference(logits: Tensor, token: Tensor, tokens: Tensor, position: Tensor) -> None:
+def greedy_sample_reference(logits: Tensor, token: Tensor, tokens: Tensor, position: Tensor) -> None:
     """logits: [B, V]; tokens: [B, L] takes token [B] at `position` [1]; position + 1; token: the largest logit's.
 
     Of equal logits the first one's; NaN counts as the largest.

@@ -1,1 +1,1 @@
-"""The op `norm_select`: reference, kernel and api."""
+"""RMSNorm, and the selection of its largest outputs; see README.md."""

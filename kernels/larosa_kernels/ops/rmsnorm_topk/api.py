@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor
 
@@ -17,75 +15,68 @@ from larosa_kernels.common.checks import (
     use_triton,
 )
 from larosa_kernels.common.search_config import SearchConfig, default_search, search_arguments
-from larosa_kernels.ops.rmsnorm_topk.kernel import norm_select_kernel
-from larosa_kernels.ops.rmsnorm_topk.reference import norm_select_reference
+from larosa_kernels.ops.rmsnorm_topk.kernel import rmsnorm_topk_kernel
+from larosa_kernels.ops.rmsnorm_topk.reference import rmsnorm_topk_reference
 
 
-@torch.library.custom_op("larosa::norm_select", mutates_args=())
-def _norm_select(
+@torch.library.custom_op("larosa::rmsnorm_topk", mutates_args=())
+def _rmsnorm_topk(
     h: Tensor,
     weight: Tensor,
     eps: float,
     k: int,
     strict: bool,
-    bracket: Tensor | None,
-    limit: Tensor | None,
+    search_range: Tensor | None,
+    threshold: Tensor | None,
     config: list[int],
 ) -> tuple[Tensor, Tensor]:
     rows, n = h.shape
     z = torch.empty_like(h)
-    keep = torch.empty(rows, 2, dtype=torch.int32, device=h.device)
-    arguments = search_arguments(h, strict, bracket is not None, config[0], bool(config[1]), weight)
-    norm_select_kernel[(rows,)](
-        h, weight, keep if bracket is None else bracket, keep if limit is None else limit, z, keep, n, k, eps,
-        SEARCH=limit is None, INTERPRETED=INTERPRETED, **arguments,
+    bound = torch.empty(rows, 2, dtype=torch.int32, device=h.device)
+    arguments = search_arguments(h, strict, search_range is not None, config[0], bool(config[1]), weight)
+    rmsnorm_topk_kernel[(rows,)](
+        h, weight, bound if search_range is None else search_range, bound if threshold is None else threshold,
+        z, bound, n, k, eps, SEARCH=threshold is None, INTERPRETED=INTERPRETED, **arguments,
     )  # fmt: skip
-    return z, keep
+    return z, bound
 
 
-@_norm_select.register_fake
-def _(
-    h: Tensor,
-    weight: Tensor,
-    eps: float,
-    k: int,
-    strict: bool,
-    bracket: Tensor | None,
-    limit: Tensor | None,
-    config: list[int],
-) -> tuple[Tensor, Tensor]:
+@_rmsnorm_topk.register_fake
+def _(h: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return torch.empty_like(h), h.new_empty((h.shape[0], 2), dtype=torch.int32)
 
 
-def norm_select(
+def rmsnorm_topk(
     h: Tensor,
     weight: Tensor,
     eps: float,
     k: int | None = None,
     ties: str = "strict",
-    bracket: Tensor | None = None,
-    limit: Tensor | None = None,
+    search_range: Tensor | None = None,
+    threshold: Tensor | None = None,
     backend: str = "auto",
     config: SearchConfig | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """h: [B, D], weight: [D] -> (z [B, D] in h's dtype, keep [B, 2]).
+    """z = RMSNorm(h) * weight with transformers' roundings, and the selection bound of z.
 
-    z = RMSNorm(h) * weight with transformers' roundings. keep: the k largest of z (None: all), or the calibrated pair
-    `limit` [2] for every row, which needs no search. bracket: as in `select`.
+    h: [B, D], weight: [D] -> (z [B, D] in h's dtype, bound [B, 2]). The bound is that of the k largest of z (None: of
+    all), or for every row the calibrated bound `threshold` [2] (`bound_from_threshold`), which needs no search.
+    ties, search_range: as in `topk_select`. Raises ValueError or TypeError that names the argument.
     """
     triton = use_triton(backend, h)
     expect_vector("h", h, triton)
     expect("weight", weight, [h.shape[1]], [h.dtype], h.device)
-    if k is not None and limit is not None:
-        raise ValueError("k and limit: expected at most one of them")
+    if k is not None and threshold is not None:
+        raise ValueError("k and threshold: expected at most one of them")
     k = h.shape[1] if k is None else k
     check_k(k, h.shape[1])
     check_ties(ties)
-    expect_pair("bracket", bracket, h.device)
-    expect_pair("limit", limit, h.device)
+    expect_pair("search_range", search_range, h.device)
+    expect_pair("threshold", threshold, h.device)
     if not triton:
-        return norm_select_reference(h, weight, eps, k, ties, limit)
-    way = config or default_search(h.shape[1])
-    numbers = [int(v) for v in dataclasses.astuple(way)]
-    result: tuple[Tensor, Tensor] = _norm_select(h, weight, eps, k, ties == "strict", bracket, limit, numbers)
+        return rmsnorm_topk_reference(h, weight, eps, k, ties, threshold)
+    config = config or default_search(h.shape[1])
+    result: tuple[Tensor, Tensor] = _rmsnorm_topk(
+        h, weight, eps, k, ties == "strict", search_range, threshold, config.as_list()
+    )
     return result

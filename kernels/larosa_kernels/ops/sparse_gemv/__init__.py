@@ -1,1 +1,1 @@
-"""The op `sparse_gemv`: reference, kernel and api."""
+"""Matrix-vector product that reads the weight rows of selected entries only; see README.md."""

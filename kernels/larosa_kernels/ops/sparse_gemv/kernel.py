@@ -1,13 +1,6 @@
-"""Matrix-vector product over the kept entries of x, with what stands around it in a layer.
+"""Matrix-vector product over the selected entries of x, with norm, selection, SwiGLU and residual; see README.md.
 
-Grid (column blocks, B). A program owns COLUMNS outputs and walks all rows of the weight, or those that it lists, so
-nothing is shared between programs and every sum has one order. What is small is done by every program again, which is
-cheaper than a launch:
-1. x is read as words of two entries, normed (NORM) and ranked (search.py); the kept entries, zeros elsewhere, go to a
-   line of scratch that only this program reads; COMPACT: a list of them (kept.py) in the place of zeros elsewhere;
-2. UNROLL rows a thread are loaded at once, those of dropped entries not at all, and summed in fp32;
-3. the warps' sums meet; scale, bias, SwiGLU and its gate, residual; one rounding.
-Codes of 8 and 4 bits have a kernel of their own, code_kernel.py.
+Grid (column blocks, B): a program owns COLUMNS outputs and walks the weight's rows, so every sum has one order.
 """
 
 from __future__ import annotations
@@ -15,95 +8,100 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from larosa_kernels.common.compaction import list_largest, list_limited, no_ties, word_indices
-from larosa_kernels.common.epilogue import finish, load_around
+from larosa_kernels.common.compaction import list_by_bound, list_topk, no_ties, word_indices
+from larosa_kernels.common.epilogue import load_scale_and_bias, scale_and_bias
 from larosa_kernels.common.packed_half import load_words, norm_words, store_words, swiglu
-from larosa_kernels.common.topk_search import find_limit, first_candidates, kth_magnitude, round_to, stays
+from larosa_kernels.common.topk_search import find_bound, first_candidates, is_selected, kth_magnitude, round_to
 from larosa_kernels.ops.sparse_gemv.rows import add_rows
 
 
 @triton.jit
-def mask_words(words, i, limit, last_index):
-    """Two entries a word, zero where they do not stay."""
-    low = stays(words & 0x7FFF, 2 * i, limit, last_index)
-    high = stays((words >> 16) & 0x7FFF, 2 * i + 1, limit, last_index)
-    return tl.where(low, words & 0xFFFF, 0) | tl.where(high, words & -65536, 0)
+def mask_words(words, o_word, threshold, last_index):
+    """Two entries per word, zero where they are not selected."""
+    m_low = is_selected(words & 0x7FFF, 2 * o_word, threshold, last_index)
+    m_high = is_selected((words >> 16) & 0x7FFF, 2 * o_word + 1, threshold, last_index)
+    return tl.where(m_low, words & 0xFFFF, 0) | tl.where(m_high, words & -65536, 0)
 
 
 @triton.jit(do_not_specialize=["k"])
 def sparse_gemv_kernel(
-    x, norm, bracket, keep, weight, scale, bias, gate_limit, residual, y, line, one, n, width, k, eps,
-    RULE: tl.constexpr, NORM: tl.constexpr, SWIGLU: tl.constexpr, GATED: tl.constexpr, HAS_SCALE: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, KEEP_STRIDE: tl.constexpr, COLUMNS: tl.constexpr,
+    x, norm, search_range, bound, weight, scale, bias, gate_threshold, residual, y, scratch, one, n, width, k, eps,
+    SELECTOR: tl.constexpr, NORM: tl.constexpr, SWIGLU: tl.constexpr, GATED: tl.constexpr, HAS_SCALE: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, BOUND_STRIDE: tl.constexpr, COLUMNS: tl.constexpr,
     ROWS: tl.constexpr, UNROLL: tl.constexpr, WIDE: tl.constexpr, INTERPRETED: tl.constexpr,
     BLOCK: tl.constexpr, EVEN: tl.constexpr, STRICT: tl.constexpr, INFINITY: tl.constexpr, PACKED: tl.constexpr,
-    BRACKETED: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr, COMPACT: tl.constexpr,
+    HAS_RANGE: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr, COMPACT: tl.constexpr,
 ):  # fmt: skip
-    """RULE: `all`, `search` (the k largest), or `given` (the pairs at keep). Shapes in api.py.
+    """y [B, width] from x [B, n] and weight [n, width], or [n, 2 width] with SWIGLU. Tensors as in `GemvCall`.
 
-    width: outputs, an argument of its own so that the compiler knows where it is a multiple of 16.
-    line: [blocks, B, n] scratch, int32 where COMPACT is set, else of x's dtype; one: a pointer to 1.0, see the loop;
-    WIDE: the weight has 2^31 entries or more; KEEP_STRIDE: 2, or 0 for one pair for all rows.
+    scratch: [blocks, B, n], a program's own line: int32 items with COMPACT, else entries in x's dtype.
+    one: points to 1.0, see rows.py. width: the outputs, an argument of its own so that the compiler knows where it is
+    a multiple of 16. SELECTOR: `all`, `topk` (the k largest), or `bound` (BOUND_STRIDE 2, or 0: one for all rows).
+    ROWS, UNROLL: weight rows per load of all threads, and loads in flight. WIDE: the weight has 2^31 entries or more.
+    BLOCK to VECTOR: common/search_config.py. COMPACT: walk a list of the selected rows.
     """
-    block = tl.program_id(0)
-    batch = tl.program_id(1).to(tl.int64)
+    i_block = tl.program_id(0)
+    i_batch = tl.program_id(1).to(tl.int64)
     dtype: tl.constexpr = x.dtype.element_ty
-    column = block * COLUMNS + tl.arange(0, COLUMNS)
-    fit = column < width
-    i = word_indices(BLOCK // 2, THREADS) if COMPACT else tl.arange(0, BLOCK // 2)
+    o_col = i_block * COLUMNS + tl.arange(0, COLUMNS)
+    m_col = o_col < width
+    o_word = word_indices(BLOCK // 2, THREADS) if COMPACT else tl.arange(0, BLOCK // 2)
     if NORM:
-        gamma = load_words(norm, i, n, EVEN)
-    source = x + batch * n
-    if NORM or RULE != "all":
-        words = load_words(source, i, n, EVEN)
+        b_gamma = load_words(norm, o_word, n, EVEN)
+    p_entries = x + i_batch * n
+    if NORM or SELECTOR != "all":
+        b_words = load_words(p_entries, o_word, n, EVEN)
     # Small things first, all of them: behind the weights they would wait for them.
-    keep += batch * KEEP_STRIDE
-    if RULE == "search":
-        first_candidate, second_candidate = first_candidates(bracket, INFINITY, BRACKETED)
-    elif RULE == "given":
-        limit, last_index = tl.load(keep), tl.load(keep + 1)
-    factor, summand = load_around(scale, bias, column, fit, HAS_SCALE, HAS_BIAS)
+    bound += i_batch * BOUND_STRIDE
+    if SELECTOR == "topk":
+        first_candidate, second_candidate = first_candidates(search_range, INFINITY, HAS_RANGE)
+    elif SELECTOR == "bound":
+        threshold, last_index = tl.load(bound), tl.load(bound + 1)
+    b_scale, b_bias = load_scale_and_bias(scale, bias, o_col, m_col, HAS_SCALE, HAS_BIAS)
     if SWIGLU:
-        factor_up, summand_up = load_around(scale, bias, column + width, fit, HAS_SCALE, HAS_BIAS)
+        b_scale_up, b_bias_up = load_scale_and_bias(scale, bias, o_col + width, m_col, HAS_SCALE, HAS_BIAS)
     if HAS_RESIDUAL:
-        old = tl.load(residual + batch * width + column, mask=fit, other=0.0).to(tl.float32)
+        b_residual = tl.load(residual + i_batch * width + o_col, mask=m_col, other=0.0).to(tl.float32)
     count = n
-    if NORM or RULE != "all":
+    if NORM or SELECTOR != "all":
         if NORM:
-            words = norm_words(words, gamma, n, eps, dtype, INTERPRETED)
-            if COMPACT:  # padding times a scale that is no number would be listed
-                words = tl.where(2 * i + 1 < n, words, tl.where(2 * i < n, words & 0xFFFF, 0))
+            b_words = norm_words(b_words, b_gamma, n, eps, dtype, INTERPRETED)
+            if COMPACT:  # padding times a scale that is NaN would be listed
+                b_words = tl.where(2 * o_word + 1 < n, b_words, tl.where(2 * o_word < n, b_words & 0xFFFF, 0))
         if COMPACT:
-            source = line + (block * tl.num_programs(1) + batch) * n
-            if RULE == "search":
-                limit, at_least, above = kth_magnitude(
-                    words & 0x7FFF7FFF, n, k, first_candidate, second_candidate, INFINITY, PACKED, THREADS, VECTOR
+            p_entries = scratch + (i_block * tl.num_programs(1) + i_batch) * n
+            if SELECTOR == "topk":
+                threshold, at_least, above = kth_magnitude(
+                    b_words & 0x7FFF7FFF, n, k, first_candidate, second_candidate, INFINITY, PACKED, THREADS, VECTOR
                 )
                 room = (k if STRICT else at_least) - above
-                count = list_largest(source, words, i, limit, room, no_ties(THREADS), INFINITY, PACKED, THREADS)
+                count = list_topk(
+                    p_entries, b_words, o_word, threshold, room, no_ties(THREADS), INFINITY, PACKED, THREADS
+                )
             else:
-                count = list_limited(source, words, i, limit, last_index, INFINITY, PACKED, THREADS)
+                count = list_by_bound(p_entries, b_words, o_word, threshold, last_index, INFINITY, PACKED, THREADS)
         else:
-            if RULE == "search":
-                limit, last_index = find_limit(
-                    words & 0x7FFF7FFF, n, k, first_candidate, second_candidate,
+            if SELECTOR == "topk":
+                threshold, last_index = find_bound(
+                    b_words & 0x7FFF7FFF, n, k, first_candidate, second_candidate,
                     STRICT, INFINITY, PACKED, THREADS, VECTOR,
                 )  # fmt: skip
-            if RULE != "all":
-                words = mask_words(words, i, limit, last_index)
-            source = line + (block * tl.num_programs(1) + batch) * n
-            store_words(source, i, words, n, EVEN)
+            if SELECTOR != "all":
+                b_words = mask_words(b_words, o_word, threshold, last_index)
+            p_entries = scratch + (i_block * tl.num_programs(1) + i_batch) * n
+            store_words(p_entries, o_word, b_words, n, EVEN)
         tl.debug_barrier()  # the line is read by other threads than wrote it
 
-    out, up = add_rows(
-        source, weight, one, count, 2 * width if SWIGLU else width, block, width,
-        COLUMNS, ROWS, UNROLL, SWIGLU, RULE == "all", COMPACT, dtype, WIDE,
+    b_out, b_up = add_rows(
+        p_entries, weight, one, count, 2 * width if SWIGLU else width, i_block, width,
+        COLUMNS, ROWS, UNROLL, SWIGLU, SELECTOR == "all", COMPACT, dtype, WIDE,
     )  # fmt: skip
-    out = finish(out, factor, summand, HAS_SCALE, HAS_BIAS)
+    b_out = scale_and_bias(b_out, b_scale, b_bias, HAS_SCALE, HAS_BIAS)
     if SWIGLU:
-        up = finish(up, factor_up, summand_up, HAS_SCALE, HAS_BIAS)
-        gate = round_to(out, dtype, INTERPRETED).to(tl.float32)
-        out = swiglu(gate, round_to(up, dtype, INTERPRETED).to(tl.float32), gate_limit, dtype, GATED, INTERPRETED)
+        b_up = scale_and_bias(b_up, b_scale_up, b_bias_up, HAS_SCALE, HAS_BIAS)
+        b_gate = round_to(b_out, dtype, INTERPRETED).to(tl.float32)
+        b_up = round_to(b_up, dtype, INTERPRETED).to(tl.float32)
+        b_out = swiglu(b_gate, b_up, gate_threshold, dtype, GATED, INTERPRETED)
     if HAS_RESIDUAL:
-        out += old
-    tl.store(y + batch * width + column, round_to(out, dtype, INTERPRETED), mask=fit)
+        b_out += b_residual
+    tl.store(y + i_batch * width + o_col, round_to(b_out, dtype, INTERPRETED), mask=m_col)

@@ -1,1 +1,1 @@
-"""Sparse matrix-vector product of 8-bit and 4-bit weights: kernel, launch and packed layout; see README.md."""
+"""The sparse product of int8 and packed 4-bit weights on int8 tensor cores; see README.md."""

@@ -1,9 +1,6 @@
-"""The k-th largest magnitude by a histogram in shared memory, where the calibrated range says about where it lies.
+"""PTX for the k-th largest magnitude by a histogram in shared memory, around a calibrated search range; see README.md.
 
-A search (search.py) counts in rounds, and in each the warps meet. Here they meet once: each of the 256 patterns around
-the middle of the range has a counter, those above are counted together, and each warp sums the counters from the top by
-itself. The largest pattern is found on the way. A limit outside of that window is left to the search. Patterns are
-compared as search.py does; needs compute capability 9.0.
+The warps meet once, where the search of common/topk_search.py has them meet every round. Compute capability 9.0 on.
 """
 
 from __future__ import annotations
@@ -11,17 +8,17 @@ from __future__ import annotations
 from functools import cache
 
 WINDOW = 256
-"""Counters: a factor of 4 between the first and the last in bf16."""
+"""Counters, one per bit pattern: a factor of 4 between the first and the last in bf16."""
 _IDLE = 4 * WINDOW
-"""Where a counter of each lane takes what lies outside: a branch around an addition costs more than the addition."""
+"""Offset of a counter per lane for what lies outside: a branch around an addition costs more than the addition."""
 _WARPS = _IDLE + 128
-"""Where each of up to 16 warps leaves how many patterns lie above, and its largest one."""
+"""Offset of what each of up to 16 warps counted above the window, and of its largest pattern."""
 _CELLS = _WARPS + 128
-"""Where each warp leaves what it has found, for its own lanes."""
+"""Offset of each warp's result, for its own lanes."""
 
 
 def room(warps: int) -> int:
-    """Bytes of shared memory from its begin on."""
+    """Bytes of shared memory, from its beginning."""
     return _CELLS + 16 * warps
 
 
@@ -36,9 +33,10 @@ def cleared() -> str:
 
 @cache
 def counted(words: int, warps: int, bf16: bool) -> str:
-    """PTX for a thread's words, $`words` and on: what `found` reads is left in each warp's cell. $0 and on: nothing.
+    """PTX that counts a thread's words and leaves what `FOUND` reads in shared memory.
 
-    The operand behind the words holds the window's first pattern in its high half and k in its low half.
+    Operands: $0 to $(words - 1) out, zeros; the next `words` operands, the words, two patterns with signs each; then
+    the window's first pattern in the high half and k in the low half.
     """
     kind = "bf16x2" if bf16 else "f16x2"
     lines = [
@@ -107,4 +105,4 @@ FOUND = (
     "{ .reg .b32 at, shared; mov.u32 at, %tid.x; shr.u32 at, at, 5; mov.u32 shared, larosa_shared; "
     f"mad.lo.u32 at, at, 16, shared; ld.shared.v4.b32 {{$0, $1, $2, $3}}, [at+{_CELLS}]; }}"
 )
-"""PTX of what the warp found: limit or -1, how many reach it, how many are above, the largest pattern."""
+"""PTX that reads the result: threshold, or -1 outside of the window; how many reach and exceed it; the largest."""

@@ -1,13 +1,6 @@
-"""Matrix-vector product of 8-bit or 4-bit codes over the kept entries of x, with what stands around it in a layer.
+"""Matrix-vector product of an int8 or packed 4-bit weight over the selected entries of x; see README.md.
 
-Grid (blocks of columns times SPLITS, B). A program owns 128 bytes of each row, of the rows from `lo` to `hi`, a
-SPLITS-th of all; what the programs of a column block have is added up in memory, in whole numbers (codes.py).
-What is small is done by every program again, which is cheaper than a launch:
-1. x is read as words of two entries, normed (NORM) and ranked (histogram.py, search.py); its largest entry sets the
-   fixed point;
-2. the kept entries of the program's own rows go to a list (kept.py) that only this program reads;
-3. their rows are multiplied and summed (product.py), and the sums become fp32: scale, bias, SwiGLU and its gate,
-   residual; one rounding.
+Grid (column tiles times SPLITS, B): a program owns 128 bytes of each of its rows; splits are added up in memory.
 """
 
 from __future__ import annotations
@@ -16,8 +9,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_wait
 
-from larosa_kernels.common.compaction import list_largest, list_limited, no_ties, ties_before, word_indices
-from larosa_kernels.common.epilogue import finish, load_around
+from larosa_kernels.common.compaction import list_by_bound, list_topk, no_ties, ties_before, word_indices
+from larosa_kernels.common.epilogue import load_scale_and_bias, scale_and_bias
 from larosa_kernels.common.packed_half import load_words, low_half, norm_scale, scale_words, store_words, swiglu
 from larosa_kernels.common.topk_search import (
     first_candidates,
@@ -26,11 +19,11 @@ from larosa_kernels.common.topk_search import (
     largest_of,
     round_to,
 )
-from larosa_kernels.ops.sparse_gemv_quantised.codes import add_codes, add_codes_plainly, fixed_point
+from larosa_kernels.ops.sparse_gemv_quantised.fixed_point import accumulate_interpreted, accumulate_rows, fixed_point
 from larosa_kernels.ops.sparse_gemv_quantised.histogram import FOUND, WINDOW
 
-_COUNT = tl.constexpr(53)
-"""The bit from which on a sum of parts holds how many there are; the sum itself is below 2^52 (launch.py)."""
+_COUNTER_BIT = tl.constexpr(53)
+"""From this bit on a partial sum counts the programs that have added to it; the sum is below 2^52 (launch.py)."""
 
 _FOUND = tl.constexpr(FOUND)
 _WINDOW = tl.constexpr(WINDOW)
@@ -41,24 +34,26 @@ def _kth_and_largest(
     words, n, k, first, second,
     COUNTED: tl.constexpr, OPERANDS: tl.constexpr, INFINITY: tl.constexpr, PACKED: tl.constexpr, THREADS: tl.constexpr,
 ):  # fmt: skip
-    """`search.kth_magnitude_and_largest` of words with signs, k below n, for counters that are `cleared`."""
+    """`topk_search.kth_magnitude_and_largest` of words with signs, k below n, by histogram.py; counters are cleared."""
     base = first - (_WINDOW - (second - first)) // 2
     base = tl.minimum(tl.maximum(base, 1), INFINITY - _WINDOW)
     tl.inline_asm_elementwise(
         COUNTED, OPERANDS, [words, (base << 16) | k], dtype=tl.int32, is_pure=False, pack=words.shape[0] // THREADS
     )
-    limit, at_least, above, largest = tl.inline_asm_elementwise(
+    threshold, at_least, above, largest = tl.inline_asm_elementwise(
         _FOUND, "=r,=r,=r,=r,r", [k], dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=False, pack=1
     )
-    if limit < 0:
-        limit, at_least, above = kth_magnitude(words & 0x7FFF7FFF, n, k, first, second, INFINITY, PACKED, THREADS, 1)
-    return limit, at_least, above, largest
+    if threshold < 0:
+        threshold, at_least, above = kth_magnitude(
+            words & 0x7FFF7FFF, n, k, first, second, INFINITY, PACKED, THREADS, 1
+        )
+    return threshold, at_least, above, largest
 
 
 @triton.jit
-def _largest(x, words, n, BLOCK: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr):
-    """The largest pattern of n entries: of `words`, or of x where a program cannot hold it (not HELD)."""
-    if HELD:
+def _largest_magnitude(x, words, n, BLOCK: tl.constexpr, IN_REGISTERS: tl.constexpr, EVEN: tl.constexpr):
+    """The largest pattern of n entries: of `words`, or of x where a program cannot hold it (not IN_REGISTERS)."""
+    if IN_REGISTERS:
         top = largest_of(words)
     else:
         i = tl.arange(0, BLOCK // 2)
@@ -69,180 +64,220 @@ def _largest(x, words, n, BLOCK: tl.constexpr, HELD: tl.constexpr, EVEN: tl.cons
 
 
 @triton.jit
-def _leave(
-    y, total, total_up, factor, summand, factor_up, summand_up, old, down, at, fit, gate_limit,
+def _store_outputs(
+    y, total, total_up, b_scale, b_bias, b_scale_up, b_bias_up, b_residual, from_fixed, o_y, m_store, gate_threshold,
     SWIGLU: tl.constexpr, GATED: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Whole sums to outputs."""
-    out = finish(total.to(tl.float32) * down, factor, summand, HAS_SCALE, HAS_BIAS)
+    """Integer sums to outputs: scale, bias, SwiGLU, residual, one rounding."""
+    b_out = scale_and_bias(total.to(tl.float32) * from_fixed, b_scale, b_bias, HAS_SCALE, HAS_BIAS)
     if SWIGLU:
-        up = finish(total_up.to(tl.float32) * down, factor_up, summand_up, HAS_SCALE, HAS_BIAS)
-        gate = round_to(out, DTYPE, INTERPRETED).to(tl.float32)
-        out = swiglu(gate, round_to(up, DTYPE, INTERPRETED).to(tl.float32), gate_limit, DTYPE, GATED, INTERPRETED)
+        b_up = scale_and_bias(total_up.to(tl.float32) * from_fixed, b_scale_up, b_bias_up, HAS_SCALE, HAS_BIAS)
+        b_gate = round_to(b_out, DTYPE, INTERPRETED).to(tl.float32)
+        b_up = round_to(b_up, DTYPE, INTERPRETED).to(tl.float32)
+        b_out = swiglu(b_gate, b_up, gate_threshold, DTYPE, GATED, INTERPRETED)
     if HAS_RESIDUAL:
-        out += old
-    tl.store(y + at, round_to(out, DTYPE, INTERPRETED), mask=fit)
+        b_out += b_residual
+    tl.store(y + o_y, round_to(b_out, DTYPE, INTERPRETED), mask=m_store)
 
 
 @triton.jit(do_not_specialize=["k"])
-def code_gemv_kernel(
-    x, norm, bracket, keep, weight, scale, bias, gate_limit, residual, y, line, parts,
-    n, own, width, stride, half, k, eps, largest_scale,
-    RULE: tl.constexpr, NORM: tl.constexpr, SWIGLU: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, KEEP_STRIDE: tl.constexpr, SPLITS: tl.constexpr, SHARERS: tl.constexpr,
-    WARPS: tl.constexpr, NIBBLES: tl.constexpr, PAIRED: tl.constexpr,
+def sparse_gemv_quantised_kernel(
+    x, norm, search_range, bound, weight, scale, bias, gate_threshold, residual, y, scratch, partial_sums,
+    n, split_width, width, stride, half, k, eps, max_scale,
+    SELECTOR: tl.constexpr, NORM: tl.constexpr, SWIGLU: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, BOUND_STRIDE: tl.constexpr, SPLITS: tl.constexpr, SHARERS: tl.constexpr,
+    WARPS: tl.constexpr, INT4: tl.constexpr, PAIRED: tl.constexpr,
     INTERPRETED: tl.constexpr, PRODUCT: tl.constexpr, INPUTS: tl.constexpr, RESERVE: tl.constexpr,
     LIST: tl.constexpr, COUNTED: tl.constexpr, COUNTED_OPERANDS: tl.constexpr, OVERLAP: tl.constexpr,
-    BLOCK: tl.constexpr, OWN: tl.constexpr, HELD: tl.constexpr, EVEN: tl.constexpr, STRICT: tl.constexpr,
-    INFINITY: tl.constexpr, PACKED: tl.constexpr, BRACKETED: tl.constexpr,
+    BLOCK: tl.constexpr, SPLIT_BLOCK: tl.constexpr, IN_REGISTERS: tl.constexpr, EVEN: tl.constexpr,
+    STRICT: tl.constexpr, INFINITY: tl.constexpr, PACKED: tl.constexpr, HAS_RANGE: tl.constexpr,
 ):  # fmt: skip
-    """RULE: `all`, `search` (the k largest), or `given` (the pairs at keep). Shapes in api.py.
+    """y [B, width] from x [B, n] and a quantised weight of `stride` 4-byte words per row. Tensors as in `GemvCall`.
 
-    own: entries a program owns, even; OWN: a power of two above it; stride, half: words of 4 bytes a row and, of 8
-    bits, up to up's; line: [programs, B, own] scratch, int32 where rows are dropped, else of x's dtype; parts: [B,
-    blocks, 128 or 256] int64 zeros.
+    Tensors after the residual
+      y: [B, width]. scratch: [programs, B, split_width], a program's own line: int32 items where rows are dropped,
+      else entries in x's dtype. partial_sums: [B, tiles, TILE] int64 zeros, which every launch leaves as zeros.
+    Sizes
+      n: entries of x. split_width: entries per split, even. width: outputs. half: words from an int8 gate to its up,
+      0 for 4 bits. k: entries to select. max_scale: bound of the 4-bit scales.
+    What is computed
+      SELECTOR: `all`, `topk` (the k largest), or `bound` (BOUND_STRIDE 2, or 0: one for all rows). NORM, SWIGLU,
+      GATED, HAS_BIAS, HAS_RESIDUAL: as in `fused_sparse_gemv`. INT4: the weight is packed (packing.py), else int8;
+      PAIRED: its blocks hold gates and ups. STRICT: ties beyond k are dropped.
+    How it is computed
+      SPLITS: programs per tile. WARPS: per program. SHARERS: threads that hold the same output, 0: two outputs per
+      thread. OVERLAP: waits for the launch before it. LIST: offset of the list in shared memory, 0: it is in scratch.
+      BLOCK, SPLIT_BLOCK: powers of two above n and split_width; IN_REGISTERS: a program holds all of x. INTERPRETED:
+      Triton's interpreter runs `accumulate_interpreted` in the place of the PTX.
+      EVEN, INFINITY, PACKED, HAS_RANGE: common/search_config.py.
+    PTX with its constraints
+      RESERVE: shared memory. PRODUCT, INPUTS: product.py. COUNTED, COUNTED_OPERANDS: histogram.py, or empty.
     """
     dtype: tl.constexpr = x.dtype.element_ty
     THREADS: tl.constexpr = 32 * WARPS
-    PIECE: tl.constexpr = 256 if NIBBLES else 128
-    blocks = tl.num_programs(0) // SPLITS
-    block = tl.program_id(0) % blocks
-    split = tl.program_id(0) // blocks
-    batch = tl.program_id(1).to(tl.int64)
-    lo = split * own
-    hi = tl.minimum(lo + own, n)
-    source = x + batch * n
-    i = word_indices(BLOCK // 2, THREADS)
-    own_i = i
+    TILE: tl.constexpr = 256 if INT4 else 128
+    num_tiles = tl.num_programs(0) // SPLITS
+    i_tile = tl.program_id(0) % num_tiles
+    i_split = tl.program_id(0) // num_tiles
+    i_batch = tl.program_id(1).to(tl.int64)
+    row_begin = i_split * split_width
+    row_end = tl.minimum(row_begin + split_width, n)
+    p_entries = x + i_batch * n
+    o_word = word_indices(BLOCK // 2, THREADS)
+    o_split_word = o_word
     if SPLITS > 1:
-        own_i = word_indices(OWN // 2, THREADS) + lo // 2
+        o_split_word = word_indices(SPLIT_BLOCK // 2, THREADS) + row_begin // 2
     if NORM:
-        gamma = load_words(norm, i, n, EVEN)
-        own_gamma = gamma
+        b_gamma = load_words(norm, o_word, n, EVEN)
+        b_split_gamma = b_gamma
         if SPLITS > 1:
-            own_gamma = load_words(norm, own_i, hi, EVEN)
+            b_split_gamma = load_words(norm, o_split_word, row_end, EVEN)
     # Small things first, all of them: behind the weights they would wait for them.
-    keep += batch * KEEP_STRIDE
-    if RULE == "search":
-        first_candidate, second_candidate = first_candidates(bracket, INFINITY, BRACKETED)
-    elif RULE == "given":
-        limit, last_index = tl.load(keep), tl.load(keep + 1)
-    # One output of SHARERS threads, or two of one (SHARERS 0): what the others have nobody wants.
-    OUTPUTS: tl.constexpr = PIECE // 2 if SWIGLU else PIECE
-    own_place = tl.arange(0, THREADS if SHARERS > 0 else 2 * THREADS)
-    place = own_place // max(SHARERS, 1)
-    part = (place < OUTPUTS) & (own_place % max(SHARERS, 1) == 0)
+    bound += i_batch * BOUND_STRIDE
+    if SELECTOR == "topk":
+        first_candidate, second_candidate = first_candidates(search_range, INFINITY, HAS_RANGE)
+    elif SELECTOR == "bound":
+        threshold, last_index = tl.load(bound), tl.load(bound + 1)
+    # SHARERS threads hold the same output, the first one's is stored; or a thread holds two outputs (SHARERS 0).
+    OUTPUTS: tl.constexpr = TILE // 2 if SWIGLU else TILE
+    o_thread = tl.arange(0, THREADS if SHARERS > 0 else 2 * THREADS)
+    o_out = o_thread // max(SHARERS, 1)
+    m_out = (o_out < OUTPUTS) & (o_thread % max(SHARERS, 1) == 0)
     if PAIRED and not SWIGLU:
-        column = block * (PIECE // 2) + place % (PIECE // 2)
-        fit = part & (column < width // 2)
-        column += place // (PIECE // 2) * (width // 2)
+        o_col = i_tile * (TILE // 2) + o_out % (TILE // 2)
+        m_store = m_out & (o_col < width // 2)
+        o_col += o_out // (TILE // 2) * (width // 2)
     else:
-        column = block * OUTPUTS + place
-        fit = part & (column < width)
-    HAS_SCALE: tl.constexpr = not NIBBLES
-    factor, summand = load_around(scale, bias, column, fit, HAS_SCALE, HAS_BIAS)
-    factor_up, summand_up = factor, summand
+        o_col = i_tile * OUTPUTS + o_out
+        m_store = m_out & (o_col < width)
+    HAS_SCALE: tl.constexpr = not INT4
+    b_scale, b_bias = load_scale_and_bias(scale, bias, o_col, m_store, HAS_SCALE, HAS_BIAS)
+    b_scale_up, b_bias_up = b_scale, b_bias
     if SWIGLU:
-        factor_up, summand_up = load_around(scale, bias, column + width, fit, HAS_SCALE, HAS_BIAS)
-    old = summand
+        b_scale_up, b_bias_up = load_scale_and_bias(scale, bias, o_col + width, m_store, HAS_SCALE, HAS_BIAS)
+    b_residual = b_bias
     shared = 0
     if not INTERPRETED:
         shared = tl.inline_asm_elementwise(RESERVE, "=r", [], dtype=tl.int32, is_pure=False, pack=1)
     if OVERLAP:
         gdc_wait()
-    if HELD:
-        words = load_words(source, i, n, EVEN)
-        own_words = words
+    if IN_REGISTERS:
+        b_words = load_words(p_entries, o_word, n, EVEN)
+        b_split_words = b_words
     else:
-        words = i
+        b_words = o_word
     if SPLITS > 1:
-        if NORM or RULE != "all":
-            own_words = load_words(source, own_i, hi, EVEN)
+        if NORM or SELECTOR != "all":
+            b_split_words = load_words(p_entries, o_split_word, row_end, EVEN)
     if HAS_RESIDUAL:
-        old = tl.load(residual + batch * width + column, mask=fit, other=0.0).to(tl.float32)
+        b_residual = tl.load(residual + i_batch * width + o_col, mask=m_store, other=0.0).to(tl.float32)
 
     if NORM:
-        factor_of_norm = norm_scale(words, n, eps, dtype)
-        words = scale_words(words, gamma, factor_of_norm, dtype, INTERPRETED)
+        norm_factor = norm_scale(b_words, n, eps, dtype)
+        b_words = scale_words(b_words, b_gamma, norm_factor, dtype, INTERPRETED)
         if SPLITS > 1:
-            own_words = scale_words(own_words, own_gamma, factor_of_norm, dtype, INTERPRETED)
+            b_split_words = scale_words(b_split_words, b_split_gamma, norm_factor, dtype, INTERPRETED)
         else:
-            own_words = words
-        # Padding times a scale that is no number would be listed.
-        own_words = tl.where(2 * own_i + 1 < hi, own_words, tl.where(2 * own_i < hi, own_words & 0xFFFF, 0))
-    count = hi - lo
-    if RULE == "search":
+            b_split_words = b_words
+        # Padding times a scale that is NaN would be listed.
+        b_split_words = tl.where(
+            2 * o_split_word + 1 < row_end,
+            b_split_words,
+            tl.where(2 * o_split_word < row_end, b_split_words & 0xFFFF, 0),
+        )
+    count = row_end - row_begin
+    if SELECTOR == "topk":
         if COUNTED == "":
-            limit, _, above, largest = kth_magnitude_and_largest(
-                words & 0x7FFF7FFF, n, k, first_candidate, second_candidate, INFINITY, PACKED, THREADS, 1
+            threshold, _, above, largest = kth_magnitude_and_largest(
+                b_words & 0x7FFF7FFF, n, k, first_candidate, second_candidate, INFINITY, PACKED, THREADS, 1
             )
         else:
-            limit, _, above, largest = _kth_and_largest(
-                words, n, k, first_candidate, second_candidate, COUNTED, COUNTED_OPERANDS, INFINITY, PACKED, THREADS
+            threshold, _, above, largest = _kth_and_largest(
+                b_words, n, k, first_candidate, second_candidate, COUNTED, COUNTED_OPERANDS, INFINITY, PACKED, THREADS
             )
     else:
-        largest = _largest(source, words, n, BLOCK, HELD, EVEN)
+        largest = _largest_magnitude(p_entries, b_words, n, BLOCK, IN_REGISTERS, EVEN)
     largest = low_half(largest, dtype)
-    up, down = fixed_point(largest * largest_scale if NIBBLES else largest)
-    if NIBBLES:
-        down = down * 0.0625
-    source += lo
-    if NORM or RULE != "all":
-        source = line + (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + batch) * own
-        listing = source
+    to_fixed, from_fixed = fixed_point(largest * max_scale if INT4 else largest)
+    if INT4:
+        from_fixed = from_fixed * 0.0625
+    p_entries += row_begin
+    if NORM or SELECTOR != "all":
+        p_entries = scratch + (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + i_batch) * split_width
+        p_list = p_entries
         if LIST > 0:
-            listing = shared + LIST
-        if RULE == "search":
-            before = no_ties(THREADS)
+            p_list = shared + LIST
+        if SELECTOR == "topk":
+            ties_in_front = no_ties(THREADS)
             if STRICT and SPLITS > 1:
-                before = ties_before(words, i, limit, lo, INFINITY, PACKED, THREADS)
+                ties_in_front = ties_before(b_words, o_word, threshold, row_begin, INFINITY, PACKED, THREADS)
             room = (k if STRICT else n) - above
-            count = list_largest(listing, own_words, own_i, limit, room, before, INFINITY, PACKED, THREADS)
-        elif RULE == "given":
-            count = list_limited(listing, own_words, own_i, limit, last_index - lo, INFINITY, PACKED, THREADS)
+            count = list_topk(
+                p_list, b_split_words, o_split_word, threshold, room, ties_in_front, INFINITY, PACKED, THREADS
+            )
+        elif SELECTOR == "bound":
+            count = list_by_bound(
+                p_list, b_split_words, o_split_word, threshold, last_index - row_begin, INFINITY, PACKED, THREADS
+            )
         else:
-            store_words(source, own_i - lo // 2, own_words, count, EVEN)
+            store_words(p_entries, o_split_word - row_begin // 2, b_split_words, count, EVEN)
         tl.debug_barrier()  # the line is read by other threads than wrote it
 
     if INTERPRETED:
-        total = add_codes_plainly(
-            source, weight, scale, n, lo, count, stride, half, block, up, place, SWIGLU, NIBBLES, RULE != "all", dtype
+        total = accumulate_interpreted(
+            p_entries,
+            weight,
+            scale,
+            n,
+            row_begin,
+            count,
+            stride,
+            half,
+            i_tile,
+            to_fixed,
+            o_out,
+            SWIGLU,
+            INT4,
+            SELECTOR != "all",
+            dtype,
         )
         total_up = total
         if SWIGLU:
-            total_up = add_codes_plainly(
-                source, weight, scale, n, lo, count, stride, half, block, up, place + OUTPUTS,
-                SWIGLU, NIBBLES, RULE != "all", dtype,
+            total_up = accumulate_interpreted(
+                p_entries, weight, scale, n, row_begin, count, stride, half, i_tile, to_fixed, o_out + OUTPUTS,
+                SWIGLU, INT4, SELECTOR != "all", dtype,
             )  # fmt: skip
     else:
-        total, total_up = add_codes(
-            source, weight, scale, n, lo, count, stride, half, block, up,
-            PRODUCT, INPUTS, WARPS, SWIGLU, NIBBLES, SHARERS == 0,
+        total, total_up = accumulate_rows(
+            p_entries, weight, scale, n, row_begin, count, stride, half, i_tile, to_fixed,
+            PRODUCT, INPUTS, WARPS, SWIGLU, INT4, SHARERS == 0,
         )  # fmt: skip
-    at = batch * width + column
+    o_y = i_batch * width + o_col
     if SPLITS == 1:
-        _leave(
-            y, total, total_up, factor, summand, factor_up, summand_up, old, down, at, fit, gate_limit,
+        _store_outputs(
+            y, total, total_up, b_scale, b_bias, b_scale_up, b_bias_up, b_residual, from_fixed, o_y, m_store,
+            gate_threshold,
             SWIGLU, GATED, HAS_SCALE, HAS_BIAS, HAS_RESIDUAL, dtype, INTERPRETED,
         )  # fmt: skip
     else:
-        # The number of parts so far stands above the sum of parts, so an addition tells who is last and what it leaves.
-        one = tl.full([], 1, tl.int64) << _COUNT
-        mine = parts + (batch * blocks + block) * PIECE + place
+        # The bits above the sum count the programs that have added: so one addition tells who is last, and the sum.
+        counted_one = tl.full([], 1, tl.int64) << _COUNTER_BIT
+        p_partial = partial_sums + (i_batch * num_tiles + i_tile) * TILE + o_out
         if SWIGLU:
-            tl.atomic_add(mine + OUTPUTS, total_up, mask=part, sem="relaxed")
-            whole = total + one + tl.atomic_add(mine, total + one, mask=part, sem="acq_rel")
+            tl.atomic_add(p_partial + OUTPUTS, total_up, mask=m_out, sem="relaxed")
+            sum_all = total + counted_one + tl.atomic_add(p_partial, total + counted_one, mask=m_out, sem="acq_rel")
         else:
-            whole = total + one + tl.atomic_add(mine, total + one, mask=part, sem="relaxed")
-        last = part & ((whole + (one >> 1)) >> _COUNT == SPLITS)
-        whole -= one * SPLITS
-        whole_up = whole
+            sum_all = total + counted_one + tl.atomic_add(p_partial, total + counted_one, mask=m_out, sem="relaxed")
+        last = m_out & ((sum_all + (counted_one >> 1)) >> _COUNTER_BIT == SPLITS)
+        sum_all -= counted_one * SPLITS
+        sum_up = sum_all
         if SWIGLU:
-            whole_up = tl.load(mine + OUTPUTS, mask=last, other=0, cache_modifier=".cg")
-            tl.store(mine + OUTPUTS, whole * 0, mask=last)
-        tl.store(mine, whole * 0, mask=last)  # ready for the next launch, a graph's replay included
-        _leave(
-            y, whole, whole_up, factor, summand, factor_up, summand_up, old, down, at, fit & last, gate_limit,
+            sum_up = tl.load(p_partial + OUTPUTS, mask=last, other=0, cache_modifier=".cg")
+            tl.store(p_partial + OUTPUTS, sum_all * 0, mask=last)
+        tl.store(p_partial, sum_all * 0, mask=last)  # ready for the next launch, a graph's replay included
+        _store_outputs(
+            y, sum_all, sum_up, b_scale, b_bias, b_scale_up, b_bias_up, b_residual, from_fixed, o_y, m_store & last,
+            gate_threshold,
             SWIGLU, GATED, HAS_SCALE, HAS_BIAS, HAS_RESIDUAL, dtype, INTERPRETED,
         )  # fmt: skip

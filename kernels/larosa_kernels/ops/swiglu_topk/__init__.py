@@ -1,1 +1,1 @@
-"""The op `swiglu_select`: reference, kernel and api."""
+"""SwiGLU, and the selection of its largest outputs; see README.md."""

@@ -1,1 +1,1 @@
-"""The op `select`: reference, kernel and api."""
+"""The k largest magnitudes of each row, as a selection bound; see README.md."""
