@@ -21,6 +21,7 @@ from larosa_kernels import (
 from larosa_kernels.common import testing as kt
 from larosa_kernels.common.gemv import GemvConfig
 from larosa_kernels.ops.sparse_gemv.reference import sparse_gemv_reference
+from larosa_kernels.ops.sparse_gemv_quantised.reference import integer_gemv_reference
 from larosa_kernels.ops.sparse_gemv_quantised.config import quantised_config
 from larosa_kernels.ops.sparse_gemv_quantised.packing import dequantise, pack_qweight, pack_scales, unpack_qweight
 from torch import Tensor
@@ -261,3 +262,29 @@ def test_many_rows_are_not_split_and_small_scales_are_no_trouble() -> None:
     assert (zeros == 0).all()
     with pytest.raises(ValueError, match="finite"):
         sparse_gemv(x[:1], bound[:1], weight, scale=scale, out_features=64, max_scale=float("nan"), backend="triton")
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("kind", ["w4", "w4 paired", "w8"])
+def test_a_product_has_the_bits_of_the_integer_reference(kind: str, dtype: torch.dtype) -> None:
+    """Fixed point, integer sums, one rounding: README's formulas, on any launch shape, NaN and infinity included."""
+    n, m, paired = 161, 128, kind == "w4 paired"
+    x = torch.cat([kt.vector(each, 1, n, dtype, "cpu") / 8 for each in ("normal", "outliers", "zeros", "normal")])
+    x[3, 7] = float("inf") if paired else float("nan")
+    x = x.to(DEVICE)
+    bound = topk_select(x, 70)
+    if kind == "w8":
+        draw = torch.Generator().manual_seed(2)
+        weight = torch.randint(-128, 128, (n, m), generator=draw, dtype=torch.int8).to(DEVICE)
+        scale, max_scale = ((0.5 + torch.rand(m, generator=draw)) / 256).to(DEVICE), 1.0
+        around: dict[str, Any] = {"scale": scale}
+    else:
+        weight, scale = packed(n, m, paired=paired)
+        max_scale = float(scale.abs().max())
+        around = {"scale": scale, "out_features": m, "max_scale": max_scale, "paired": paired}
+    wanted = integer_gemv_reference(x, bound, weight, scale, m, max_scale, paired)
+    assert wanted[3].isnan().all()
+    for config in (None, GemvConfig(unroll=2, num_warps=4, splits=3)):
+        y = sparse_gemv(x, bound, weight, backend="triton", config=config, **around)
+        assert torch.equal(y[:3], wanted[:3])
+        assert y[3].isnan().all()

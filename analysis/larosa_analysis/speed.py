@@ -1,4 +1,4 @@
-"""The speed table: tokens a second and speed-ups by level, from the committed records of kernels/benchmarks/decode.py.
+"""The speed table: tokens a second and speed-ups by level, from the committed records of larosa.decode.benchmark.
 
     python -m larosa_analysis.speed kernels/benchmarks/records/decode-*.json [--out FOLDER]
 
@@ -79,7 +79,7 @@ def read(paths: list[Path]) -> list[Record]:
     for path in paths:
         record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record, dict) or record.get("kind") != "decode" or record.get("schema") != 1:
-            raise RecordsError(f"{path}: expected a record of kernels/benchmarks/decode.py, schema 1")
+            raise RecordsError(f"{path}: expected a record of larosa.decode.benchmark, schema 1")
         if not record["gate"]:
             raise RecordsError(f"{path}: timed without a correctness gate")
         records.append(record)
