@@ -51,20 +51,20 @@ def pair(first: int, last: int) -> Tensor:
 
 
 def check_selection(x: Tensor, k: int, strict: Tensor, loose: Tensor) -> None:
-    """k entries, none of the dropped larger than any kept; of ties the lowest index, or all."""
+    """k entries, none of the dropped larger than any selected; of ties the lowest index, or all."""
     size = magnitude_bits(x)
-    kept = selected_mask(x, strict)
-    least_kept = torch.where(kept, size, 1 << 20).amin(1, keepdim=True)
-    assert (kept.sum(1) == k).all()
-    assert (torch.where(kept, -1, size).amax(1, keepdim=True) <= least_kept).all()
-    assert torch.equal(selected_mask(x, loose), size >= least_kept)
-    ties = size == least_kept
-    assert ((kept & ties).int() >= (kept & ties).int().flip(1).cummax(1).values.flip(1) * ties.int()).all()
+    selected = selected_mask(x, strict)
+    least_selected = torch.where(selected, size, 1 << 20).amin(1, keepdim=True)
+    assert (selected.sum(1) == k).all()
+    assert (torch.where(selected, -1, size).amax(1, keepdim=True) <= least_selected).all()
+    assert torch.equal(selected_mask(x, loose), size >= least_selected)
+    ties = size == least_selected
+    assert ((selected & ties).int() >= (selected & ties).int().flip(1).cummax(1).values.flip(1) * ties.int()).all()
 
 
 @both
 @pytest.mark.parametrize("kind", kt.KINDS)
-def test_select_is_exact(kind: str, dtype: torch.dtype) -> None:
+def test_topk_select_is_exact(kind: str, dtype: torch.dtype) -> None:
     n = 577
     x = kt.vector(kind, 3 if ON_GPU else 1, n, dtype, DEVICE)
     for k in (1, 2, 289, n - 1, n) if ON_GPU else (289, n):
@@ -73,20 +73,20 @@ def test_select_is_exact(kind: str, dtype: torch.dtype) -> None:
         for config in SEARCHES if ON_GPU else SEARCHES[k % 2 :][:1]:
             with kt.poisoned_empty():
                 assert torch.equal(topk_select(x, k, "strict", backend="triton", config=config), strict)
-                if k < n and (ON_GPU or dtype == torch.bfloat16):  # what is kept of ties has no dtype
+                if k < n and (ON_GPU or dtype == torch.bfloat16):  # which ties are selected has no dtype
                     assert torch.equal(topk_select(x, k, "keep", backend="triton", config=config), loose)
 
 
 @both
 @pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 1000, *([4096, 11008, 14336, 32768] if ON_GPU else [])])
-def test_select_at_odd_widths(n: int, dtype: torch.dtype) -> None:
+def test_topk_select_at_odd_widths(n: int, dtype: torch.dtype) -> None:
     x = kt.vector("ties", 2, n, dtype, DEVICE, seed=n)
     for k in {1, n} if n < 65 else {1, n // 2} if n == 65 or ON_GPU else {n // 2}:
         assert torch.equal(topk_select(x, k, backend="triton"), topk_select_reference(x, k))
 
 
 @pytest.mark.parametrize("config", SEARCHES, ids=str)
-def test_bracket_changes_nothing(config: SearchConfig) -> None:
+def test_a_search_range_changes_nothing(config: SearchConfig) -> None:
     x = kt.vector("normal", 1, 1000, torch.bfloat16, DEVICE)
     for k in (1, 500, 999) if ON_GPU else (500,):
         wanted = topk_select_reference(x, k)
@@ -102,9 +102,9 @@ def test_bracket_changes_nothing(config: SearchConfig) -> None:
 def test_lowest_index_first_among_ties() -> None:
     x = kt.vector("equal", 1, 65, torch.bfloat16, DEVICE)
     for k in (1, 2, 33, 64):
-        kept = selected_mask(x, topk_select(x, k, backend="triton"))
-        assert kept[0, :k].all()
-        assert not kept[0, k:].any()
+        selected = selected_mask(x, topk_select(x, k, backend="triton"))
+        assert selected[0, :k].all()
+        assert not selected[0, k:].any()
 
 
 @pytest.mark.parametrize("kind", ["equal", "ties", "normal"])
@@ -120,7 +120,7 @@ def test_ties_of_a_wide_vector_are_found_by_stretches(kind: str) -> None:
 
 
 @both
-def test_limit_from_threshold_is_strictly_greater(dtype: torch.dtype) -> None:
+def test_bound_from_threshold_is_strictly_greater(dtype: torch.dtype) -> None:
     x = kt.vector("normal", 1, 1000, dtype, DEVICE)
     for threshold in (0.0, 0.3, 0.5, float(x[0, 3].abs()), 1e-30, 5.0, 1e30):
         bound = bound_from_threshold(threshold, dtype, DEVICE)
@@ -129,7 +129,7 @@ def test_limit_from_threshold_is_strictly_greater(dtype: torch.dtype) -> None:
 
 @both
 @pytest.mark.parametrize("kind", ["normal", "outliers", "zeros", "sorted"])
-def test_norm_select(kind: str, dtype: torch.dtype) -> None:
+def test_rmsnorm_topk(kind: str, dtype: torch.dtype) -> None:
     n, k = 577, 240
     h, weight = kt.vector(kind, 2, n, dtype, DEVICE), 1 + normal(n, seed=1, dtype=dtype) / 4
     with kt.poisoned_empty():
@@ -144,7 +144,7 @@ def test_norm_select(kind: str, dtype: torch.dtype) -> None:
 
 
 @both
-def test_norm_select_with_a_limit_or_nothing(dtype: torch.dtype) -> None:
+def test_rmsnorm_topk_with_a_threshold_or_nothing(dtype: torch.dtype) -> None:
     h, weight = normal(2, 1000, dtype=dtype), normal(1000, seed=1, dtype=dtype)
     threshold = bound_from_threshold(0.4, dtype, DEVICE)
     _, bound = rmsnorm_topk(h, weight, 1e-6, threshold=threshold, backend="triton")
@@ -157,7 +157,7 @@ def test_norm_select_with_a_limit_or_nothing(dtype: torch.dtype) -> None:
 
 @both
 @pytest.mark.parametrize("n", [577, 600])
-def test_swiglu_select(n: int, dtype: torch.dtype) -> None:
+def test_swiglu_topk(n: int, dtype: torch.dtype) -> None:
     k = 230
     gate_up = torch.cat([kt.vector("outliers", 3, n, dtype, "cpu") / 64, normal(3, n, seed=2, dtype=dtype).cpu()], 1)
     gate_up = (gate_up * 2).contiguous().to(DEVICE)
@@ -173,7 +173,7 @@ def test_swiglu_select(n: int, dtype: torch.dtype) -> None:
 
 
 @both
-def test_swiglu_select_with_limits(dtype: torch.dtype) -> None:
+def test_swiglu_topk_with_thresholds(dtype: torch.dtype) -> None:
     gate_up = normal(2, 2000, dtype=dtype)
     threshold = bound_from_threshold(0.1, dtype, DEVICE)
     h, bound = swiglu_topk(gate_up, threshold=threshold, backend="triton")
@@ -194,17 +194,17 @@ GEMV = {
 
 
 def both_ways(config: GemvConfig) -> list[GemvConfig]:
-    """All rows under a mask, and a list of kept ones."""
+    """All rows under a mask, and a list of the selected."""
     return [dataclasses.replace(config, compact=compact) for compact in (False, True)]
 
 
 def check_gemv(x: Tensor, bound: Tensor, weight: Tensor, config: GemvConfig | None, **more: Any) -> None:
     """Rows of dropped entries hold NaN, buffers hold NaN: the product is right all the same, on a GPU in equal bits."""
-    kept = selected_mask(x, bound)
-    exact = kt.exact_gemv(x, kept, weight, **more)
+    selected = selected_mask(x, bound)
+    exact = kt.exact_gemv(x, selected, weight, **more)
     if weight.dtype != torch.int8:
         weight = weight.clone()
-        weight[~kept.any(0)] = float("nan")
+        weight[~selected.any(0)] = float("nan")
     found = [sparse_gemv_reference(x, bound, weight, **more)]
     for way in both_ways(config or GemvConfig()):
         with kt.poisoned_empty():
@@ -229,7 +229,7 @@ def test_sparse_gemv_levels(kind: str, k: int) -> None:
     check_gemv(x, topk_select(x, k), weight, GemvConfig(columns=128))
 
 
-def test_sparse_gemv_keeping_nothing_and_zeros() -> None:
+def test_sparse_gemv_of_nothing_and_of_zeros() -> None:
     weight = normal(128, 64, seed=1)
     x = normal(1, 128)
     check_gemv(x, torch.tensor([[0x7F80, -1]], dtype=torch.int32, device=DEVICE), weight, None)
@@ -265,7 +265,7 @@ SITES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("compact", [False, True], ids=["masked", "listed"])
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize(("n", "dtype"), [(600, HALF[0]), (577, HALF[1])], ids=str)
-def test_select_gemv_has_the_bits_of_single_ops(n: int, dtype: torch.dtype, site: str, compact: bool) -> None:
+def test_fused_sparse_gemv_has_the_bits_of_single_ops(n: int, dtype: torch.dtype, site: str, compact: bool) -> None:
     asked, rows = SITES[site], 1 + n % 2  # rows of odd width start between words
     m = 40 if "swiglu" in asked else 24  # a block of 16 outputs and half of one
     k, ties = asked.get("k", 251), asked.get("ties", "strict")
@@ -311,7 +311,7 @@ def test_default_shapes_cover_any_width() -> None:
         assert config.columns * config.rows(2) == 32 * config.num_warps * 8
 
 
-ATTEND = {
+ATTENTION = {
     "mha": (1, 1, AttentionConfig(splits=4, tile=16, num_warps=1)),
     "mha_one_split": (2, 1, AttentionConfig(splits=1, tile=8, num_warps=1)),
     "mha_many_lines": (1, 1, AttentionConfig(splits=8, tile=32, num_warps=8)),
@@ -323,14 +323,14 @@ ATTEND = {
 }
 
 
-def check_attend(
+def check_attention(
     name: str, at: int, dtype: torch.dtype, width: int = 32, large: float = 1.0, one: bool = not ON_GPU
 ) -> None:
     """Output and caches against the reference, the cache from `at` on being NaN.
 
     `large` scales the scores; `one`: one KV head of one row, for the interpreter runs a program after the other.
     """
-    kv, per, config = ATTEND[name]
+    kv, per, config = ATTENTION[name]
     longest, rows = 78, 2
     if one:
         kv, rows = 1, 1
@@ -354,32 +354,32 @@ def check_attend(
     assert (out.float() - wanted.float()).abs().amax() <= doubt * other[1][:, :, : at + 1].float().abs().amax()
 
 
-@pytest.mark.parametrize("name", ATTEND)
+@pytest.mark.parametrize("name", ATTENTION)
 @pytest.mark.parametrize(("at", "dtype"), [(0, HALF[0]), (16, HALF[1]), (77, HALF[0])], ids=str)
-def test_attend(name: str, at: int, dtype: torch.dtype) -> None:
-    check_attend(name, at, dtype, one=not ON_GPU and (at == 16 or "many" in name))
+def test_decode_attention(name: str, at: int, dtype: torch.dtype) -> None:
+    check_attention(name, at, dtype, one=not ON_GPU and (at == 16 or "many" in name))
 
 
 @pytest.mark.parametrize("at", [1, 3, 7, 8, 15, 31, 32, 33, 63, 64, 65])
 @pytest.mark.parametrize("name", ["mha", "gqa4"])
-def test_attend_at_the_bounds_of_splits_and_tiles(name: str, at: int) -> None:
+def test_decode_attention_at_the_ends_of_splits_and_tiles(name: str, at: int) -> None:
     """Of 4 splits some have no position, or only the new one; tiles of 16 end before, at or after the stretch."""
-    check_attend(name, at, HALF[0])
+    check_attention(name, at, HALF[0])
 
 
 @both
 @pytest.mark.parametrize("name", ["mha", "gqa4"])
-def test_attend_is_stable_over_scores_of_a_thousand(name: str, dtype: torch.dtype) -> None:
-    check_attend(name, 70, dtype, large=400)
+def test_decode_attention_is_stable_over_scores_of_a_thousand(name: str, dtype: torch.dtype) -> None:
+    check_attention(name, 70, dtype, large=400)
 
 
 @pytest.mark.parametrize("width", [16, 64, 128, 256])
 @pytest.mark.parametrize("name", ["mha", "gqa7"])
-def test_attend_at_other_head_widths(name: str, width: int) -> None:
-    check_attend(name, 40, HALF[0], width)
+def test_decode_attention_at_other_head_widths(name: str, width: int) -> None:
+    check_attention(name, 40, HALF[0], width)
 
 
-def test_attend_repeats_its_bits_and_resets_its_counters() -> None:
+def test_decode_attention_repeats_its_bits_and_resets_its_counters() -> None:
     kv, per = (2, 4) if ON_GPU else (1, 16)  # of the default launch shapes the latter has the fewest programs
     qkv, table = normal(1, kv * (per + 2) * 32), normal(40, 32, seed=1)
     caches = [normal(1, kv, 40, 32, seed=s) for s in (2, 3)]

@@ -106,7 +106,7 @@ def test_sparse_gemv_at_model_widths(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("at", [0, 1023, 4095])
 @pytest.mark.parametrize("heads", [(32, 1), (8, 4), (4, 7)], ids=str)
-def test_attend_at_model_widths(heads: tuple[int, int], at: int) -> None:
+def test_decode_attention_at_model_widths(heads: tuple[int, int], at: int) -> None:
     kv, per = heads
     table = normal(at + 1, 128, seed=1)
     caches = [normal(1, kv, at + 1, 128, seed=s) for s in (2, 3)]
@@ -121,7 +121,7 @@ def test_attend_at_model_widths(heads: tuple[int, int], at: int) -> None:
 
 @pytest.mark.parametrize("dtype", HALF, ids=["bf16", "fp16"])
 @pytest.mark.parametrize(("rows", "n"), [(1, 32_000), (1, 128_256), (3, 151_936), (3, 262_147)], ids=str)
-def test_replays_of_pick_go_on_where_the_last_one_ended(rows: int, n: int, dtype: torch.dtype) -> None:
+def test_replays_of_greedy_sample_go_on_where_the_last_one_ended(rows: int, n: int, dtype: torch.dtype) -> None:
     steps = [kt.vector("ties", rows, n, dtype, DEVICE, seed=s) for s in range(8)] * 25
     token, tokens, position = (torch.zeros(s, device=DEVICE).long() for s in (rows, (rows, len(steps) + 1), 1))
     static = steps[0].clone()

@@ -37,8 +37,8 @@ def sorted_out(x: torch.Tensor, k: int) -> list[int]:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("warps", [4, 16])
 @pytest.mark.parametrize("k", [4, 300, 511, 900])
-def test_a_limit_in_the_window_is_that_of_a_sort(k: int, warps: int, dtype: torch.dtype) -> None:
-    """Wherever in the window it lies: at both ends, in the middle; with infinities, no numbers and zeros beside it."""
+def test_a_threshold_in_the_window_is_that_of_a_sort(k: int, warps: int, dtype: torch.dtype) -> None:
+    """Wherever in the window it lies: at both ends, in the middle; with infinities, NaN and zeros beside it."""
     generator = torch.Generator().manual_seed(k)
     x = torch.randn(1024, generator=generator).to(dtype)
     x[5], x[6], x[7] = float("inf"), float("nan"), float("-inf")
@@ -50,7 +50,7 @@ def test_a_limit_in_the_window_is_that_of_a_sort(k: int, warps: int, dtype: torc
         assert ranked(x, base, k, warps) == expected
 
 
-def test_ties_are_counted_and_a_limit_outside_is_left_to_the_search() -> None:
+def test_ties_are_counted_and_a_threshold_outside_is_left_to_the_search() -> None:
     """All alike: every entry reaches the threshold, none is above. One pattern beside the window: -1."""
     x = torch.full((256,), 1.5, dtype=torch.bfloat16)
     x[::2] *= -1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import larosa_kernels
 import pytest
 import torch
 from larosa_kernels import bound_from_threshold, selected_mask, sparse_gemv, swiglu_topk, topk_select
@@ -46,19 +47,21 @@ def test_references_take_fp32() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"splits": 3}, {"num_warps": 0}, {"tile": 8, "dot": True}], ids=str)
-def test_launch_shapes_of_attend_are_checked(wrong: dict[str, Any]) -> None:
+def test_launch_shapes_of_decode_attention_are_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
         AttentionConfig(**wrong)
 
 
 @pytest.mark.parametrize("heads", [(1, 1), (32, 1), (8, 4), (4, 7), (8, 16), (1, 71)], ids=str)
-def test_default_attend_combines_lightly(heads: tuple[int, int]) -> None:
+def test_default_attention_combines_lightly(heads: tuple[int, int]) -> None:
     kv_heads, per = heads
     for rows in (1, 3, 64):
         assert default_attention(rows, kv_heads, per).combines_lightly(per)
 
 
 def op_cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    for name in larosa_kernels.__all__:
+        getattr(larosa_kernels, name)  # an op is registered when its module is imported
     x, w = normal(1, 64), normal(64, 64, seed=1)
     bound = topk_select(x, 8)
     cache = normal(1, 1, 8, 16)
@@ -66,7 +69,7 @@ def op_cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     position = torch.tensor([3], device=DEVICE)
     ops = torch.ops.larosa
     return {
-        "select": (ops.topk_select, (x, 8, True, None, [4, 1])),
+        "topk_select": (ops.topk_select, (x, 8, True, None, [4, 1])),
         "rmsnorm_topk": (ops.rmsnorm_topk, (x, w[0], 1e-5, 8, True, None, None, [4, 1])),
         "swiglu_topk": (ops.swiglu_topk, (x, 8, True, None, None, None, [4, 1])),
         "sparse_gemv": (
@@ -89,15 +92,20 @@ def op_cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
                 [64, 4, 1, 1, 1],
             ),
         ),
-        "attend": (ops.decode_attention, (x, table, table, cache, cache.clone(), position, False, [2, 16, 4, 0])),
-        "pick": (
+        "decode_attention": (
+            ops.decode_attention,
+            (x, table, table, cache, cache.clone(), position, False, [2, 16, 4, 0]),
+        ),
+        "greedy_sample": (
             ops.greedy_sample,
             (w[:3], *(torch.zeros(size, dtype=torch.int64, device=DEVICE) for size in (3, (3, 8), 1))),
         ),
     }
 
 
-@pytest.mark.parametrize("op", ["select", "rmsnorm_topk", "swiglu_topk", "sparse_gemv", "attend", "pick"])
+@pytest.mark.parametrize(
+    "op", ["topk_select", "rmsnorm_topk", "swiglu_topk", "sparse_gemv", "decode_attention", "greedy_sample"]
+)
 def test_ops_are_registered_for_compilation(op: str) -> None:
     function, arguments = op_cases()[op]
     torch.library.opcheck(function.default, arguments, test_utils=("test_schema", "test_faketensor"))

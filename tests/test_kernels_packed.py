@@ -1,4 +1,4 @@
-"""The sparse product of packed 4-bit codes against its reference: in the interpreter here, compiled on a GPU.
+"""The sparse product of packed 4-bit weights against its reference: in the interpreter here, compiled on a GPU.
 
 GPU: `PYTHONPATH=kernels python -m pytest --noconftest -m "" tests/test_kernels_packed.py`.
 """
@@ -21,9 +21,9 @@ from larosa_kernels import (
 from larosa_kernels.common import testing as kt
 from larosa_kernels.common.gemv import GemvConfig
 from larosa_kernels.ops.sparse_gemv.reference import sparse_gemv_reference
-from larosa_kernels.ops.sparse_gemv_quantised.reference import integer_gemv_reference
 from larosa_kernels.ops.sparse_gemv_quantised.config import quantised_config
 from larosa_kernels.ops.sparse_gemv_quantised.packing import dequantise, pack_qweight, pack_scales, unpack_qweight
+from larosa_kernels.ops.sparse_gemv_quantised.reference import integer_gemv_reference
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -43,20 +43,20 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> T
 
 def packed(n: int, m: int, seed: int = 0, paired: bool = False) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(seed)
-    codes = torch.randint(-8, 8, (n, m), generator=draw, dtype=torch.int8)
+    qweight = torch.randint(-8, 8, (n, m), generator=draw, dtype=torch.int8)
     scale = (torch.randn(-(-m // 64), n, generator=draw) / 16).bfloat16()
-    return pack_qweight(codes.to(DEVICE), paired), pack_scales(scale.to(DEVICE), m, paired)
+    return pack_qweight(qweight.to(DEVICE), paired), pack_scales(scale.to(DEVICE), m, paired)
 
 
 def check(
     x: Tensor, bound: Tensor, weight: Tensor, scale: Tensor, m: int, config: GemvConfig | None, **more: Any
 ) -> None:
-    """Scales of dropped entries are NaN and their codes other ones: the product is right, in equal bits each time."""
-    kept, dense = selected_mask(x, bound), dequantise(weight, scale, m)
-    exact = kt.exact_gemv(x, kept, dense, **more)
+    """Scales of dropped entries are NaN and their weights differ: the product is right, in equal bits each time."""
+    selected, dense = selected_mask(x, bound), dequantise(weight, scale, m)
+    exact = kt.exact_gemv(x, selected, dense, **more)
     poisoned, other = scale.clone(), weight.clone()
-    poisoned[:, ~kept.any(0)] = float("nan")
-    other[~kept.any(0)] = 0xFF
+    poisoned[:, ~selected.any(0)] = float("nan")
+    other[~selected.any(0)] = 0xFF
     around = {"scale": poisoned, "out_features": m, "max_scale": float(scale.abs().max()), **more}
     with kt.poisoned_empty():
         runs = [sparse_gemv(x, bound, other, backend="triton", config=config, **around) for _ in range(1 + ON_GPU)]
@@ -72,36 +72,36 @@ def check(
 )
 def test_packing_is_undone(m: int, paired: bool) -> None:
     draw = torch.Generator().manual_seed(m)
-    codes = torch.randint(-8, 8, (5, m), generator=draw, dtype=torch.int8)
+    qweight = torch.randint(-8, 8, (5, m), generator=draw, dtype=torch.int8)
     scale = torch.randn(-(-m // 64), 5, generator=draw).bfloat16()
-    found, scales = pack_qweight(codes, paired), pack_scales(scale, m, paired)
+    found, scales = pack_qweight(qweight, paired), pack_scales(scale, m, paired)
     blocks = -(-m // 2 // 128) if paired else -(-m // 256)
     assert found.shape == (5, 128 * blocks)
     assert scales.shape == (blocks, 5, 4)
-    assert torch.equal(unpack_qweight(found, m, paired), codes)
-    wanted = codes.float() * scale.float().repeat_interleave(64, 0)[:m].T
+    assert torch.equal(unpack_qweight(found, m, paired), qweight)
+    wanted = qweight.float() * scale.float().repeat_interleave(64, 0)[:m].T
     assert torch.equal(dequantise(found, scales, m, paired), wanted)
 
 
 def test_what_cannot_be_packed_is_refused() -> None:
-    codes = torch.full((5, 64), 8, dtype=torch.int8)
+    qweight = torch.full((5, 64), 8, dtype=torch.int8)
     with pytest.raises(ValueError, match="-8 to 7"):
-        pack_qweight(codes)
+        pack_qweight(qweight)
     with pytest.raises(ValueError, match="int8"):
-        pack_qweight(codes.int())
+        pack_qweight(qweight.int())
     with pytest.raises(ValueError, match="whole groups of 64"):
-        pack_qweight(codes - 8, paired=True)
+        pack_qweight(qweight - 8, paired=True)
     with pytest.raises(ValueError, match=r"expected \[2, n\]"):
         pack_scales(torch.ones(1, 5), 100)
 
 
 def test_words_of_a_group_are_shared_out_among_lanes() -> None:
     """The layout of packing.py's docstring, place by place."""
-    codes = torch.randint(-8, 8, (1, 256), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
-    words = pack_qweight(codes).view(torch.int32)[0]
+    qweight = torch.randint(-8, 8, (1, 256), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
+    words = pack_qweight(qweight).view(torch.int32)[0]
     for output in range(256):
         c, g, j = output // 64, output % 64 // 8, output % 8
-        assert ((int(words[4 * g + c]) >> (4 * j)) & 15) - 8 == codes[0, output]
+        assert ((int(words[4 * g + c]) >> (4 * j)) & 15) - 8 == qweight[0, output]
 
 
 @pytest.mark.parametrize(("name", "dtype"), list(zip(WAYS, HALF * 2, strict=True)), ids=str)
@@ -117,7 +117,7 @@ def test_odd_widths_batch_bias(m: int) -> None:
     check(x, topk_select(x, 40), weight, scale, m, WAYS["split"], bias=normal(m, seed=3))
 
 
-def test_everything_and_nothing_kept() -> None:
+def test_everything_and_nothing_selected() -> None:
     x, (weight, scale) = normal(1, 128), packed(128, 70)
     check(x, topk_select(x, 128), weight, scale, 70, WAYS["many splits"])
     check(x, torch.tensor([[0x7F80, -1]], dtype=torch.int32, device=DEVICE), weight, scale, 70, WAYS["many splits"])
@@ -138,7 +138,7 @@ SITES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize(("n", "dtype"), [(600, HALF[0]), (577, HALF[1])] if ON_GPU else [(161, HALF[0])], ids=str)
 def test_one_launch_a_site_has_the_bits_of_single_ops(n: int, dtype: torch.dtype, site: str, way: str) -> None:
-    """Whatever the launch shape, for sums of codes are exact."""
+    """Whatever the launch shape, for integer sums are exact."""
     asked = SITES[site]
     m = 384 if "swiglu" in asked else 72
     paired = "swiglu" in asked
@@ -174,9 +174,9 @@ def test_one_launch_a_site_has_the_bits_of_single_ops(n: int, dtype: torch.dtype
 def test_what_does_not_fit_is_named() -> None:
     x, (weight, scale) = normal(1, 64), packed(64, 128)
     bound = topk_select(x, 32)
-    with pytest.raises(ValueError, match="m, the outputs"):
+    with pytest.raises(ValueError, match="out_features goes with"):
         sparse_gemv(x, bound, weight, scale=scale)
-    with pytest.raises(ValueError, match="m, the outputs"):
+    with pytest.raises(ValueError, match="out_features goes with"):
         sparse_gemv(x, bound, normal(64, 128), out_features=128)
     with pytest.raises(ValueError, match="scale goes with"):
         sparse_gemv(x, bound, weight, out_features=128)
@@ -184,7 +184,7 @@ def test_what_does_not_fit_is_named() -> None:
         sparse_gemv(x, bound, weight, scale=scale, out_features=257)
     with pytest.raises(TypeError, match="bfloat16"):
         sparse_gemv(x, bound, weight, scale=scale.float(), out_features=128)
-    with pytest.raises(ValueError, match="that are paired"):
+    with pytest.raises(ValueError, match="that is paired"):
         fused_sparse_gemv(x, weight, scale=scale, out_features=128, swiglu=True)
     with pytest.raises(ValueError, match="groups of 64"):
         sparse_gemv(x, bound, weight, scale=scale, out_features=100, paired=True)
@@ -203,15 +203,15 @@ def test_default_shapes_fill_132_multiprocessors(dtype: torch.dtype, row_bytes: 
 @pytest.mark.parametrize("kind", ["ties", "equal"])
 @pytest.mark.parametrize("ties", ["strict", "keep"])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_ties_are_kept_in_order_by_programs_that_share_rows(bits: int, ties: str, kind: str) -> None:
+def test_ties_are_selected_in_order_by_programs_that_share_rows(bits: int, ties: str, kind: str) -> None:
     """Those in front of a program's rows take up room: any number of splits keeps what the reference keeps."""
     n, m = 257, 64
     x = kt.vector(kind, 2, n, torch.bfloat16, DEVICE)
     weight, scale = packed(n, m)
     around: dict[str, Any] = {"scale": scale, "out_features": m}
     if bits == 8:
-        codes = torch.randint(-127, 128, (n, m), generator=torch.Generator().manual_seed(1), dtype=torch.int8)
-        weight, around = codes.to(DEVICE), {"scale": torch.full((m,), 0.01, device=DEVICE)}
+        qweight = torch.randint(-127, 128, (n, m), generator=torch.Generator().manual_seed(1), dtype=torch.int8)
+        weight, around = qweight.to(DEVICE), {"scale": torch.full((m,), 0.01, device=DEVICE)}
     for k in (40, 120, 200):
         wanted = fused_sparse_gemv(x, weight, k, ties, backend="reference", **around).float()
         found = [
@@ -227,7 +227,7 @@ def test_ties_are_kept_in_order_by_programs_that_share_rows(bits: int, ties: str
 @pytest.mark.parametrize("ties", ["strict", "keep"])
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("n", [254, 1000, 4096] if ON_GPU else [254])
-def test_a_bracket_changes_no_bit(n: int, dtype: torch.dtype, ties: str) -> None:
+def test_a_search_range_changes_no_bit(n: int, dtype: torch.dtype, ties: str) -> None:
     """One that holds the threshold, at its ends too, one that does not, and one far too wide."""
     x, (weight, scale) = normal(2, n, seed=n, dtype=dtype), packed(n, 64)
     x[1, ::7] = x[1, 0]  # ties

@@ -1,8 +1,8 @@
 """Triton kernels for decoding with activation sparsity, each beside a readable torch reference.
 
-They know shapes, not models: a `Keep` pair [B, 2] says which entries of a vector stay (common/selection.py), and
-`sparse_gemv` reads the weight rows of those entries only. Names are imported at their first use, so that a module
-without Triton, as the packed layout, comes without it.
+They know shapes, not models: a selection bound [B, 2] says which entries of a vector are selected
+(common/selection.py), and `sparse_gemv` reads the weight rows of those entries only. Names are imported at first use:
+a module that needs no Triton, like the packed layout, is imported without it.
 """
 
 from __future__ import annotations

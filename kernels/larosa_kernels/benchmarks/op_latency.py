@@ -4,7 +4,7 @@
     PYTHONPATH=kernels python -m larosa_kernels.benchmarks.op_latency --tune            # other launch shapes too
 
 Needs a CUDA GPU, torch, triton and numpy. Weights of 8 layers take turns inside one CUDA graph, so that L2 stays cold.
-A row's bytes are what the op must read: kept weight rows, or its vectors, or the cache.
+A row's bytes are what the op must read: selected weight rows, or its vectors, or the cache.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def time_attention(recorder: Recorder, model: str, every: bool) -> None:
     configs = [default_attention(1, kv, per)]
     if every:
         for splits, tile, warps in itertools.product((4, 8, 16, 32), (32, 64, 128), (4, 8, 16)):
-            configs += [way for way in [AttentionConfig(splits, tile, warps, per > 1)] if way.combines_lightly(per)]
+            configs += [each for each in [AttentionConfig(splits, tile, warps, per > 1)] if each.combines_lightly(per)]
     for config in configs:
         calls = [partial(decode_attention, *given, config=config) for given in inputs]
         recorder.time("attend", model, "-", str(config), shape, 0, read, calls, 4)

@@ -35,7 +35,7 @@ def range_around(bound: Tensor, width: int) -> Tensor:
 
 
 def parity_errors(recorder: Recorder, searches: dict[int, list[SearchConfig]]) -> list[str]:
-    """What is wrong, a line each; `searches`: the ways to search that will be timed, by width."""
+    """What is wrong, one line each; `searches`: the launch shapes of searches that will be timed, by width."""
     failed = []
     for n in sorted({n for widths in WIDTHS.values() for n in widths}):
         x = testing.vector("sorted", 1, n, recorder.dtype, "cuda")
@@ -44,7 +44,7 @@ def parity_errors(recorder: Recorder, searches: dict[int, list[SearchConfig]]) -
             for search_range in (None, range_around(wanted, 64), range_around(wanted + 200, 64)):
                 for config in searches[n]:
                     if not torch.equal(topk_select(x, k, ties, search_range, config=config), wanted):
-                        failed.append(f"select n={n} k={k} {ties} {config}")
+                        failed.append(f"topk_select n={n} k={k} {ties} {config}")
         gate_up, h, gamma = recorder.normal(1, 2 * n), recorder.normal(1, n), recorder.normal(n)
         y, bound = swiglu_topk(gate_up, n // 2)
         near = (y != swiglu_topk(gate_up, backend="reference")[0]).double().mean() < 0.01
@@ -58,19 +58,19 @@ def parity_errors(recorder: Recorder, searches: dict[int, list[SearchConfig]]) -
         x, weight = recorder.normal(1, n), recorder.normal(n, m)
         for k in (n // 4, n // 2, n):
             failed += gemv_errors(x, weight, k, launch_config(m, weight, k)) + site_errors(recorder, x, weight, k)
-    failed += [f"pick n={n}" for n in VOCABULARIES if not pick_is_right(recorder, n)]
-    return failed + [f"attend {model}" for model in HEADS if not attend_is_right(recorder, model)]
+    failed += [f"greedy_sample n={n}" for n in VOCABULARIES if not greedy_sample_is_right(recorder, n)]
+    return failed + [f"decode_attention {model}" for model in HEADS if not attention_is_right(recorder, model)]
 
 
 def gemv_errors(x: Tensor, weight: Tensor, k: int, config: GemvConfig) -> list[str]:
     """Empty, or what is wrong: the float64 product on few columns, dropped rows being NaN, equal bits on repetition."""
     bound = topk_select(x, k)
-    kept = selected_mask(x, bound)
+    selected = selected_mask(x, bound)
     poisoned = weight.clone()
-    poisoned[~kept[0]] = float("nan")
+    poisoned[~selected[0]] = float("nan")
     y = sparse_gemv(x, bound, poisoned, config=config)
     some = slice(None, None, 37)
-    exact = testing.exact_gemv(x, kept, weight[:, some])
+    exact = testing.exact_gemv(x, selected, weight[:, some])
     allowed = testing.EPSILON[x.dtype] * exact.abs() * 1.001 + testing.gemv_tolerance(x, weight[:, some])
     right = bool(((y[:, some].double() - exact).abs() <= allowed).all())
     same = all(torch.equal(y, sparse_gemv(x, bound, poisoned, config=config)) for _ in range(5))
@@ -81,12 +81,12 @@ def site_errors(recorder: Recorder, x: Tensor, weight: Tensor, k: int) -> list[s
     """Empty, or where one launch a site has other bits than the single ops, which are held against float64."""
     n, m = weight.shape
     gamma, residual = recorder.normal(n), recorder.normal(1, m)
-    z, kept = rmsnorm_topk(x, gamma, EPS, k)
+    z, bound = rmsnorm_topk(x, gamma, EPS, k)
     half, whole = (launch_config(outputs, weight, k) for outputs in (m // 2, m))
     single = {
         "residual": sparse_gemv(x, topk_select(x, k), weight, residual=residual, config=whole),
-        "norm": sparse_gemv(z, kept, weight, config=whole),
-        "swiglu": swiglu_topk(sparse_gemv(z, kept, weight, config=half))[0],
+        "norm": sparse_gemv(z, bound, weight, config=whole),
+        "swiglu": swiglu_topk(sparse_gemv(z, bound, weight, config=half))[0],
     }
     fused = {
         "residual": fused_sparse_gemv(x, weight, k, residual=residual, config=whole),
@@ -107,7 +107,7 @@ def attention_inputs(recorder: Recorder, model: str) -> tuple[Tensor, Tensor, Te
     return qkv, angle.cos().to(recorder.dtype), angle.sin().to(recorder.dtype), caches[0], caches[1], position
 
 
-def attend_is_right(recorder: Recorder, model: str) -> bool:
+def attention_is_right(recorder: Recorder, model: str) -> bool:
     """Output and caches against the reference."""
     qkv, cos, sin, k, v, position = attention_inputs(recorder, model)
     k2, v2 = k.clone(), v.clone()
@@ -117,7 +117,7 @@ def attend_is_right(recorder: Recorder, model: str) -> bool:
     return bool(near) and torch.equal(k, k2) and torch.equal(v, v2)
 
 
-def pick_is_right(recorder: Recorder, n: int) -> bool:
+def greedy_sample_is_right(recorder: Recorder, n: int) -> bool:
     """Of normal and of many equal logits, ten steps' tokens, history and position against the reference."""
     sizes = ((1,), (1, 11), (1,))  # token, tokens, position
     found, wanted = ([torch.zeros(s, dtype=torch.int64, device="cuda") for s in sizes] for _ in range(2))

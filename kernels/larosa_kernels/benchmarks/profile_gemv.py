@@ -20,15 +20,15 @@ from torch import Tensor
 
 from larosa_kernels import bound_from_threshold, fused_sparse_gemv
 from larosa_kernels.benchmarks.shapes import PROJECTIONS
-from larosa_kernels.benchmarks.site_inputs import KINDS, inputs
+from larosa_kernels.benchmarks.site_inputs import FORMATS, inputs
 
 _MEDIAN = 0.6745
 """Of the magnitude of a standard normal number."""
 
 
-def cases(model: str, site: str, kind: str) -> list[Callable[[], Tensor]]:
+def cases(model: str, site: str, weight_format: str) -> list[Callable[[], Tensor]]:
     """The site's product at level 0, then with half of the entries."""
-    x, weight, around = inputs(model, site, kind)
+    x, weight, around = inputs(model, site, weight_format)
     half = around | {"threshold": bound_from_threshold(_MEDIAN, torch.bfloat16, "cuda")}
     return [partial(fused_sparse_gemv, x, weight, **given) for given in (around, half)]
 
@@ -38,19 +38,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Launches of the sparse product for Nsight Compute.")
     parser.add_argument("--model", default="LLaMA3-8B", choices=sorted({model for model, _ in PROJECTIONS}))
     parser.add_argument("--sites", default="gate+up", help="qkv, gate+up, down, with commas")
-    parser.add_argument("--weights", default=",".join(KINDS), help="bf16, w8, w4, with commas")
+    parser.add_argument("--weights", default=",".join(FORMATS), help="bf16, w8, w4, with commas")
     options = parser.parse_args()
-    sites, kinds = options.sites.split(","), options.weights.split(",")
-    if unknown := [own for own in sites if (options.model, own) not in PROJECTIONS]:
+    sites, formats = options.sites.split(","), options.weights.split(",")
+    if unknown := [site for site in sites if (options.model, site) not in PROJECTIONS]:
         parser.error(
             f"--sites {unknown[0]}: expected one of {[site for name, site in PROJECTIONS if name == options.model]}"
         )
-    if unknown := [own for own in kinds if own not in KINDS]:
-        parser.error(f"--weights {unknown[0]}: expected one of {', '.join(KINDS)}")
+    if unknown := [each for each in formats if each not in FORMATS]:
+        parser.error(f"--weights {unknown[0]}: expected one of {', '.join(FORMATS)}")
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA GPU: there are no counters to read")
     torch.manual_seed(0)
-    launches = [launch for site in sites for kind in kinds for launch in cases(options.model, site, kind)]
+    launches = [
+        launch for site in sites for weight_format in formats for launch in cases(options.model, site, weight_format)
+    ]
     for launch in launches:
         launch()
     torch.cuda.synchronize()

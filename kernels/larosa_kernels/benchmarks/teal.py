@@ -51,10 +51,10 @@ def released(folder: Path) -> Callable[..., Tensor]:
     return module.splitk_sparse_gemv  # type: ignore[no-any-return]
 
 
-def check(name: str, found: Tensor, x: Tensor, weight: Tensor, threshold: float) -> None:
+def check(name: str, y: Tensor, x: Tensor, weight: Tensor, threshold: float) -> None:
     """Raise SystemExit unless the product is right."""
     wanted = torch.where(x.abs() > threshold, x, 0).double() @ weight.double()
-    error = float((found.double() - wanted).abs().max() / wanted.abs().max())
+    error = float((y.double() - wanted).abs().max() / wanted.abs().max())
     if not error <= BOUND[name]:
         raise SystemExit(f"{name} is wrong by {error:.1e} at {list(weight.shape)}: nothing is timed")
 

@@ -1,4 +1,4 @@
-"""Launch shapes of a site's product: of bf16 with all rows under a mask or a list of kept ones, of codes with splits.
+"""Launch shapes of a site's product: bf16 with all rows under a mask or a list of the selected, quantised with splits.
 
     PYTHONPATH=kernels python -m larosa_kernels.benchmarks.tune_gemv --model LLaMA3-8B --sites gate+up --weights w8,w4
 
@@ -27,7 +27,7 @@ from triton.errors import TritonError
 from larosa_kernels import fused_sparse_gemv, rmsnorm_topk
 from larosa_kernels.benchmarks.parity import range_around
 from larosa_kernels.benchmarks.shapes import EPS, PROJECTIONS
-from larosa_kernels.benchmarks.site_inputs import KINDS, inputs
+from larosa_kernels.benchmarks.site_inputs import FORMATS, inputs
 from larosa_kernels.common.gemv import GemvConfig
 from larosa_kernels.common.timing import graph_latency
 from larosa_kernels.ops.sparse_gemv.config import launch_config
@@ -43,11 +43,11 @@ _OFF = 2.0**-7
 
 @dataclass(frozen=True)
 class Case:
-    """A site of a model on weights of a kind."""
+    """A site of a model on weights of a weight_format."""
 
     model: str
     site: str
-    kind: str
+    weight_format: str
 
     @property
     def outputs(self) -> int:
@@ -56,27 +56,29 @@ class Case:
         return m // 2 if self.site == "gate+up" else m
 
     def present(self) -> GemvConfig:
-        """The shape that is taken without a word where half of the rows stay."""
+        """The default shape where half of the rows are selected."""
         n, m = PROJECTIONS[self.model, self.site]
-        dtype = {"bf16": torch.bfloat16, "w8": torch.int8, "w4": torch.uint8}[self.kind]
-        weight = torch.empty(n, m // 2 if self.kind == "w4" else m, dtype=dtype, device="meta")
+        dtype = {"bf16": torch.bfloat16, "w8": torch.int8, "w4": torch.uint8}[self.weight_format]
+        weight = torch.empty(n, m // 2 if self.weight_format == "w4" else m, dtype=dtype, device="meta")
         return launch_config(self.outputs, weight, n // 2)
 
     def shapes(self) -> list[GemvConfig]:
         """The present one, then others."""
-        own = self.present()
-        if self.kind == "bf16":
+        default = self.present()
+        if self.weight_format == "bf16":
             sizes = itertools.product((32, 64, 128, 16), (4, 8, 16, 2), (8, 16, 4))
-            shapes = [GemvConfig(*size, compact) for size in [(own.columns, own.unroll, own.num_warps), *sizes]
-                      for compact in (True, False)]  # fmt: skip
+            every = [(default.columns, default.unroll, default.num_warps), *sizes]
+            shapes = [GemvConfig(*size, compact) for size in every for compact in (True, False)]
         else:
-            blocks = -(-PROJECTIONS[self.model, self.site][1] // (TILE_BYTES * (2 if self.kind == "w4" else 1)))
+            blocks = -(
+                -PROJECTIONS[self.model, self.site][1] // (TILE_BYTES * (2 if self.weight_format == "w4" else 1))
+            )
             shapes = []
             for unroll, warps in itertools.product((4, 2), (8, 16, 4)):
                 fitting = 2112 // warps // blocks  # 16 warps a multiprocessor
                 splits = {max(1, fitting), max(1, fitting // 2)}
-                shapes += [GemvConfig(own.columns, unroll, warps, True, each) for each in sorted(splits)]
-        return list(dict.fromkeys([own, *shapes]))
+                shapes += [GemvConfig(default.columns, unroll, warps, True, each) for each in sorted(splits)]
+        return list(dict.fromkeys([default, *shapes]))
 
 
 class Inputs:
@@ -84,7 +86,7 @@ class Inputs:
 
     def __init__(self, case: Case, copies: bool) -> None:
         torch.manual_seed(0)
-        self.x, weight, self.around = inputs(case.model, case.site, case.kind)
+        self.x, weight, self.around = inputs(case.model, case.site, case.weight_format)
         n, norm = self.x.shape[1], self.around.get("norm")
         z = self.x if norm is None else rmsnorm_topk(self.x, norm, EPS)[0]
         more = int(_BEYOND_L2 // (weight.numel() * weight.element_size())) + 1 if copies else 0
@@ -104,8 +106,8 @@ class Inputs:
         if level not in self._expected:
             self._expected[level] = self.call(self.weights[0], level, backend="reference").float()
         wanted = self._expected[level]
-        found = self.call(self.weights[0], level, config=shape).float()
-        return bool((found - wanted).norm() <= _OFF * wanted.norm())
+        y = self.call(self.weights[0], level, config=shape).float()
+        return bool((y - wanted).norm() <= _OFF * wanted.norm())
 
     def time(self, shape: GemvConfig, level: float) -> float:
         """Microseconds, median."""
@@ -121,44 +123,44 @@ def jobs(cases: list[Case]) -> list[tuple[Case, GemvConfig]]:
 
 def compile_share(cases: list[Case], share: int, shares: int, until: float) -> list[tuple[Case, GemvConfig]]:
     """Launch every `shares`-th job once, so that the cache on disk holds it; returns those that can be launched."""
-    found, held, last = [], None, None
+    launched, inputs_of, last = [], None, None
     for case, shape in itertools.islice(jobs(cases), share, None, shares):
         if time.time() > until:
             break
-        if held is None or case != last:
-            held, last = Inputs(case, copies=False), case
+        if inputs_of is None or case != last:
+            inputs_of, last = Inputs(case, copies=False), case
         try:
             for level in LEVELS[:2]:
-                held.call(held.weights[0], level, config=shape)
+                inputs_of.call(inputs_of.weights[0], level, config=shape)
             torch.cuda.synchronize()
-            found.append((case, shape))
+            launched.append((case, shape))
         except (RuntimeError, ValueError, TritonError) as error:
             print(f"{case} {shape}: {error!r:.90}", flush=True)
-    return found
+    return launched
 
 
 def timed(case: Case, shapes: list[GemvConfig], until: float) -> Iterator[tuple[GemvConfig, list[float]]]:
     """Shape, microseconds at LEVELS; wrong results are named instead."""
-    held = Inputs(case, copies=True)
+    inputs_of_case = Inputs(case, copies=True)
     for shape in shapes:
         if time.time() > until:
             return
-        wrong = [level for level in LEVELS if not held.right(shape, level)]
+        wrong = [level for level in LEVELS if not inputs_of_case.right(shape, level)]
         if wrong:
             print(f"WRONG {case} {shape} at {wrong}", flush=True)
         else:
-            yield shape, [held.time(shape, level) for level in LEVELS]
+            yield shape, [inputs_of_case.time(shape, level) for level in LEVELS]
 
 
-def show(case: Case, found: list[tuple[GemvConfig, list[float]]], most: int) -> None:
+def show(case: Case, timings: list[tuple[GemvConfig, list[float]]], most: int) -> None:
     """The present shape and the fastest at half of the entries."""
-    print(f"{case.model} {case.site} {case.kind}: us at {', '.join(f'{100 * level:g} %' for level in LEVELS)}")
-    fastest = sorted(found, key=lambda own: own[1][1])[:most]
+    print(f"{case.model} {case.site} {case.weight_format}: us at {', '.join(f'{100 * level:g} %' for level in LEVELS)}")
+    fastest = sorted(timings, key=lambda timing: timing[1][1])[:most]
     present = case.present()
-    for shape, us in dict.fromkeys((shape, tuple(us)) for shape, us in [*found[:1], *fastest]):
+    for shape, us in dict.fromkeys((shape, tuple(us)) for shape, us in [*timings[:1], *fastest]):
         sizes = f"{shape.columns:4d} {shape.unroll:3d} {shape.num_warps:3d} {shape.splits:3d}"
-        way = "list" if shape.compact else "mask"
-        print("  ", " ".join(f"{own:6.1f}" for own in us), sizes, way, "(present)" * (shape == present), flush=True)
+        rows = "list" if shape.compact else "mask"
+        print("  ", " ".join(f"{each:6.1f}" for each in us), sizes, rows, "(present)" * (shape == present), flush=True)
 
 
 def main() -> int:
@@ -172,10 +174,12 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=8, help="shapes shown of a case")
     options = parser.parse_args()
     cases = [
-        Case(options.model, *own) for own in itertools.product(options.sites.split(","), options.weights.split(","))
+        Case(options.model, *each) for each in itertools.product(options.sites.split(","), options.weights.split(","))
     ]
-    if unknown := [case for case in cases if (case.model, case.site) not in PROJECTIONS or case.kind not in KINDS]:
-        parser.error(f"{unknown[0]}: there is {', '.join(f'{m} {s}' for m, s in PROJECTIONS)}, on {', '.join(KINDS)}")
+    if unknown := [
+        case for case in cases if (case.model, case.site) not in PROJECTIONS or case.weight_format not in FORMATS
+    ]:
+        parser.error(f"{unknown[0]}: there is {', '.join(f'{m} {s}' for m, s in PROJECTIONS)}, on {', '.join(FORMATS)}")
     if not torch.cuda.is_available():
         print("no CUDA GPU: this benchmark measures nothing without one", file=sys.stderr)
         return 2

@@ -55,7 +55,7 @@ def high_half(words, dtype: tl.constexpr):
 
 @triton.jit
 def pack(low, high, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
-    """Words of two fp32 entries, each rounded to `dtype`: one instruction a word, single conversions are slow."""
+    """Words of two fp32 entries, each rounded to `dtype`: one instruction per word, for single conversions are slow."""
     if INTERPRETED:
         words = bits(round_to(low, dtype, INTERPRETED)) | (bits(round_to(high, dtype, INTERPRETED)) << 16)
     else:
@@ -70,8 +70,8 @@ def pack(low, high, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
 def norm_scale(words, n, eps, dtype: tl.constexpr):
     """What RMSNorm multiplies n entries with, fp32.
 
-    Squares are summed in float64, far finer than what float32 keeps of the sum: so its bits all but never
-    depend on the order, which is another one with other warps or another layout of the words.
+    Squares are summed in float64, far finer than the float32 that the sum is rounded to: so its bits all but never
+    depend on the order, which changes with warps and with the layout of the words.
     """
     low = low_half(words, dtype)
     high = high_half(words, dtype)
@@ -98,13 +98,13 @@ def norm_words(words, gamma, n, eps, dtype: tl.constexpr, INTERPRETED: tl.conste
 def swiglu(gate, up, gate_threshold, dtype: tl.constexpr, GATED: tl.constexpr, INTERPRETED: tl.constexpr):
     """silu(gate) * up of fp32 that `dtype` holds: rounded after silu, the product not yet rounded.
 
-    GATED: zero where |silu(gate)| does not pass the pair at gate_threshold (CATS).
+    GATED: zero where the bound gate_threshold [2] does not select |silu(gate)| (CATS).
     """
     activated = round_to(gate / (1 + tl.exp(-gate)), dtype, INTERPRETED)
     product = activated.to(tl.float32) * up
     if GATED:
-        passes = is_selected(magnitude_bits(activated), 0, tl.load(gate_threshold), tl.load(gate_threshold + 1))
-        product = tl.where(passes, product, 0.0)
+        m_gate = is_selected(magnitude_bits(activated), 0, tl.load(gate_threshold), tl.load(gate_threshold + 1))
+        product = tl.where(m_gate, product, 0.0)
     return product
 
 

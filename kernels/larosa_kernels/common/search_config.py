@@ -1,4 +1,4 @@
-"""How a search over a vector of n entries is run by one program."""
+"""Launch shape of a search over a vector that one program holds, and the constants that its kernel is compiled with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_WIDTH = 32768
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """One way to run a search; every way gives the same result.
+    """The launch shape of a search; every shape gives the same result.
 
     num_warps: warps of the searching program.
     packed: compare two values per instruction, by `set` on packed halves (compute capability 9.0 on).

@@ -1,4 +1,4 @@
-"""What the kernel tests and the benchmark share: hard inputs, poison, comparison in units of rounding."""
+"""What the kernel tests and the benchmarks share: hard inputs, poison, comparison in units of rounding."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def gemv_tolerance(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Te
     return 2 * x.shape[1] * 2.0**-24 * size
 
 
-def exact_gemv(x: Tensor, kept: Tensor, weight: Tensor, **more: Any) -> Tensor:
+def exact_gemv(x: Tensor, selected: Tensor, weight: Tensor, **more: Any) -> Tensor:
     """The product in float64, without rounding; more: bias, residual, scale or None."""
-    y = torch.where(kept, x, torch.zeros_like(x)).double() @ weight.double()
+    y = torch.where(selected, x, torch.zeros_like(x)).double() @ weight.double()
     if more.get("scale") is not None:
         y = y * more["scale"].double()
     for term in ("bias", "residual"):

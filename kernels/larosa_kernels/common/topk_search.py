@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def round_to(x, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
-    """fp32 to `dtype`, to nearest even. Triton's interpreter truncates to bf16, hence the integer way there."""
+    """fp32 to `dtype`, to nearest even. Triton's interpreter truncates to bf16, hence integers there."""
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
         nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16

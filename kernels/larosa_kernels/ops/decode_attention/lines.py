@@ -40,7 +40,7 @@ def leave_lines(
 
 @triton.jit
 def _scale_of(maxima, sums, LINES: tl.constexpr):
-    """(maximum, sum) of one head's LINES partial sums, found by every warp for itself."""
+    """(maximum, sum) of one head's LINES partial sums, computed by every warp for itself."""
     SOME: tl.constexpr = min(LINES, 32)
     some = tl.arange(0, SOME)
     maximum = tl.load(maxima + some, cache_modifier=".cg")
@@ -60,7 +60,7 @@ def _combine(
     mix, maxima, sums, out,
     PER_KV: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, LINES: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """out: [PER_KV, WIDTH] from LINES partial sums a head, brought to one scale. Even entries of mix come first."""
+    """out: [PER_KV, WIDTH] from LINES partial sums per head, rescaled to one maximum; mix has even entries first."""
     o_group = tl.arange(0, GROUP)
     o_dim = tl.arange(0, WIDTH)
     o_row = tl.arange(0, LINES * GROUP)[:, None]  # heads first, so that warps take heads before they share a i_head

@@ -213,18 +213,18 @@ def _multiply(stage: int, int4: bool, bf16: bool) -> list[str]:
             lines += [f"prmt.b32 in_low{4 * j + c}, a, 0x40, select_low;"]
     for each in _products(int4):
         if int4:
-            codes = [f"code{i}" for i in range(4)]
-            for j in (0, 1):  # (w ^ 0x80808080) & 0xf0f0f0f0 of the lower codes, moved up, and of the upper ones
+            operand = [f"code{i}" for i in range(4)]
+            for j in (0, 1):  # (w ^ 0x80808080) & 0xf0f0f0f0 of the lower four bits, moved up, and of the upper
                 lines += [f"shl.b32 a, word{4 * j + each}, 4;"]
                 lines += [f"lop3.b32 code{2 * j}, a, 0x80808080, 0xf0f0f0f0, 0x28;"]
                 lines += [f"lop3.b32 code{2 * j + 1}, word{4 * j + each}, 0x80808080, 0xf0f0f0f0, 0x28;"]
             entries = (each, 4 + each)
         else:
-            codes = [f"word{4 * j + 2 * each + i}" for j in (0, 1) for i in (0, 1)]
+            operand = [f"word{4 * j + 2 * each + i}" for j in (0, 1) for i in (0, 1)]
             entries = (0, 4)
         for low, name in enumerate(("in_high", "in_low")):
             sums = ", ".join(_sum(each, low, i) for i in range(4))
-            lines += [f"mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {{{sums}}}, {{{', '.join(codes)}}}, "
+            lines += [f"mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {{{sums}}}, {{{', '.join(operand)}}}, "
                       f"{{{name}{entries[0]}, {name}{entries[1]}}}, {{{sums}}};"]  # fmt: skip
     return lines
 

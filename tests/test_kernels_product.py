@@ -44,12 +44,14 @@ CASES = [
 @pytest.mark.parametrize("swiglu", [False, True], ids=["plain", "swiglu"])
 @pytest.mark.parametrize(("warps", "stages", "count"), CASES)
 @pytest.mark.parametrize("kind", ["w4", "w8"])
-def test_the_text_gives_whole_sums(kind: str, warps: int, stages: int, count: int, swiglu: bool, source: str) -> None:
-    """Rows of codes times entries rounded to whole numbers, of both signs and up to 2^22, as int64 adds them."""
+def test_the_ptx_gives_exact_integer_sums(
+    kind: str, warps: int, stages: int, count: int, swiglu: bool, source: str
+) -> None:
+    """Rows of integers times entries rounded to integers, of both signs and up to 2^22, as int64 adds them."""
     draw, int4, bf16, listed = np.random.default_rng(count), kind == "w4", (count + warps) % 2 == 0, source != "all"
     n, lo, piece, groups = 256, 16 if listed else 20, 256 if int4 else 128, 4
-    code = draw.integers(-8 if int4 else -128, 8 if int4 else 128, (n, 3 * piece))
-    tensor = torch.from_numpy(code).to(torch.int8)
+    qweight = draw.integers(-8 if int4 else -128, 8 if int4 else 128, (n, 3 * piece))
+    tensor = torch.from_numpy(qweight).to(torch.int8)
     weight = (pack_qweight(tensor) if int4 else tensor).numpy()
     stride, block = weight.shape[1], 1
     scales = torch.from_numpy(draw.normal(size=(n, groups)).astype(np.float32)).bfloat16()
@@ -76,10 +78,10 @@ def test_the_text_gives_whole_sums(kind: str, warps: int, stages: int, count: in
     times = scales.float().numpy()[rows].repeat(piece // 4, 1) if int4 else np.float32(1)
     v = np.rint(entries.float().numpy().astype(np.float64)[:, None] * up * times).astype(np.int64)
     assert count == 0 or np.abs(v).max() < 2**22
-    own = code[rows][:, block * piece : (block + 1) * piece]
+    own = qweight[rows][:, block * piece : (block + 1) * piece]
     if swiglu and not int4:
         columns = block * 64 + np.arange(64)
-        own = code[rows][:, np.concatenate([columns, columns + stride // 2])]
+        own = qweight[rows][:, np.concatenate([columns, columns + stride // 2])]
     exact = (own * v * (16 if int4 else 1)).sum(0)
     share, half_piece = sharers(int4, warps, swiglu), piece // 2
     if swiglu:
@@ -154,7 +156,7 @@ print(json.dumps([{"cubin": len(each.asm["cubin"]), "ptx": each.asm["ptx"], "sta
 """
 
 
-def test_triton_compiles_the_text_for_hopper() -> None:
+def test_triton_compiles_the_ptx_for_hopper() -> None:
     """For sm_90 without a GPU: the assembler takes it, once a kernel, and no register is spilled."""
     paths = os.pathsep.join([str(Path(larosa_kernels.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     quiet = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | {"PYTHONPATH": paths}

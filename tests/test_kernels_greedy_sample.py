@@ -20,7 +20,7 @@ def first_largest(logits: Tensor) -> list[int]:
     return [next((i for i, v in enumerate(row) if v != v), row.index(max(row))) for row in rows]
 
 
-def picked(logits: Tensor, backend: str, at: int = 5, length: int = 9) -> list[int]:
+def sampled(logits: Tensor, backend: str, at: int = 5, length: int = 9) -> list[int]:
     """What `greedy_sample` chooses, all that it writes having been looked at."""
     rows = len(logits)
     token, tokens = torch.arange(70, 70 + rows, device=DEVICE), torch.full((rows + 1, length), -7, device=DEVICE)
@@ -41,8 +41,8 @@ def picked(logits: Tensor, backend: str, at: int = 5, length: int = 9) -> list[i
 def test_any_width(n: int, backend: str, dtype: torch.dtype) -> None:
     for rows in (1, 3):
         logits = normal(rows, n, seed=n, dtype=dtype)
-        assert picked(logits, backend) == first_largest(logits)
-        assert picked(-logits.abs() - 1, backend) == first_largest(-logits.abs() - 1)
+        assert sampled(logits, backend) == first_largest(logits)
+        assert sampled(-logits.abs() - 1, backend) == first_largest(-logits.abs() - 1)
 
 
 @both
@@ -52,7 +52,7 @@ def test_the_largest_is_found_wherever_it_lies(at: int, backend: str, dtype: tor
     logits = torch.zeros(3, 3001, dtype=dtype, device=DEVICE)
     logits[1, at], logits[2] = 1e-6, -3.0
     logits[2, at] = -2.0
-    assert picked(logits, backend) == [0, at, at]
+    assert sampled(logits, backend) == [0, at, at]
 
 
 @both
@@ -60,8 +60,8 @@ def test_the_largest_is_found_wherever_it_lies(at: int, backend: str, dtype: tor
 @pytest.mark.parametrize("kind", ["ties", "equal", "zeros", "huge"])
 def test_of_equals_the_first(kind: str, backend: str, dtype: torch.dtype) -> None:
     logits = kt.vector(kind, 3, 3001, dtype, DEVICE)
-    assert picked(logits, backend) == first_largest(logits)
-    assert picked(-logits, backend) == first_largest(-logits)  # of zeros, all negative ones
+    assert sampled(logits, backend) == first_largest(logits)
+    assert sampled(-logits, backend) == first_largest(-logits)  # of zeros, all negative ones
 
 
 @both
@@ -70,7 +70,7 @@ def test_zeros_of_either_sign_are_equal(backend: str, dtype: torch.dtype) -> Non
     logits = torch.full((3, 2500), -0.0, dtype=dtype, device=DEVICE)
     logits[0, 1500:], logits[1, :2] = 0.0, -1.0
     logits[2, 0] = -torch.finfo(dtype).tiny
-    assert picked(logits, backend) == [0, 2, 1]
+    assert sampled(logits, backend) == [0, 2, 1]
 
 
 @both
@@ -85,12 +85,12 @@ def test_infinities_and_nan(backend: str, dtype: torch.dtype) -> None:
     logits[4, 7] = infinity
     logits[4, 2499:].view(torch.int16).fill_(-1)  # a negative NaN
     logits[5] = nan
-    assert picked(logits, backend) == [1400, 0, 2100, 1100, 2499, 0]
+    assert sampled(logits, backend) == [1400, 0, 2100, 1100, 2499, 0]
 
 
 def test_it_repeats_and_resets_its_counter() -> None:
     logits = normal(3, 3001)
-    assert all(picked(logits, "triton", at) == first_largest(logits) for at in range(3))
+    assert all(sampled(logits, "triton", at) == first_largest(logits) for at in range(3))
     assert int(api._workspace(3, 3, logits.device)[1]) == 0
 
 

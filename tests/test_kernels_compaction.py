@@ -1,6 +1,6 @@
-"""The product over a list of kept rows: what is kept at its edges, for every kind of weight.
+"""The product over a list of selected rows: selection at its edges, for every kind of weight.
 
-GPU: `PYTHONPATH=kernels python -m pytest --noconftest -m "" tests/test_kernels_kept.py`.
+GPU: `PYTHONPATH=kernels python -m pytest --noconftest -m "" tests/test_kernels_compaction.py`.
 """
 
 from __future__ import annotations
@@ -78,15 +78,15 @@ def test_odd_widths(n: int, kind: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("kind", ["ties", "equal", "half_zeros", "zeros", "outliers", "sorted"])
 @pytest.mark.parametrize("ties", ["strict", "keep"])
-def test_search_lists_what_the_reference_keeps(kind: str, ties: str) -> None:
+def test_search_lists_what_the_reference_selects(kind: str, ties: str) -> None:
     """Weight rows of what is dropped, and of zeros, hold NaN: reading one shows."""
     n = 600
     x = kt.vector(kind, 1, n, torch.bfloat16, DEVICE)
     for k in (1, 299, 599):
-        kept = selected_mask(x, topk_select_reference(x, k, ties)) & (x != 0)
+        selected = selected_mask(x, topk_select_reference(x, k, ties)) & (x != 0)
         weight = normal(n, 40, seed=1)
-        exact = kt.exact_gemv(x, kept, weight)
-        weight = torch.where(kept.T, weight, float("nan"))
+        exact = kt.exact_gemv(x, selected, weight)
+        weight = torch.where(selected.T, weight, float("nan"))
         with kt.poisoned_empty():
             y = fused_sparse_gemv(x, weight, k, ties, backend="triton", config=LISTED)
         tolerance = kt.gemv_tolerance(x, torch.nan_to_num(weight))
@@ -113,7 +113,7 @@ def test_a_chosen_list_is_a_given_one(kind: str, dtype: torch.dtype) -> None:
         assert (gated.float() - wanted).norm() <= 2 * kt.EPSILON[dtype] * wanted.norm()
 
 
-def test_limits_below_every_entry_leave_zeros_out() -> None:
+def test_thresholds_below_every_entry_leave_zeros_out() -> None:
     x = kt.vector("half_zeros", 1, 200, torch.bfloat16, DEVICE)
     weight = normal(200, 64, seed=1)
     exact = kt.exact_gemv(x, x != 0, weight)
@@ -135,7 +135,7 @@ def test_wide_vectors_take_every_launch_shape(config: str) -> None:
 
 @pytest.mark.parametrize("rule", [{"k": 40}, {"threshold": (200, -1)}], ids=["search", "threshold"])
 @pytest.mark.parametrize("broken", ["nan", "zeros"])
-def test_padding_that_becomes_no_number_is_not_listed(
+def test_padding_that_becomes_nan_is_not_listed(
     rule: dict[str, Any], broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """144 entries in a block of 256: behind a norm without a finite scale, nothing behind the scratch changes."""
@@ -159,7 +159,7 @@ def test_padding_that_becomes_no_number_is_not_listed(
 
 
 @pytest.mark.parametrize(("entries", "k"), [(["inf", "nan"], 1), (["inf", "inf", "nan"], 2), (["nan", "inf"], 1)])
-def test_what_is_no_number_stays_whatever_is_infinite(entries: list[str], k: int) -> None:
+def test_nan_is_selected_whatever_is_infinite(entries: list[str], k: int) -> None:
     x = torch.zeros(1, 64, dtype=torch.bfloat16, device=DEVICE)
     x[0, 5 : 5 + len(entries)] = torch.tensor([float(own) for own in entries])
     weight = torch.ones(64, 32, dtype=torch.bfloat16, device=DEVICE)
@@ -171,13 +171,13 @@ def test_half_precision_lists_the_few() -> None:
     for dtype in HALF:
         for n in (4096, 14336):
             weight = torch.empty(n, 2048, dtype=dtype, device="meta")
-            found = [launch_config(4096, weight, kept).compact for kept in (None, int(0.45 * n), n // 2, n)]
+            found = [launch_config(4096, weight, selected).compact for selected in (None, int(0.45 * n), n // 2, n)]
             assert found == [False, True, False, False]
     config = dataclasses.replace(LISTED, unroll=4)
     assert GemvConfig.from_list(config.as_list()) == config
 
 
-def test_a_launch_takes_the_shape_of_what_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launch_takes_the_shape_of_what_is_selected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Top-K, a threshold, and everything; the single product behind them has only a mask to go by."""
     asked: list[int | None] = []
     monkeypatch.setattr(api, "launch_config", lambda *given: (asked.append(given[-1]), LISTED)[1])
