@@ -6,9 +6,13 @@ import os
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import larosa_kernels
 import pytest
+import torch
+from larosa_kernels.common.environment import environment, git_state
+from larosa_kernels.common.timing import peak_bytes_per_s
 
 BLOCK = "import sys; sys.modules.update(dict.fromkeys({blocked!r})); import torch\n"
 EVERY_MODULE = """
@@ -49,3 +53,20 @@ def test_every_op_has_a_readme_and_an_interface() -> None:
     for folder in folders:
         held = os.listdir(f"{larosa_kernels.__path__[0]}/ops/{folder}")
         assert {"README.md", "kernel.py", "api.py", "reference.py"} <= set(held), folder
+
+
+def test_a_record_names_the_commit_of_this_code_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of a repository that the package only lies in; stated where a copy has no history."""
+    monkeypatch.delenv("LAROSA_COMMIT", raising=False)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / "installed.py").touch()
+    assert git_state(tmp_path / "installed.py") == {"commit": None, "dirty": None}
+    monkeypatch.setenv("LAROSA_COMMIT", "0123abc")
+    found = environment(torch.device("cpu"))
+    assert (found["commit"], found["dirty"], found["driver"]) == ("0123abc", None, None)
+    assert found["versions"]["torch"] == torch.__version__
+
+
+def test_a_gpu_is_known_by_a_part_of_its_name() -> None:
+    names = ("NVIDIA H200", "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "a toaster")
+    assert [peak_bytes_per_s(name) for name in names] == [4.8e12, 3.35e12, 2.04e12, None]

@@ -34,7 +34,7 @@ def accumulate_rows(
 ):  # fmt: skip
     """Entries times a tile of 128 bytes of `count` rows, by the PTX of product.py -> int64 sums of its outputs.
 
-    Of gates and ups, [threads] each; or twice the sums of all outputs, [threads], or with TWO_EACH [2 threads].
+    Of gates and ups, [threads] each; else of all outputs, [threads], or with TWO_EACH [2 threads], returned twice.
     p_entries: items, or entries from row_begin on. stride, half: 4-byte words per row, and from an int8 gate to its
     up: with SWIGLU an int8 tile is 64 bytes of gates and 64 of their ups. scale: of 4 bits, [blocks, n, 4].
     """

@@ -60,8 +60,8 @@ def product(
     listed: rows are those of a list of items (common/compaction.py), else all rows in order. bf16: entries are bf16,
     else fp16. overlap: lets the next launch begin once all rows are read. list_offset: as `plan` gives it.
 
-    $0, $1  out, int64: the sums of outputs 2 i and 2 i + 1 of thread i, or of one output in `sharers` threads (twice);
-            with swiglu of a gate and its up
+    $0, $1  out, int64: with swiglu the sums of a gate and of its up, in `sharers` threads each; else the sum of one
+            output and 0, or with `sharers` 0 the sums of outputs 2 i and 2 i + 1 of thread i
     $2      address of the items, or of the entries (16 bits each); not read where the list is in shared memory
     $3      address of the lane's 16 bytes in row 0
     $4      address of row 0's scales
