@@ -16,8 +16,9 @@ from test_pipeline import write_text
 from torch import Tensor
 
 from conftest import CONF, build_model
-from larosa import ArgumentError, LaRoSAConfig, MethodConfig, models, sparsify
+from larosa import ArgumentError, LaRoSAConfig, models, sparsify
 from larosa.api.settings import SparsityConfig, choices
+from larosa.config.method import method_settings
 from larosa.config.run import RunConfig
 from larosa.experiment.plan_runs import plan_runs
 from larosa.experiment.session import Session, open_session, read_documents
@@ -166,7 +167,7 @@ def test_settings_can_be_objects_and_mappings(tokens: Tensor) -> None:
     asked = SparsityConfig.read(method="larosa/paper", sparsity=0.4)
     with sparsify(model, tokens, sparsity=0.4, method="larosa/paper") as handle:
         by_name = handle.plan
-    whole = [asked.method, asked.method.model_dump(), MethodConfig(**asked.method.model_dump())]
+    whole = [asked.method, asked.method.model_dump(), method_settings(asked.method.model_dump())]
     for method in whole:
         with sparsify(
             model, tokens, sparsity=0.4, method=method, schedule=asked.schedule, token_policy=dict(asked.tokens)
