@@ -101,7 +101,7 @@ def test_the_official_preset_drops_what_the_official_code_drops(
     model = build_model("llama", dtype=dtype)
     shape, watched = ModelShape.of(model.config), Watched()
     chosen, alphas = method("larosa/official"), {"h1": 0.8, "h2": 1.2, "h3": 0.8, "h4": 1.2}
-    levels = make_levels(shape, schedule("official", count="nominal"), sparsity, "tiny", chosen.top_k.rounding)
+    levels = make_levels(shape, schedule("official", metric="nominal"), sparsity, "tiny", chosen.rounding)
     calibrator = Calibrator(model, TokenBlock(tokens, "t", 1, tokens.numel(), "x"), {"source": "test"}, 2, 0)
     plan = METHODS["larosa"](chosen, shape, levels, ALL, calibrator)
     with apply(model, plan) as handle, handle.observed_by(watched):
@@ -302,9 +302,9 @@ def test_remove_restores_the_model(name: str, tokens: Tensor) -> None:
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
-        ("teal", {"importance": "column_norm"}, "no meaning"),
-        ("wina", {"basis": "pca"}, "wina is plain"),
-        ("wina", {"selector": "threshold"}, "dense and wina top_k"),
+        ("teal", {"importance": "column_norm"}, "teal has no setting importance, which belongs to larosa"),
+        ("wina", {"basis": "weight_svd"}, "wina is plain"),
+        ("wina", {"selector": "threshold"}, "wina has no setting selector, which belongs to magnitude, r_sparse, larosa"),
         ("larosa/paper", {"selector": "threshold", "importance": "column_norm"}, "no meaning"),
         ("larosa/paper", {"basis": "output_aware"}, "go together"),
         ("larosa/paper", {"basis": "weight_svd"}, "absorbed, per sublayer"),

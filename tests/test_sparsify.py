@@ -37,7 +37,7 @@ CASES: list[dict[str, Any]] = [
     *({"token_policy": name, "method": "larosa/paper"} for name in choices("tokens")),
     {"method": "larosa/paper", "token_policy": "skip_first_n", "settings": {"token_policy.n": 5}},
     {"method": "larosa/paper", "settings": {"method.selector": "threshold", "schedule.metric": "nominal"}},
-    {"method": "larosa/paper", "settings": {"method.importance": "column_norm", "method.granularity": "block"}},
+    {"method": "larosa/paper", "settings": {"method.importance": "column_norm", "method.granularity": "sublayer"}},
     {"method": "larosa/paper", "settings": {"method.basis": "hadamard", "method.granularity": "model"}, "seed": 3},
     {"method": "larosa/official", "settings": {"method.basis": "random", "method.rotation_dtype": "model"}, "seed": 3},
     {"method": "larosa/output_aware", "settings": {"method.block_size": 16, "method.transform_dtype": "model"}},
