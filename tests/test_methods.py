@@ -189,7 +189,7 @@ def test_cats_skips_neurons_whose_gate_is_small(tokens: Tensor) -> None:
 def test_thresholds_drop_the_level_on_average_in_the_rotated_basis(more: dict[str, str], tokens: Tensor) -> None:
     model = build_model("llama")
     shape = ModelShape.of(model.config)
-    with applied(model, tokens, method("larosa/paper", rule="threshold", **more), sparsity=0.5) as handle:
+    with applied(model, tokens, method("larosa/paper", selector="threshold", **more), sparsity=0.5) as handle:
         meter = SparsityMeter(shape, shape.skips)
         with handle.observed_by(meter):
             model(tokens)
@@ -203,13 +203,13 @@ def test_magnitudes_that_are_no_numbers_are_refused(tokens: Tensor) -> None:
     model = build_model("llama", dtype=torch.float32)
     model.model.layers[3].mlp.up_proj.weight.data[5] = float("inf")
     with pytest.raises(CalibrationError, match="layer 3, h4: the calibration activations hold NaN or infinity"):
-        applied(model, tokens, method("magnitude", rule="threshold"))
+        applied(model, tokens, method("magnitude", selector="threshold"))
 
 
 @pytest.mark.parametrize("other", [{"form": "simulated"}, {"basis": "random"}, {"granularity": "sublayer"}])
 def test_thresholds_of_another_basis_are_refused(other: dict[str, str], tokens: Tensor) -> None:
     model = build_model("llama")
-    with applied(model, tokens, method("larosa/paper", rule="threshold")) as handle:
+    with applied(model, tokens, method("larosa/paper", selector="threshold")) as handle:
         plan = handle.plan
     moved = replace(plan, method=plan.method.model_copy(update=other))
     with pytest.raises(PlanError, match=r"calibrated in absorbed, pca, layer, .* drops entries in"):

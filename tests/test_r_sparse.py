@@ -70,7 +70,7 @@ def full(model: nn.Module) -> LowRank:
 def test_the_first_layer_is_what_the_paper_says(kind: str, rule: str, tokens: Tensor) -> None:
     """Every projection of the first layer, on what it reads: the kept entries whole, the rest at rank r."""
     model = build_model(kind)
-    plan = planned(model, tokens, method("r_sparse", rule=rule, low_rank_ratio=0.2))
+    plan = planned(model, tokens, method("r_sparse", selector=rule, low_rank_ratio=0.2))
     sites = {"h1": "self_attn.q_proj self_attn.k_proj self_attn.v_proj", "h2": "self_attn.o_proj",
              "h3": "mlp.gate_proj mlp.up_proj", "h4": "mlp.down_proj"}  # fmt: skip
     for site, names in sites.items():
@@ -115,7 +115,7 @@ def test_full_rank_is_dense_at_every_level(rule: str, tokens: Tensor) -> None:
     dense = parity.reference(model, tokens)
     bound = parity.bound(torch.float64, dense.kappa, 80)
     for sparsity in (0.2, 0.9):
-        plan = planned(model, tokens, method("r_sparse", rule=rule), sparsity)
+        plan = planned(model, tokens, method("r_sparse", selector=rule), sparsity)
         with apply(model, plan):
             assert float((parity.logits(model, tokens) - dense.logits).norm() / dense.logits.norm()) > 1e-3
         with apply(model, replace(plan, low_rank=full(model))):
@@ -152,7 +152,7 @@ def test_tokens_that_are_not_sparse_get_no_remainder(rule: str, tokens: Tensor) 
     model = build_model("llama")
     dense = parity.logits(model, tokens)
     policy = TokenPolicyConfig(kind="skip_first_n", n=10, fraction=1.0)
-    with apply(model, planned(model, tokens, method("r_sparse", rule=rule), policy=policy)) as handle:
+    with apply(model, planned(model, tokens, method("r_sparse", selector=rule), policy=policy)) as handle:
         found = parity.logits(model, tokens)
         assert all(site.low_rank._held.rest is None for site in handle.sites)  # nothing is held on to
     assert torch.equal(found[:, :10], dense[:, :10])
@@ -247,7 +247,7 @@ def test_the_search_picks_the_share_that_errs_least(tokens: Tensor) -> None:
         linear.weight.copy_(torch.linalg.qr(random(64, 64)).Q)
     shares = (0.0, 0.13)
     for rule in ("threshold", "top_k"):
-        chosen = method("r_sparse", low_rank_ratio=0.0, low_rank_ratio_grid=shares, rule=rule)
+        chosen = method("r_sparse", low_rank_ratio=0.0, low_rank_ratio_grid=shares, selector=rule)
         plan = planned(model, tokens, chosen, 0.4)
         assert [len(pairs) for pairs in plan.low_rank["h3"][:2]] == [2, 0]
         assert [pair.rank for pair in plan.low_rank["h3"][0]] == [4, 4]
