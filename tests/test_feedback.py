@@ -10,7 +10,7 @@ from torch import Tensor
 from larosa.models.formats import QuantizationError, quantised
 from larosa.quantization.gptq import fed_back
 
-GRIDS = ["w8", "w4_output"]
+GRIDS = ["w8", "w4_out"]
 
 
 def inputs(n: int, tokens: int = 400) -> Tensor:

@@ -55,7 +55,7 @@ def test_no_weight_is_further_from_its_grid_than_half_a_step(scheme: str, n: int
     largest = 127 if scheme == "w8" else 8
     assert int(found.codes.abs().max()) == largest
     bits = 8 if scheme == "w8" else 4
-    scales = {"w8": 4 * m, "w4_output": 2 * n * -(-m // GROUP), "w4_input": 2 * m * -(-n // GROUP)}[scheme]
+    scales = {"w8": 4 * m, "w4_out": 2 * n * -(-m // GROUP), "w4_in": 2 * m * -(-n // GROUP)}[scheme]
     assert found.stored_bytes == (n * m * bits + 7) // 8 + scales
 
 
@@ -70,7 +70,7 @@ def test_what_stands_on_a_grid_stays_where_it_is(scheme: str) -> None:
 def test_a_row_alone_has_the_codes_that_it_has_among_others() -> None:
     """Groups along the output: a skipped input takes its scales along."""
     W = matrix(70, 130)
-    whole, alone = quantised(W, "w4_output"), quantised(W[3:4], "w4_output")
+    whole, alone = quantised(W, "w4_out"), quantised(W[3:4], "w4_out")
     assert torch.equal(whole.codes[3:4], alone.codes)
     assert torch.equal(whole.scale[:, 3:4], alone.scale)
 
@@ -150,7 +150,7 @@ def test_identities_of_runs_without_are_what_they_were(choice: str, monkeypatch:
         return
     assert found["quantization"]["weights"] == run.quantization.weights
     assert ("calibration" in found["quantization"]) == (run.quantization.quantizer != "rtn")
-    assert ("groups" in found["quantization"]) == (run.quantization.weights == "w4")
+    assert ("group_axis" in found["quantization"]) == (run.quantization.weights == "w4")
     folders = {cell.folder for name in ("none", choice) for cell in plan_runs(parse(f"quantization={name}")).values()}
     assert len(folders) == 2 * len(plan_runs(run))
 
@@ -230,14 +230,14 @@ def test_gptq_errs_less_at_first_tokens_that_count_more() -> None:
 def test_a_calibrated_quantiser_errs_less_than_rounding_to_nearest(chosen: str, tokens: Tensor) -> None:
     """On the outputs that its calibration tokens give, and only the weights that read a site move."""
     own = config(chosen)
-    if own.groups == "input":
+    if own.group_axis == "in":
         pytest.importorskip("neural_compressor")
     model = build_model("llama", dtype=torch.float32, hidden_size=128, intermediate_size=192, num_attention_heads=4)
     with applied(model, tokens, method("larosa/paper"), sparsity=0.3) as handle:
         with handle.level_zero():
             exact = model(tokens).logits
         off = {}
-        for choice, more in (("w8" if own.weights == "w8" else "w4_rtn", {"groups": own.groups}), (chosen, {})):
+        for choice, more in (("w8" if own.weights == "w8" else "w4_rtn", {"group_axis": own.group_axis}), (chosen, {})):
             weights = {linear: linear.weight for v, s in ModelView(model).sites() for linear in v.readers(s)}
             assert quantise(model, handle, config(choice, **more), tokens)["relative_weight_error"] > 0
             with handle.level_zero():

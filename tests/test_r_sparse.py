@@ -301,14 +301,14 @@ def test_rank_of_a_square_projection(share: float, rank: int) -> None:
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
-        ("magnitude", {"low_rank_ratio": 0.1}, "has no low-rank part"),
-        ("larosa/paper", {"low_rank_ratio_grid": (0.1,)}, "has no low-rank part"),
+        ("magnitude", {"low_rank_ratio": 0.1}, "has no setting low_rank_ratio, which belongs to r_sparse"),
+        ("larosa/paper", {"low_rank_ratio_grid": (0.1,)}, "has no setting low_rank_ratio_grid"),
         ("r_sparse", {"low_rank_ratio": 1.0}, "less than 1"),
         ("r_sparse", {"low_rank_ratio_grid": (0.1, -0.1)}, "greater than or equal to 0"),
         ("r_sparse", {"low_rank_ratio_grid": (0.1, 0.1)}, "twice"),
         ("r_sparse", {"low_rank_ratio": 0.0}, "is method=magnitude"),
-        ("r_sparse", {"form": "absorbed"}, "has no rotation"),
-        ("r_sparse", {"importance": "column_norm"}, "no meaning"),
+        ("r_sparse", {"form": "absorbed"}, "has no setting form"),
+        ("r_sparse", {"importance": "column_norm"}, "has no setting importance"),
     ],
 )
 def test_impossible_combinations_raise(name: str, more: dict[str, object], message: str) -> None:

@@ -129,7 +129,7 @@ class DecodeWeights:
         return self.head.dense(dtype) if isinstance(self.head, PackedMatrix) else self.head.to(dtype).T
 
     def rounded(self, scheme: str | None, head: bool = False, adapters: bool = False) -> DecodeWeights:
-        """The projections as codes, `w8` or `w4_output`, round to nearest; head and adapters in w8 where asked for."""
+        """The projections as codes, `w8` or `w4_out`, round to nearest; head and adapters in w8 where asked for."""
 
         def own(matrices: dict[str, Matrix], scheme: str) -> dict[str, Matrix]:
             return {

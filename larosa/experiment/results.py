@@ -85,7 +85,7 @@ def _quantization_identity(config: RunConfig) -> dict[str, Any]:
     """What is rounded, without what is not used, and the tokens where a quantiser reads them."""
     own = config.quantization.model_dump(mode="json")
     if config.quantization.weights != "w4":
-        del own["groups"]
+        del own["group_axis"]
         if not config.quantization.calibrated:
             del own["quantizer"]
     if config.quantization.calibrated:

@@ -20,7 +20,7 @@ from larosa.errors import LarosaError
 
 GROUP = 64
 """Weights that share a w4 scale."""
-SCHEMES = ("w8", "w4_output", "w4_input")
+SCHEMES = ("w8", "w4_out", "w4_in")
 _LARGEST_W8 = 127
 _LEAST_W4 = -8
 
@@ -31,8 +31,8 @@ class QuantizationError(LarosaError):
 
 @dataclass(frozen=True)
 class Quantised:
-    """A matrix [n, m] on a grid. codes: int8 [n, m]; scale: w8 float32 [m], w4_output bfloat16 [groups of m, n],
-    w4_input bfloat16 [groups of n, m]. A last group may be short."""
+    """A matrix [n, m] on a grid. codes: int8 [n, m]; scale: w8 float32 [m], w4_out bfloat16 [groups of m, n],
+    w4_in bfloat16 [groups of n, m]. A last group may be short."""
 
     scheme: str
     codes: Tensor
@@ -52,7 +52,7 @@ class Quantised:
         n, m = self.codes.shape
         if self.scheme == "w8":
             return self.scale[None]
-        if self.scheme == "w4_output":
+        if self.scheme == "w4_out":
             return self.scale.repeat_interleave(GROUP, 0)[:m].T
         return self.scale.repeat_interleave(GROUP, 0)[:n]
 
@@ -72,7 +72,7 @@ def quantised(matrix: Tensor, scheme: str) -> Quantised:
     wide = matrix.float()
     if scheme == "w8":
         return on_scales(wide, _not_zero(wide.abs().amax(0) / _LARGEST_W8))
-    if scheme == "w4_input":
+    if scheme == "w4_in":
         codes, scale = _rounded_w4(wide.T)
         return Quantised(scheme, codes.T.contiguous(), scale.T.contiguous())
     codes, scale = _rounded_w4(wide)

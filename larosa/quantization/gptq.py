@@ -20,7 +20,7 @@ _BLOCK = 64
 
 
 def fed_back(matrix: Tensor, moments: Tensor, scheme: str) -> Quantised:
-    """Round matrix [n, m] for inputs of second moments [n, n]; `scheme`: w8 or w4_output.
+    """Round matrix [n, m] for inputs of second moments [n, n]; `scheme`: w8 or w4_out.
 
     Raises QuantizationError where the moments are not those of finite inputs, or the matrix is not finite.
     """
