@@ -55,7 +55,7 @@ def _own(config: RunConfig, method: MethodConfig, byte_level: float) -> RunConfi
     if method.name == "dense":
         changes["sparsity"] = 0.0
     elif method is not config.method and config.schedule.metric == "nominal":
-        changes["schedule"] = config.schedule.model_copy(update={"count": "bytes"})
+        changes["schedule"] = config.schedule.model_copy(update={"metric": "weight_bytes"})
         changes["sparsity"] = byte_level
     return config.model_copy(update=changes)
 
