@@ -250,7 +250,7 @@ class RunConfig(Strict):
             raise ValueError(
                 f"evaluation.speed decodes with token_policy=all or decode_only, not {self.token_policy.kind}"
             )
-        if any(method.name == "r_sparse" for method in (self.method, *self.baseline.values())):
+        if any(m.low_rank_ratio or m.low_rank_ratio_grid for m in (self.method, *self.baseline.values())):
             raise ValueError("evaluation.speed: the decoder does not run the low-rank part of r_sparse")
         self._timed_quantised()
         if self.evaluation.speed.parity_tokens > self.calibration.length:
