@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from pydantic import TypeAdapter
 from test_config import parse
 from transformers import AutoConfig
 
 from conftest import CONF, ROOT
-from larosa.config.method import Method
+from larosa.config.method import method_settings
 from larosa.config.run import MethodConfig, ScheduleConfig, TokenPolicyConfig
 from larosa.evaluation.accounting import account
 from larosa.experiment.plan_runs import plan_runs
@@ -33,9 +32,7 @@ def schedule(name: str, **more: object) -> ScheduleConfig:
 
 
 def method(name: str, **more: object) -> MethodConfig:
-    settings = yaml.safe_load((CONF / f"method/{name}.yaml").read_text()) | more
-    found: MethodConfig = TypeAdapter(Method).validate_python(settings)
-    return found
+    return method_settings({**yaml.safe_load((CONF / f"method/{name}.yaml").read_text()), **more})
 
 
 ALL = TokenPolicyConfig(kind="all", n=0, fraction=1.0)

@@ -25,10 +25,10 @@ import yaml
 from larosa_kernels.common.environment import environment
 from transformers import AutoConfig
 
-from larosa.decode.calibrate import bracketed, kth_bits, limited
+from larosa.decode.calibrate import kth_bits, with_search_ranges, with_thresholds
 from larosa.decode.decoder import Decoder
 from larosa.decode.parity import check_plain
-from larosa.decode.selectors import Rules, cut, level_rules
+from larosa.decode.selectors import Selectors, cut, level_selectors
 from larosa.decode.timing import Row, compare, prefill_rows
 from larosa.decode.weights import DecodeWeights, random_weights
 from larosa.errors import LarosaError
@@ -93,31 +93,31 @@ def shape_of(model: str) -> Any:
     return AutoConfig.for_model(**yaml.safe_load(path.read_text())["shape"])
 
 
-def plans_of(weights: DecodeWeights, context: int, options: argparse.Namespace) -> dict[str, Rules]:
-    """Name -> rules: Top-K at every level, and thresholds where asked for, both calibrated behind `context` tokens."""
-    plans: dict[str, Rules] = {}
+def plans_of(weights: DecodeWeights, context: int, options: argparse.Namespace) -> dict[str, Selectors]:
+    """Name -> selectors: Top-K at every level, and thresholds where asked for, both calibrated behind `context` tokens."""
+    plans: dict[str, Selectors] = {}
     for level in options.levels:
-        rules, name = level_rules(weights.shape, level, options.ties), f"top-k {100 * level:g} %"
+        selectors, name = level_selectors(weights.shape, level, options.ties), f"top-k {100 * level:g} %"
         if level == 0 or (options.no_search_range and not options.thresholds):
-            plans[name] = rules
+            plans[name] = selectors
             continue
-        decoder = Decoder(weights, rules, context + CALIBRATION_TOKENS, backend=options.backend, graph=False)
+        decoder = Decoder(weights, selectors, context + CALIBRATION_TOKENS, backend=options.backend, graph=False)
         decoder.cache.normal_()
         draw = torch.Generator().manual_seed(options.seed)
         ids = torch.randint(len(weights.embedding), (CALIBRATION_TOKENS,), generator=draw)
         bits = kth_bits(decoder, ids, context)
-        plans[name] = rules if options.no_search_range else bracketed(rules, bits)
+        plans[name] = selectors if options.no_search_range else with_search_ranges(selectors, bits)
         if options.thresholds:
-            plans[f"limits {100 * level:g} %"] = limited(rules, bits, weights.dtype)
+            plans[f"thresholds {100 * level:g} %"] = with_thresholds(selectors, bits, weights.dtype)
     return plans
 
 
-def check_parity(weights: DecodeWeights, plans: dict[str, Rules], options: argparse.Namespace) -> dict[str, Any]:
-    """Every plan on the first layers, against float64 torch. Raises GateError."""
+def check_parity(weights: DecodeWeights, plans: dict[str, Selectors], options: argparse.Namespace) -> dict[str, Any]:
+    """Every plan on the first layers, against float64 torch. Raises ParityError."""
     few = min(options.parity_layers, len(weights.layers))
     found = {}
-    for name, rules in plans.items():
-        found[name] = check_plain(weights.first(few), cut(rules, few), seed=options.seed, backend=options.backend)
+    for name, selectors in plans.items():
+        found[name] = check_plain(weights.first(few), cut(selectors, few), seed=options.seed, backend=options.backend)
         print(
             f"parity check, {name}: logits within {found[name]['relative_logits_error']:.1e} of float64",
             file=sys.stderr,
@@ -128,8 +128,8 @@ def check_parity(weights: DecodeWeights, plans: dict[str, Rules], options: argpa
 def selection_us(rows: list[Row], sites: int) -> dict[str, float]:
     """Level -> microseconds of one exact selection: the step with Top-K less the step with thresholds, per site."""
     timed = {row["name"]: row["ms_per_token"]["p50"] for row in reversed(rows)}
-    pairs = {name: name.replace("limits", "top-k") for name in timed if name.startswith("limits")}
-    return {top: 1000 * (timed[top] - timed[limits]) / sites for limits, top in pairs.items()}
+    pairs = {name: name.replace("thresholds", "top-k") for name in timed if name.startswith("thresholds")}
+    return {top: 1000 * (timed[top] - timed[thresholds]) / sites for thresholds, top in pairs.items()}
 
 
 def command(words: list[str]) -> str:
