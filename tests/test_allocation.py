@@ -28,7 +28,7 @@ from larosa.experiment.pipeline import measure, run
 from larosa.experiment.plan_runs import Cell, plan_runs
 from larosa.experiment.prepare import prepare
 from larosa.experiment.session import Session, open_session, read_documents
-from larosa.methods.thresholds import limits_of
+from larosa.methods.planning import thresholds_of
 from larosa.models.architecture import SITES
 from larosa.models.finite import EvaluationError
 from larosa.models.sites import ModelShape
@@ -124,7 +124,7 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
     "magnitude": ("magnitude", {}),
     "teal": ("teal", {}),
     "wina": ("wina", {}),
-    "absorbed": ("larosa/paper", {"basis": "random", "granularity": "sublayer", "top_k": {"ties": "keep"}}),
+    "absorbed": ("larosa/paper", {"basis": "random", "granularity": "sublayer", "ties": "keep"}),
     "simulated, threshold": ("larosa/paper", {"basis": "random", "form": "simulated", "selector": "threshold"}),
 }
 
@@ -136,7 +136,7 @@ def test_curves_are_what_applied_plans_measure(form: str, around: str, calibrato
     name, more = FORMS[form]
     base = {(i, s): 0.3 for i in range(3) for s in SITES} if around == "sparse" else {}
     plan, grid = plan_at(base, model, calibrator, name, **more), (0.0, 0.4, 0.8)
-    limits = limits_of(plan, calibrator)
+    limits = thresholds_of(plan, calibrator)
     with apply(model, plan) as handle:
         kl = divergence_curves(model, handle, ids, grid, limits, around)
         output = output_curves(model, handle, ids, grid, limits, around)
@@ -155,7 +155,7 @@ def test_curves_are_what_applied_plans_measure(form: str, around: str, calibrato
 def test_one_pass_gives_the_limits_of_all_levels(calibrator: Calibrator, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_at({}, calibrator.model, calibrator, "magnitude", selector="threshold")
     monkeypatch.setattr("larosa.calibration.calibrator.count_magnitudes", lambda *_: pytest.fail("counted again"))
-    limits = limits_of(plan, calibrator)
+    limits = thresholds_of(plan, calibrator)
     assert limits is not None
     assert limits(0, "h1", 0.2) < limits(0, "h1", 0.5) < limits(0, "h1", 0.9)
 
@@ -166,7 +166,7 @@ def test_greedy_is_teals_algorithm(form: str, calibrator: Calibrator) -> None:
     model, ids = calibrator.model, calibrator.tokens.ids[:2]
     name, more = FORMS[form]
     plan = plan_at({}, model, calibrator, name, **more)
-    limits = limits_of(plan, calibrator)
+    limits = thresholds_of(plan, calibrator)
     with apply(model, plan) as handle:
         found = greedy_allocation(model, handle, ids, limits, 0.5, step=0.8, highest=0.9)
     shape = plan.shape

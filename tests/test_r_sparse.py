@@ -25,6 +25,7 @@ from larosa.experiment.pipeline import run
 from larosa.experiment.plan_runs import plan_runs
 from larosa.experiment.results import identity
 from larosa.methods import r_sparse
+from larosa.methods.registry import METHODS
 from larosa.models.architecture import SITES, ModelView
 from larosa.models.sites import ModelShape
 from larosa.sparsity.handle import Plan, apply
@@ -46,7 +47,7 @@ def planned(
     shape = ModelShape.of(model.config)
     calibrator = Calibrator(model, TokenBlock(tokens, "t", 1, tokens.numel(), "x"), {"source": "test"}, 2, 0)
     levels = make_levels(shape, schedule("uniform"), sparsity, "tiny")
-    return r_sparse.plan(chosen, shape, levels, policy, calibrator)
+    return METHODS["r_sparse"].plan(chosen, shape, levels, policy, calibrator)
 
 
 def outputs(model: nn.Module, tokens: Tensor, path: str) -> Tensor:
@@ -257,8 +258,8 @@ def test_the_search_picks_the_share_that_errs_least(tokens: Tensor) -> None:
         assert counted["read_fraction"] == pytest.approx(0.6, abs=0.5 / 64)
         assert counted["target_sparsity"] == 0.4 < counted["weight_sparsity"]
         assert "0.13 at" in counted["coefficients"]
-        singles = [planned(model, tokens, method("r_sparse", low_rank_ratio=0.0, low_rank_ratio_grid=(s,), rule=rule), 0.4)
-                   for s in shares]  # fmt: skip
+        alone = [method("r_sparse", low_rank_ratio=0.0, low_rank_ratio_grid=(s,), selector=rule) for s in shares]
+        singles = [planned(model, tokens, one, 0.4) for one in alone]
         calibrator = Calibrator(model, TokenBlock(tokens, "t", 1, 128, "x"), {"source": "test"}, 2, 0)
         *alone, mixed = calibrator.site_errors([*singles, plan])
         for s in SITES:
@@ -301,14 +302,18 @@ def test_rank_of_a_square_projection(share: float, rank: int) -> None:
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
-        ("magnitude", {"low_rank_ratio": 0.1}, "has no setting low_rank_ratio, which belongs to r_sparse"),
-        ("larosa/paper", {"low_rank_ratio_grid": (0.1,)}, "has no setting low_rank_ratio_grid"),
+        ("magnitude", {"low_rank_ratio": 0.1}, "magnitude has no setting low_rank_ratio, which belongs to r_sparse"),
+        (
+            "larosa/paper",
+            {"low_rank_ratio_grid": (0.1,)},
+            "larosa has no setting low_rank_ratio_grid, which belongs to r_sparse",
+        ),
         ("r_sparse", {"low_rank_ratio": 1.0}, "less than 1"),
         ("r_sparse", {"low_rank_ratio_grid": (0.1, -0.1)}, "greater than or equal to 0"),
         ("r_sparse", {"low_rank_ratio_grid": (0.1, 0.1)}, "twice"),
         ("r_sparse", {"low_rank_ratio": 0.0}, "is method=magnitude"),
-        ("r_sparse", {"form": "absorbed"}, "has no setting form"),
-        ("r_sparse", {"importance": "column_norm"}, "has no setting importance"),
+        ("r_sparse", {"form": "absorbed"}, "r_sparse has no setting form, which belongs to wina, larosa"),
+        ("r_sparse", {"importance": "column_norm"}, "r_sparse has no setting importance, which belongs to larosa"),
     ],
 )
 def test_impossible_combinations_raise(name: str, more: dict[str, object], message: str) -> None:

@@ -105,7 +105,7 @@ def test_the_plan_is_run_py_s(case: dict[str, Any], runs: Runs) -> None:
     (cell,) = plan_runs(config).values()
     calibrator = copy.copy(session.calibrator)
     calibrator.seed = config.seed
-    plan = METHODS[config.method.name](
+    plan = METHODS[config.method.name].plan(
         cell.config.method, ModelShape.of(session.model.config), cell.levels, config.token_policy, calibrator
     )
     ids = session.calibration.ids

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from larosa.config.packaged import in_checkout, packaged
 from larosa.records.disk import write_atomically
+from larosa.records.packaged import in_checkout, packaged
 from larosa_analysis import bank, readme, rows, speed
 from larosa_analysis.bank import Bank
 from larosa_analysis.figures import every as figures

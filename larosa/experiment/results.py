@@ -66,7 +66,7 @@ def identity(config: RunConfig, fingerprint: dict[str, str], device: str) -> dic
             "sparsity": config.sparsity,
             "schedule": config.schedule.model_dump(mode="json", exclude={"path"}),
             "schedule_file": _file_hash(config.schedule.path),
-            "tokens": config.token_policy.model_dump(mode="json"),
+            "token_policy": config.token_policy.model_dump(mode="json"),
             "calibration": _calibration_identity(config),
         }
     return shaping

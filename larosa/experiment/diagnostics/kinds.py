@@ -17,7 +17,7 @@ from larosa.experiment.diagnostics.surface import pooling, surface
 from larosa.experiment.plan_runs import PlannedRun
 from larosa.experiment.prepare import prepare
 from larosa.experiment.session import Session
-from larosa.methods.thresholds import limits_of
+from larosa.methods.planning import thresholds_of
 from larosa.models.architecture import SITES
 from larosa.sparsity.handle import Plan, SparsityHandle
 from larosa.sparsity.level_override import Dials, LimitAt
@@ -85,7 +85,7 @@ def _thresholds(config: RunConfig, runs: dict[str, PlannedRun], session: Session
     layer, site = _place(config, session.model, "h1")
     with _applied(planned, session) as (handle, plan):
         _, _, z = activations(session.model, handle, _ids(config, session, config.diagnostics.tokens), layer, site)
-    limit: LimitAt = limits_of(plan, session.calibrator) or session.calibrator.magnitudes(plan).limit
+    limit: LimitAt = thresholds_of(plan, session.calibrator) or session.calibrator.magnitudes(plan).limit
     k = kept_channels(config.sparsity, z.shape[1], planned.config.method.rounding)
     needed = kth_magnitude(z[1:].float(), k)[:, 0].tolist()
     layers = range(plan.shape.layers)
@@ -110,7 +110,7 @@ def _error_curve(config: RunConfig, runs: dict[str, PlannedRun], session: Sessio
     for label, planned in runs.items():
         with _applied(planned, session) as (handle, plan):
             at, x, z = activations(session.model, handle, ids, layer, site)
-            dials = Dials(handle, limits_of(plan, session.calibrator) if plan.thresholds is not None else None)
+            dials = Dials(handle, thresholds_of(plan, session.calibrator) if plan.thresholds is not None else None)
             measured[label], realised[label] = error_curve(at, x[1:], z[1:], dials, config.diagnostics.levels)
     return {
         "layer": layer,
