@@ -70,7 +70,7 @@ def _metrics(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measured(found: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in found.items() if key.startswith("byte_weighted_") or key == "sparse_tokens"}
+    kept = {key: value for key, value in found.items() if key.startswith("weight_sparsity_") or key == "sparse_tokens"}
     levels = (key for key in ("site_mean", "site_std_over_tokens") if key in found)
     return kept | {key: _over_layers(found[key]) for key in levels}
 

@@ -37,7 +37,7 @@ def _calibrated(sparse: list[Run]) -> Iterable[str]:
     own = [r["data"].get("calibration") or {} for r in records]
     if known := every(f"{c['tokens']} tokens of {c['text']}" for c in own if c):
         yield f"calibrated on {known}"
-    yield f"tokens made sparse: {every(policy(r['config']['tokens']) for r in records)}"
+    yield f"tokens made sparse: {every(policy(r['config']['token_policy']) for r in records)}"
 
 
 def _texts(records: list[Record]) -> Iterable[str]:

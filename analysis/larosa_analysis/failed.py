@@ -79,7 +79,7 @@ def beside(records: Path) -> Path:
 
 def of_an_inspection(found: Record) -> bool:
     """Whether it was no cell of a table that failed, but a look at activations."""
-    return isinstance(found, dict) and bool(found.get("asked", {}).get("inspected"))
+    return isinstance(found, dict) and bool(found.get("asked", {}).get("diagnostics"))
 
 
 def short(found: Record) -> Record:

@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from larosa.records.disk import write_atomically
+from larosa.records.method_settings import method_of
 from larosa_analysis.records import Record, RecordsError, read_lines
 from larosa_analysis.style import method_styles, png
 
@@ -55,7 +56,7 @@ def of(records: Iterable[Record]) -> list[Realised]:
         if "achieved_sparsity" not in record.get("metrics", {}):
             continue
         label, asked = record["label"], float(record["metrics"]["accounting"]["target_sparsity"])
-        rule = record["config"]["method"].get("selector", "top_k")
+        rule = method_of(record["config"])["selector"]
         for text, own in record["metrics"]["achieved_sparsity"].items():
             spread = (own["weight_sparsity_std_over_tokens"], own["weight_sparsity_min"], own["weight_sparsity_max"])
             cell = Realised(label, rule, asked, text, own["weight_sparsity_mean"], *spread, int(own["sparse_tokens"]))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from larosa.records import checksum, quantization_label
 
 Record = dict[str, Any]
-SCHEMA = 1
+SCHEMA = 2
 _OFFICIAL = {"h1": 0.8, "h2": 1.2, "h3": 0.8, "h4": 1.2}
 _SAME = 1e-4
 """Two measurements of one setting agree if their perplexities differ by less, relatively."""
@@ -122,7 +122,7 @@ def _schedule(config: dict[str, Any]) -> str:
     if own["kind"] == "coefficients" and (name, own["coefficients"]) != ("official", _OFFICIAL):
         given = (f"{site} {alpha:g}" for site, alpha in own["coefficients"].items() if alpha is not None)
         name = f"{name} ({', '.join(given)})"
-    return name if own["count"] == "bytes" else f"{name}, {own['count']}"
+    return name if own["metric"] == "weight_bytes" else f"{name}, {own['metric']}"
 
 
 def read_lines(path: Path) -> list[Record]:

@@ -155,7 +155,7 @@ def command(like: Entry, method: str, level: float) -> str:
         "baseline": "none",
         "sparsity": f"{level:g}",
         "seed": config["seed"],
-        "tokens": tokens["kind"],
+        "token_policy": tokens["kind"],
         "calibration": calibration["text"]["name"],
         "calibration.sequences": calibration["sequences"],
         "calibration.length": calibration["length"],

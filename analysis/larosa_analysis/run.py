@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from larosa.records.method_settings import method_of
 from larosa_analysis.outcomes import Score
 from larosa_analysis.records import Entry, Record
 
@@ -54,13 +55,13 @@ class Run:
     @property
     def settings(self) -> str:
         """The method's settings that shape its result, also those that its label does not tell."""
-        own = {key: value for key, value in self.config["method"].items() if key not in self._unused()}
+        own = {key: value for key, value in method_of(self.config).items() if key not in self._unused()}
         own["tuning_version"] = self.entry.record.get("tuning_version") if own.get("tuning") else None
         return str(sorted((key, str(value)) for key, value in own.items() if value not in (None, [], 0.0)))
 
     def _unused(self) -> set[str]:
-        method = self.config["method"]
-        unused = {"preset"} | ({"top_k"} if method["selector"] == "threshold" else set())
+        method = method_of(self.config)
+        unused = {"preset"} | ({"ties", "rounding"} if method["selector"] == "threshold" else set())
         unused |= {"group_size"} if method["granularity"] != "group" else set()
         unused |= {"transform_dtype", "block_size"} if method["form"] != "online" else set()
         unused |= {"rotation_dtype"} if method["form"] != "simulated" else set()

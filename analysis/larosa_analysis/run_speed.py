@@ -8,15 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 from larosa.records.caveat import caveat_of
+from larosa.records.method_settings import method_of
 from larosa.records.quantization_label import NONE
 from larosa_analysis.conditions import device
-from larosa_analysis.records import Entry, Record
+from larosa_analysis.records import SCHEMA, Entry, Record
 
 
 def timings(runs: list[Record]) -> list[Record]:
     """One of each run whose kernels were timed behind a green gate, by model, method and level."""
     spoken = [(run, run["metrics"].get("speed") or {}) for run in runs]
-    timed = [run for run, speed in spoken if speed.get("gate") and caveat_of(speed) is None]
+    timed = [run for run, speed in spoken if speed.get("parity") and caveat_of(speed) is None]
     timed.sort(key=lambda run: (run["model"]["name"], run["label"], run["metrics"]["accounting"]["target_sparsity"]))
     return [_record(run) for run in timed]
 
@@ -29,7 +30,7 @@ def _record(run: Record) -> Record:
     told = {schedule: "uniform", extras: "none"}  # by itself
     named = [label, *(name for name, usual in told.items() if name != usual)]
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "kind": "decode",
         "model": model["name"],
         "weights": "random" if model["source"] == "random" else "true",
@@ -45,7 +46,7 @@ def _record(run: Record) -> Record:
         "head": own.get("head", NONE),
         "adapters": own.get("adapters", NONE),
         "selection_us": {},
-        "gate": {run["identity"]: speed["gate"]},
+        "parity": {run["identity"]: speed["parity"]},
         "rows": [_row(run, row) for row in speed["rows"]],
     }
 
@@ -54,5 +55,5 @@ def _row(run: Record, row: dict[str, Any]) -> dict[str, Any]:
     """The row, named by rule and level as the benchmark names it."""
     if row["kind"] != "sparse":
         return row
-    rule = "limits" if run["config"]["method"]["selector"] == "threshold" else "top-k"
+    rule = "thresholds" if method_of(run["config"])["selector"] == "threshold" else "top-k"
     return row | {"name": f"{rule} {100 * run['metrics']['accounting']['target_sparsity']:g} %"}

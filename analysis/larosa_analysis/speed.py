@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from larosa.records import checksum
 from larosa.records.disk import write_atomically
 from larosa.records.quantization_label import NONE
-from larosa_analysis.records import RecordsError
+from larosa_analysis.records import SCHEMA, RecordsError
 from larosa_analysis.style import LINE_STYLES, SPARE, png
 
 Record = dict[str, Any]
@@ -38,7 +38,7 @@ COLUMNS = (
     "model", "overhead", "codes", "rule", "level", "context", "new_tokens", "ms_p50", "tokens_per_s", "speedup", "ideal",
     "share_of_peak", "gpu", "date",
 )  # fmt: skip
-RULES = {"top-k": "Top-K", "limits": "limits given"}
+RULES = {"top-k": "Top-K", "thresholds": "thresholds"}
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ def read(paths: list[Path]) -> list[Record]:
             record = checksum.read(path)
         except checksum.DamagedError as error:
             raise RecordsError(f"{path}: {error}; measure it again with kernels/benchmarks/decode.py") from error
-        if record.get("kind") != "decode" or record.get("schema") != 1:
-            raise RecordsError(f"{path}: expected a record of kernels/benchmarks/decode.py, schema 1")
-        if not record["gate"]:
-            raise RecordsError(f"{path}: timed without a correctness gate")
+        if record.get("kind") != "decode" or record.get("schema") != SCHEMA:
+            raise RecordsError(f"{path}: expected a record of kernels/benchmarks/decode.py, schema {SCHEMA}")
+        if not record["parity"]:
+            raise RecordsError(f"{path}: timed without a parity check")
         backends = {row.get("backend", "triton") for row in record["rows"]}
         if str(record["device"]).startswith("cpu") or backends != {"triton"}:
             raise RecordsError(
@@ -122,7 +122,7 @@ def cells(records: list[Record]) -> list[Cell]:
                 )
             )  # fmt: skip
     order = {id(record): place for place, record in enumerate(records)}
-    return sorted(found, key=lambda c: (order[id(c.record)], c.context, c.new_tokens, c.rule == "limits", c.level))
+    return sorted(found, key=lambda c: (order[id(c.record)], c.context, c.new_tokens, c.rule == "thresholds", c.level))
 
 
 def table(records: list[Record]) -> str:

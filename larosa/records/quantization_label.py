@@ -30,7 +30,7 @@ def name(config: Record) -> str:
 def _weights(own: Record) -> str:
     weights = str(own.get("weights", NONE))
     if weights == "w4":
-        return f"w4 {own['quantizer']}{' along outputs' if own['groups'] == 'output' else ''}"
+        return f"w4 {own['quantizer']}{' along outputs' if own['group_axis'] == 'out' else ''}"
     return f"{weights} {own['quantizer']}" if calibrated({"quantization": own}) else weights
 
 

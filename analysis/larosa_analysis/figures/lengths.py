@@ -16,7 +16,7 @@ from larosa_analysis.tables.commands import filling
 
 LEVEL = 0.5
 Colour = str | tuple[float, float, float, float]
-_METHODS = {("top-k", "none"): "magnitude", ("limits", "none"): "teal", ("top-k", "adapter"): "larosa"}
+_METHODS = {("top-k", "none"): "magnitude", ("thresholds", "none"): "teal", ("top-k", "adapter"): "larosa"}
 """Rule and extras of the benchmark -> the method whose step this is, for its colour; timed runs name theirs."""
 _ADDED = set(EXTRAS) - {"none"}
 """Overhead of the benchmark that cost time."""
@@ -51,7 +51,7 @@ def _label(cell: Cell, by_rule: bool) -> str:
     model, context = cell.record["model"], f"context {cell.context}"
     if not by_rule:
         return f"{100 * cell.level:g} %, {model}, {context}"
-    return f"{model}, {EXTRAS.get(cell.record['extras'], cell.record['extras'])}, {RULES[cell.rule]}, {context}"
+    return f"{model}, {EXTRAS.get(cell.record['overhead'], cell.record['overhead'])}, {RULES[cell.rule]}, {context}"
 
 
 def draw_on(axes: Axes, lines: dict[str, list[Cell]], by_level: bool = False) -> None:

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from larosa.records.method_settings import method_of
 from larosa_analysis.bank import Bank
 from larosa_analysis.conditions import described
 from larosa_analysis.figures import lengths
@@ -111,7 +112,7 @@ def _lengths(axes: Axes, timed: dict[str, list[Timed]]) -> None:
 def realising(runs: list[Run]) -> list[Run]:
     """Limits and plain Top-K that were asked for LEVEL, each at the schedule that a printed row would take."""
     asked = [run for run in runs if abs(run.entry.asked - LEVEL) < 1e-9]
-    own = [r for r in asked if r.config["method"]["selector"] == "threshold" or r.preset == "magnitude"]
+    own = [r for r in asked if method_of(r.config)["selector"] == "threshold" or r.preset == "magnitude"]
     by_label: dict[str, list[Run]] = {}
     for run in own:
         by_label.setdefault(run.entry.label, []).append(run)
@@ -131,7 +132,7 @@ def drawn(bank: Bank, model: str, name: str) -> Drawn:
     cells = of(run.entry.record for run in runs)
     names = short_names(cell.method for cell in cells)
     cells = [replace(cell, method=names[cell.method] + _limits_of(cell)) for cell in cells]
-    timed = lengths.timed(bank, "limits")
+    timed = lengths.timed(bank, "thresholds")
     absent = [("a and b", f"`{inspection('thresholds', model)}`")] if record is None else []
     absent += [] if cells else [("c", filling("figure3", model))]
     absent += [] if timed else [("d", filling("figure3", model))]

@@ -62,7 +62,7 @@ def tflops(shape: Shape, products: int = 0, level: float = 0.0) -> float:
 
 def adapters(shape: Shape, rotation: str) -> int:
     """Residual adapters of a forward pass, by how often the basis changes; the paper counts one a change."""
-    return int(shape["num_hidden_layers"]) * {"layer": 1, "block": 2}.get(rotation, 0)
+    return int(shape["num_hidden_layers"]) * {"layer": 1, "sublayer": 2}.get(rotation, 0)
 
 
 def mlp_share(shape: Shape) -> float:

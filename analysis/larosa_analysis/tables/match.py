@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from larosa.records.method_settings import method_of
 from larosa_analysis.paper import Printed
 from larosa_analysis.records import Record
 from larosa_analysis.rows import TOLERANCE
@@ -64,7 +65,7 @@ def of_pairs(run: Run, pairs: list[tuple[float, float]]) -> bool:
 
 def rotation(run: Run) -> str:
     """How often the basis changes, in the paper's words; empty for other forms and for limits behind a rotation."""
-    method = run.config["method"]
+    method = method_of(run.config)
     if method["name"] == "magnitude":
         return "none"
     if (method["name"], method["form"]) != ("larosa", "absorbed") or method["selector"] == "threshold":
@@ -134,8 +135,8 @@ _FITS: dict[str, Callable[[Run, str, str], bool]] = {"method": _method, "rotatio
 
 
 def count(run: Run) -> str:
-    """How the run's level was asked for: `bytes`, or `nominal` as the paper counts."""
-    return "bytes" if run.entry.family == "dense" else str(run.config["schedule"]["metric"])
+    """How the run's level was asked for: `weight_bytes`, or `nominal` as the paper counts."""
+    return "weight_bytes" if run.entry.family == "dense" else str(run.config["schedule"]["metric"])
 
 
 def paper_count(run: Run) -> float:
