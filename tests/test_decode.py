@@ -181,8 +181,8 @@ def test_masks_in_bfloat16_are_those_of_the_sparsifier(ties: str) -> None:
     x = torch.randn(3, 96, generator=torch.Generator().manual_seed(0)).bfloat16()
     x[:, ::3] = 0.5  # ties
     for k in (1, 20, 40, 95):
-        keep = ops.select(x, k, ties, backend="reference")
-        assert torch.equal(ops.kept(x, keep), keep_mask(x, k, ties)), k
+        keep = ops.topk_select(x, k, ties, backend="reference")
+        assert torch.equal(ops.selected_mask(x, keep), keep_mask(x, k, ties)), k
 
 
 def test_the_decoder_says_what_it_cannot_do(tokens: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from larosa_kernels.attend.workspace import AttendConfig
+from larosa_kernels.ops.decode_attention.workspace import AttentionConfig
 from test_decode import METHODS, chosen, small
 from test_methods import applied
 from torch import Tensor
@@ -113,8 +113,8 @@ INTERPRETED = {
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter runs programs one after another, and attention's are slow."""
     if not ON_GPU:
-        module = importlib.import_module("larosa_kernels.attend.functional")
-        monkeypatch.setattr(module, "default_attend", lambda *_: AttendConfig(1, 16, 1, True))
+        module = importlib.import_module("larosa_kernels.ops.decode_attention.api")
+        monkeypatch.setattr(module, "default_attention", lambda *_: AttentionConfig(1, 16, 1, True))
 
 
 @pytest.mark.parametrize(
@@ -178,9 +178,9 @@ def test_the_plain_gate_is_red_on_wrong_operations(monkeypatch: pytest.MonkeyPat
     weights = random(dtype=torch.float32)
     rules = level_rules(weights.shape, 0.5)
     check_plain(weights, rules)
-    select, gemv, attend = ops.select, ops.sparse_gemv, ops.attend
+    select, gemv, attend = ops.topk_select, ops.sparse_gemv, ops.decode_attention
     with monkeypatch.context() as patch:
-        patch.setattr(ops, "select", lambda x, k, *a, **b: select(x, k - 1, *a, **b))
+        patch.setattr(ops, "topk_select", lambda x, k, *a, **b: select(x, k - 1, *a, **b))
         with pytest.raises(GateError, match="mask"):
             check_plain(weights, rules)
     with monkeypatch.context() as patch:
@@ -188,7 +188,7 @@ def test_the_plain_gate_is_red_on_wrong_operations(monkeypatch: pytest.MonkeyPat
         with pytest.raises(GateError, match="product"):
             check_plain(weights, rules)
     with monkeypatch.context() as patch:
-        patch.setattr(ops, "attend", lambda *a, **b: attend(*a, **b) * 1.01)
+        patch.setattr(ops, "decode_attention", lambda *a, **b: attend(*a, **b) * 1.01)
         with pytest.raises(GateError, match="logits"):
             check_plain(weights, rules)
 
@@ -200,12 +200,10 @@ def test_the_plain_gate_is_red_on_a_wrong_gate_limit(monkeypatch: pytest.MonkeyP
     rules = {**level_rules(shape, 0.0), "h4": (own,) * shape.layers}
     found = check_plain(weights, rules)
     assert 0.02 < found["level_measured"]["h4"] < 0.98
-    swiglu = ops.swiglu_select
+    swiglu = ops.swiglu_topk
     for other in (0.01, 0.04):
-        wrong = torch.tensor([ops.limit_bits(other, torch.float32), -1], dtype=torch.int32)
+        wrong = torch.tensor([ops.threshold_bits(other, torch.float32), -1], dtype=torch.int32)
         with monkeypatch.context() as patch:
-            patch.setattr(
-                ops, "swiglu_select", lambda g, k, t, b, p, _gate, how, w=wrong: swiglu(g, k, t, b, p, w, how)
-            )
+            patch.setattr(ops, "swiglu_topk", lambda g, k, t, b, p, _gate, how, w=wrong: swiglu(g, k, t, b, p, w, how))
             with pytest.raises(GateError, match="the neurons are not those"):
                 check_plain(weights, rules)

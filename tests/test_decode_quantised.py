@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from larosa_kernels.sparse_gemv import functional
-from larosa_kernels.sparse_gemv.config import GemvConfig
+from larosa_kernels.common.gemv import GemvConfig
+from larosa_kernels.ops.sparse_gemv import api
 from test_decode import close, stepped
 from test_decode_gate import few_programs  # noqa: F401  # a fixture
 from test_methods import applied
@@ -20,7 +19,8 @@ from test_schedule import method
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from conftest import ROOT, SHAPE, build_model
+from conftest import SHAPE, build_model
+from larosa.decode import benchmark
 from larosa.decode.decoder import Decoder
 from larosa.decode.errors import DecodeError, GateError
 from larosa.decode.from_model import weights_of
@@ -127,10 +127,10 @@ def test_a_fused_step_has_the_bits_and_launch_shapes_of_the_watched_one(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     weights = random_weights(own, torch.bfloat16, device, seed=0, layers=1).rounded(scheme, head=scheme is not None)
     launched: list[tuple[str, GemvConfig]] = []
-    for name in ("launch_rows", "launch_codes"):
-        launch = getattr(functional, name)
+    for name in ("launch_rows", "launch_quantised"):
+        launch = getattr(api, name)
         watched = lambda product, way, name=name, launch=launch: (launched.append((name, way)), launch(product, way))[1]  # noqa: E731
-        monkeypatch.setattr(functional, name, watched)
+        monkeypatch.setattr(api, name, watched)
     rules = level_rules(weights.shape, 0.0 if rule == "limit, unknown" else level)
     if rule != "top-k":
         rules = {site: (SiteRule(own.k, limit=0.1 if site == "h1" else 0.01),) for site, (own,) in rules.items()}
@@ -141,7 +141,7 @@ def test_a_fused_step_has_the_bits_and_launch_shapes_of_the_watched_one(
     a_step = launched[: 4 + (scheme is not None)]  # the head's codes are a launch too
     assert launched == a_step * (len(launched) // len(a_step))
     assert scheme is not None or all(way.compact == listed for _, way in a_step[:4])  # codes always go by a list
-    assert {name for name, _ in a_step[:4]} == {"launch_rows" if scheme is None else "launch_codes"}
+    assert {name for name, _ in a_step[:4]} == {"launch_rows" if scheme is None else "launch_quantised"}
     assert all(name == "launch_rows" for name, _ in a_step[4:])  # 40 outputs do not come by 32
 
 
@@ -199,28 +199,22 @@ def test_groups_along_the_input_are_not_run(tokens: Tensor) -> None:
             weights_of(model, handle)
 
 
-def test_adapters_in_codes_are_read_as_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "kernels" / "benchmarks"))
-    import decode as benchmark
-
+def test_adapters_in_codes_are_read_as_codes(tmp_path: Path) -> None:
     sizes = ["--contexts", "4", "--new-tokens", "2", "--repeats", "1", "--levels", "0.5", "--dtype", "float32"]
     words, read = ["--model", "smollm2-135m", "--layers", "2", "--device", "cpu", *sizes], {}
     for name, more in (("float32", []), ("w8", ["--adapters-w8"])):
         out = tmp_path / f"{name}.json"
-        benchmark.main([*words, "--extras", "adapter", *more, "--json", str(out)])
+        benchmark.main([*words, "--overhead", "adapter", *more, "--json", str(out)])
         record = json.loads(out.read_text())
         assert record["adapters"] == ("w8" if more else "none")
         read[name] = record["rows"][-1]["read_bytes"]["adapters"]
     assert (read["float32"], read["w8"]) == (4 * 576**2, 576**2 + 4 * 576)
-    with pytest.raises(SystemExit, match="--extras adapter"):
+    with pytest.raises(SystemExit, match="--overhead adapter"):
         benchmark.main([*words, "--adapters-w8"])
 
 
 @pytest.mark.parametrize("words", [["--quantization", "w8"], ["--quantization", "w4", "--head-w8"]], ids=str)
-def test_the_benchmark_times_codes(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "kernels" / "benchmarks"))
-    import decode as benchmark
-
+def test_the_benchmark_times_codes(words: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     sizes = ["--contexts", "4", "--new-tokens", "2", "--repeats", "1", "--levels", "0,0.5", "--dtype", "float32"]
     benchmark.main(["--model", "smollm2-135m", "--layers", "1", "--device", "cpu", *sizes, *words, "--json", str(out)])
@@ -228,6 +222,5 @@ def test_the_benchmark_times_codes(words: list[str], tmp_path: Path, monkeypatch
     assert (record["quantization"], record["head"]) == (words[1], "w8" if "--head-w8" in words else "none")
     assert [row["kind"] for row in record["rows"]].count("quantised") == 1
     assert all(gate["bit_identical"] for gate in record["gate"]["4"].values())
-    assert "benchmark" not in sys.modules
     with pytest.raises(SystemExit, match="--prefill"):
         benchmark.main(["--model", "smollm2-135m", "--device", "cpu", "--prefill", "8", *words])

@@ -118,8 +118,7 @@ def test_lengths_that_do_not_fit_are_refused() -> None:
 
 def test_the_benchmark_runs_where_only_torch_is(tmp_path: Path) -> None:
     block = f"import sys; sys.modules.update(dict.fromkeys({BLOCKED!r}))\n"
-    script = ROOT / "kernels" / "benchmarks" / "decode.py"
-    words = ["--model", "tiny-llama", "--levels", "0,0.5", "--extras", "int8", "--contexts", "8", "--new-tokens", "2"]
+    words = ["--model", "tiny-llama", "--levels", "0,0.5", "--overhead", "int8", "--contexts", "8", "--new-tokens", "2"]
     words += [
         "--repeats",
         "1",
@@ -131,10 +130,8 @@ def test_the_benchmark_runs_where_only_torch_is(tmp_path: Path) -> None:
         "--json",
         str(tmp_path / "out.json"),
     ]
-    run = f"import runpy; sys.argv[1:] = {words!r}; runpy.run_path({str(script)!r}, run_name='__main__')"
-    paths = os.pathsep.join(
-        [*(str(ROOT / own) for own in ("kernels", "analysis", ".")), str(script.parent)]
-    )  # the last as for a script
+    run = f"import runpy; sys.argv[1:] = {words!r}; runpy.run_module('larosa.decode.benchmark', run_name='__main__')"
+    paths = os.pathsep.join([str(ROOT / "kernels"), str(ROOT)])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", block + run], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

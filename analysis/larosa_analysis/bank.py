@@ -3,7 +3,7 @@
 *.jsonl         compact records (python -m larosa_analysis.compact)
 failed-*.json   cells that could not be measured, and why
 inspect-*.json  surfaces, thresholds, error curves, covariances: `kind` tells which
-decode-*, lengths-*, contexts-*.json  timings of kernels/benchmarks/decode.py, in a folder of their own; runs with
+decode-*, lengths-*, contexts-*.json  timings of larosa.decode.benchmark, in a folder of their own; runs with
                 evaluation=speed join them
 """
 

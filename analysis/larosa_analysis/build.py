@@ -161,10 +161,6 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.check and not given.readme:
         parser.error("--check needs --readme")
-    if not given.records.is_dir():
-        parser.error(
-            f"--records {given.records}: no such folder; expected one of compact records (larosa_analysis.compact)"
-        )
     given.speed = given.speed or given.records
     try:
         found = bank.read(given.records, given.speed)

@@ -1,4 +1,4 @@
-"""Timings inside measured runs (evaluation=speed) in the form of kernels/benchmarks/decode.py's records.
+"""Timings inside measured runs (evaluation=speed) in the form of larosa.decode.benchmark's records.
 
 One record a run: a speed-up is over the dense decoder of its own process, and levels, schedules and dates do not mix.
 """

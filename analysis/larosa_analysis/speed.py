@@ -1,4 +1,4 @@
-"""The speed table: tokens a second and speed-ups by level, from the committed records of kernels/benchmarks/decode.py.
+"""The speed table: tokens a second and speed-ups by level, from the committed records of larosa.decode.benchmark.
 
     python -m larosa_analysis.speed kernels/benchmarks/records/decode-*.json [--out FOLDER]
 
@@ -81,9 +81,9 @@ def read(paths: list[Path]) -> list[Record]:
         try:
             record = checksum.read(path)
         except checksum.DamagedError as error:
-            raise RecordsError(f"{path}: {error}; measure it again with kernels/benchmarks/decode.py") from error
+            raise RecordsError(f"{path}: {error}; measure it again with larosa.decode.benchmark") from error
         if record.get("kind") != "decode" or record.get("schema") != SCHEMA:
-            raise RecordsError(f"{path}: expected a record of kernels/benchmarks/decode.py, schema {SCHEMA}")
+            raise RecordsError(f"{path}: expected a record of larosa.decode.benchmark, schema {SCHEMA}")
         if not record["parity"]:
             raise RecordsError(f"{path}: timed without a parity check")
         backends = {row.get("backend", "triton") for row in record["rows"]}

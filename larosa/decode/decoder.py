@@ -1,9 +1,10 @@
 """One token at a time: the sparse step, its static KV cache, and the CUDA graph that holds the whole of it.
 
 Per layer: [adapter] norm, select h1, q k v, attention, select h2, o + residual, [adapter] norm, select h3, gate up,
-SwiGLU, select h4, down + residual; then the final norm, the dense head, and argmax with all bookkeeping (`pick`).
-Nothing waits for the host. With Triton a site is one launch: norm, selection, product and SwiGLU or residual
-(`select_gemv`). A watched step runs them one by one instead, which gives the same bits and shows what lies between.
+SwiGLU, select h4, down + residual; then the final norm, the dense head, and argmax with all bookkeeping
+(`greedy_sample`). Nothing waits for the host. With Triton a site is one launch: norm, selection, product and SwiGLU or
+residual (`fused_sparse_gemv`). A watched step runs them one by one instead, which gives the same bits and shows what
+lies between.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from larosa_kernels.sparse_gemv.config import GemvConfig
+from larosa_kernels.common.gemv import GemvConfig
 from torch import Tensor
 from torch.nn import functional
 
@@ -119,7 +120,7 @@ class Decoder:
 
     def _advance(self) -> None:
         self.logits = self._forward(self.token)  # of a graph, the memory that every replay writes
-        ops.pick(self.logits, self.token, self.tokens, self.position, backend=self.backend)
+        ops.greedy_sample(self.logits, self.token, self.tokens, self.position, backend=self.backend)
 
     @torch.no_grad()
     def _capture(self) -> None:
@@ -148,8 +149,8 @@ class Decoder:
         eps, width = float(self.weights.config.rms_norm_eps), h.shape[1]
         matrix = self.weights.head
         if isinstance(matrix, PackedMatrix) and self.fused and backend == self.backend:
-            return ops.select_gemv(h, matrix, norm=self.weights.final_norm, eps=eps, backend=backend)
-        z, _ = ops.norm_select(h, self.weights.final_norm, eps, width, backend=backend)
+            return ops.fused_sparse_gemv(h, matrix, norm=self.weights.final_norm, eps=eps, backend=backend)
+        z, _ = ops.rmsnorm_topk(h, self.weights.final_norm, eps, width, backend=backend)
         if isinstance(matrix, PackedMatrix):
             return z @ matrix.dense(z.dtype)
         return functional.linear(z, matrix)
@@ -164,7 +165,7 @@ class Decoder:
         if self.fused and watch is None:
             h = self.adapt(layer, "h1", h, self.backend)
             qkv = self._site(layer, "h1", h)
-            mixed = ops.attend(
+            mixed = ops.decode_attention(
                 qkv, self.cos, self.sin, k_cache, v_cache, self.position, self.weights.packed, self.backend
             )
             h = self._site(layer, "h2", mixed, h)
@@ -172,7 +173,7 @@ class Decoder:
             return self._site(layer, "h4", activated, h)
         h = self.adapt(layer, "h1", h, self.backend)
         qkv = self._read(layer, "h1", h, None, watch)
-        mixed = ops.attend(qkv, self.cos, self.sin, k_cache, v_cache, self.position, backend=self.backend)
+        mixed = ops.decode_attention(qkv, self.cos, self.sin, k_cache, v_cache, self.position, backend=self.backend)
         h = self._read(layer, "h2", mixed, h, watch)
         gate_up = self._read(layer, "h3", self.adapt(layer, "h3", h, self.backend), None, watch)
         return self._read(layer, "h4", gate_up, h, watch)
@@ -181,7 +182,7 @@ class Decoder:
         """One site in one launch, or two with a transform; h3 goes on to what h4 ranks."""
         own, rule = self.weights.layers[layer], self.rules[site][layer]
         limit = None if rule.limit is None else self._limit(rule, before.dtype)
-        more: dict[str, Any] = {"ties": rule.ties, "bracket": self._pair(*rule.bracket) if rule.bracket else None}
+        more: dict[str, Any] = {"ties": rule.ties, "search_range": self._pair(*rule.bracket) if rule.bracket else None}
         if site in ("h1", "h3") and site in own.transforms:
             before = self._transformed(own, site, before, self.backend)
         elif site in ("h1", "h3"):
@@ -190,12 +191,12 @@ class Decoder:
             before = before * own.scale
         if site == "h3":
             after = self.rules["h4"][layer]
-            more |= {"swiglu": True, "gate_limit": self._limit(after, before.dtype) if after.gated else None}
+            more |= {"swiglu": True, "gate_threshold": self._limit(after, before.dtype) if after.gated else None}
         if rule.gated:
             limit = self._pair(0, -1)  # what did not pass its gate is zero by now
         more |= {"bias": own.biases.get(site), "residual": residual, "overlap": True, "backend": self.backend}
         k, shape = rule.k if limit is None else None, self._launch_shape(layer, site)
-        return ops.select_gemv(before, own.matrices[site], k, limit=limit, config=shape, **more)
+        return ops.fused_sparse_gemv(before, own.matrices[site], k, threshold=limit, config=shape, **more)
 
     def _launch_shape(self, layer: int, site: str) -> GemvConfig:
         """The same for a site's fused and single product, whose sums then have one order."""
@@ -205,7 +206,7 @@ class Decoder:
         return ops.launch_shape(matrix, columns // 2 if site == "h3" else columns, kept)
 
     def _limit(self, rule: SiteRule, dtype: torch.dtype) -> Tensor:
-        return self._pair(ops.limit_bits(float(rule.limit or 0.0), dtype), -1)
+        return self._pair(ops.threshold_bits(float(rule.limit or 0.0), dtype), -1)
 
     def _read(self, layer: int, site: str, before: Tensor, residual: Tensor | None, watch: Watcher | None) -> Tensor:
         x, keep = self.enter(layer, site, before, self.backend)
@@ -217,7 +218,7 @@ class Decoder:
     def adapt(self, layer: int, site: str, h: Tensor, backend: str) -> Tensor:
         """h [B, D] in the basis of the site, by its residual adapter if there is one."""
         matrix = self.weights.layers[layer].adapters.get(site)
-        return h if matrix is None else ops.select_gemv(h, matrix, backend=backend)
+        return h if matrix is None else ops.fused_sparse_gemv(h, matrix, backend=backend)
 
     def enter(
         self, layer: int, site: str, before: Tensor, backend: str, rule: SiteRule | None = None
@@ -233,14 +234,14 @@ class Decoder:
         if site in ("h1", "h3"):
             if site not in own.transforms:
                 eps = float(self.weights.config.rms_norm_eps)
-                return ops.norm_select(before, own.norms[site], eps, rule.k, rule.ties, bracket, limit, backend)
+                return ops.rmsnorm_topk(before, own.norms[site], eps, rule.k, rule.ties, bracket, limit, backend)
             x = self._transformed(own, site, before, backend)
             return x, self._selected(x, rule, bracket, limit, backend)
         if site == "h2":
             x = before if own.scale is None else before * own.scale
             return x, self._selected(x, rule, bracket, limit, backend)
         plain, gate = (None, limit) if rule.gated else (limit, None)
-        return ops.swiglu_select(before, rule.k, rule.ties, bracket, plain, gate, backend)
+        return ops.swiglu_topk(before, rule.k, rule.ties, bracket, plain, gate, backend)
 
     def product(self, layer: int, site: str, x: Tensor, keep: Tensor, residual: Tensor | None) -> Tensor:
         """The kept entries of x [B, width] times what reads the site, plus bias and residual."""
@@ -252,10 +253,10 @@ class Decoder:
         """norm(before) behind the site's transform."""
         transform, eps = own.transforms[site], float(self.weights.config.rms_norm_eps)
         if transform.matrix.dim() == 2:
-            return ops.select_gemv(
+            return ops.fused_sparse_gemv(
                 before, transform.matrix, norm=own.norms[site], eps=eps, scale=transform.scale, backend=backend
             )
-        x, _ = ops.norm_select(before, own.norms[site], eps, before.shape[1], backend=backend)
+        x, _ = ops.rmsnorm_topk(before, own.norms[site], eps, before.shape[1], backend=backend)
         blocks = x.view(len(x), len(transform.matrix), -1).transpose(0, 1)
         return torch.bmm(blocks, transform.matrix).transpose(0, 1).reshape(x.shape)
 
@@ -266,7 +267,7 @@ class Decoder:
             return limit.repeat(len(x), 1) if len(x) > 1 else limit[None]
         if rule.k >= x.shape[1]:
             return self._pair(0, x.shape[1], rows=len(x))
-        return ops.select(x, rule.k, rule.ties, bracket, backend)
+        return ops.topk_select(x, rule.k, rule.ties, bracket, backend)
 
     def _pair(self, first: int, second: int, rows: int = 0) -> Tensor:
         """A constant [2], or [rows, 2], made once: a graph replays no copy from the host."""

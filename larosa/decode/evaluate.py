@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 import torch
-from larosa_kernels.dispatch import INTERPRETED
+from larosa_kernels.common.checks import INTERPRETED
 from torch import Tensor
 from transformers import PreTrainedModel
 

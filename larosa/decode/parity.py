@@ -80,7 +80,7 @@ class _SiteChecks:
 
     def __call__(self, event: SiteEvent) -> None:
         layer, site, own = event.layer, event.site, self.weights.layers[event.layer]
-        mask, rule = ops.kept(event.x, event.keep), self.rules[event.site][event.layer]
+        mask, rule = ops.selected_mask(event.x, event.keep), self.rules[event.site][event.layer]
         if rule.gated:
             _check_gate(layer, event, rule)
         elif not torch.equal(mask, expected_mask(event.x, rule)):

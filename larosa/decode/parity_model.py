@@ -175,7 +175,7 @@ def _entered(decoder: Decoder, layer: int, name: str, trace: _Trace, up: Tensor 
     if name == "h4" and up is not None:
         before = torch.cat([before[:, : len(up)], before[:, len(up) :] * up], -1)
     pairs = [decoder.enter(layer, name, row[None].contiguous(), decoder.backend) for row in before]
-    return torch.cat([x for x, _ in pairs]), torch.cat([ops.kept(x, keep) for x, keep in pairs])
+    return torch.cat([x for x, _ in pairs]), torch.cat([ops.selected_mask(x, keep) for x, keep in pairs])
 
 
 def _shown(site: SparseSite | None, trace: _Trace) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -258,7 +258,7 @@ def _measured(decoder: Decoder, rules: Rules, ids: Tensor, traces: _Traces) -> d
     masks: dict[tuple[int, str], list[Tensor]] = {}
 
     def watch(event: SiteEvent) -> None:
-        masks.setdefault((event.layer, event.site), []).append(ops.kept(event.x, event.keep))
+        masks.setdefault((event.layer, event.site), []).append(ops.selected_mask(event.x, event.keep))
 
     decoder.place(0)
     for token in ids:

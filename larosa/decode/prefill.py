@@ -48,7 +48,7 @@ def _read(decoder: Decoder, layer: int, site: str, before: Tensor, sparse: bool)
     own = decoder.weights.layers[layer]
     matrix = dense(own.matrices[site], before.dtype)  # of codes a copy that lives for this product
     x, keep = decoder.enter(layer, site, before, "reference", None if sparse else SiteRule(len(matrix)))
-    product = (torch.where(ops.kept(x, keep), x, 0) if sparse else x) @ matrix
+    product = (torch.where(ops.selected_mask(x, keep), x, 0) if sparse else x) @ matrix
     return product if site not in own.biases else product + own.biases[site]
 
 
@@ -59,7 +59,7 @@ def _attention(decoder: Decoder, layer: int, qkv: Tensor, batch: int) -> Tensor:
     q, k, v = (part.transpose(1, 2) for part in parts)
     length = q.shape[2]
     cos, sin = decoder.cos[:length], decoder.sin[:length]
-    q, k = ops.rotate(q, cos, sin), ops.rotate(k, cos, sin)
+    q, k = ops.rotate_heads(q, cos, sin), ops.rotate_heads(k, cos, sin)
     decoder.cache[layer, 0, :, :, :length] = k
     decoder.cache[layer, 1, :, :, :length] = v
     mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)

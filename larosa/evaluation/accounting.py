@@ -15,6 +15,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from larosa_kernels.ops.sparse_gemv_quantised.packing import BLOCK
+
 from larosa.config.quantization import QuantizationConfig
 from larosa.models.architecture import SITES
 from larosa.models.formats import GROUP
@@ -25,8 +27,6 @@ from larosa.sparsity.low_rank import LowRank
 from larosa.sparsity.schedule import byte_weighted
 
 COUNTED_BYTES = 2
-_PACKED = 256
-"""Outputs of a block of packed 4-bit codes (larosa_kernels.sparse_gemv.packing, which would bring Triton along)."""
 _WEIGHT_BITS = {"none": 8 * COUNTED_BYTES, "w8": 8, "w4": 4}
 LLAMA2_7B = ModelShape(
     layers=32,
@@ -190,8 +190,8 @@ def _outputs(name: str, site: Site, config: QuantizationConfig) -> int:
     if config.weights != "w4" or config.group_axis != "out":
         return site.fan_out
     if name == "h3":  # half of a block are gates, the other half their ups
-        return -(-site.fan_out // 2 // (_PACKED // 2)) * _PACKED
-    return -(-site.fan_out // _PACKED) * _PACKED
+        return -(-site.fan_out // 2 // (BLOCK // 2)) * BLOCK
+    return -(-site.fan_out // BLOCK) * BLOCK
 
 
 def _stored(name: str, site: Site, config: QuantizationConfig) -> int:
