@@ -114,7 +114,7 @@ def inspections(model: str = "smollm2-135m") -> dict[str, Record]:
             "by_layer": {"wikitext2|lambada": [0.99, 0.98]},
         },
     }  # fmt: skip
-    common = CONDITIONS | {"schema": 1, "model": model, "versions": {}, "hardware": {}, "data": {}}
+    common = CONDITIONS | {"schema": 2, "model": model, "versions": {}, "hardware": {}, "data": {}}
     return {f"inspect-{kind}.json": common | {"kind": kind, "values": own} for kind, own in values.items()}
 
 

@@ -221,6 +221,6 @@ def test_the_benchmark_times_codes(words: list[str], tmp_path: Path) -> None:
     record = json.loads(out.read_text())
     assert (record["quantization"], record["head"]) == (words[1], "w8" if "--head-w8" in words else "none")
     assert [row["kind"] for row in record["rows"]].count("quantised") == 1
-    assert all(gate["bit_identical"] for gate in record["gate"]["4"].values())
+    assert all(gate["bit_identical"] for gate in record["parity"]["4"].values())
     with pytest.raises(SystemExit, match="--prefill"):
         benchmark.main(["--model", "smollm2-135m", "--device", "cpu", "--prefill", "8", *words])

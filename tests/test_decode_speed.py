@@ -135,10 +135,10 @@ def test_the_benchmark_runs_where_only_torch_is(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", block + run], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.rstrip().splitlines()[-3].startswith("| limits 50 %")
+    assert done.stdout.rstrip().splitlines()[-3].startswith("| thresholds 50 %")
     record = json.loads((tmp_path / "out.json").read_text())
-    assert [row["name"] for row in record["rows"]][-3:] == ["top-k 0 %", "top-k 50 %", "limits 50 %"]
-    assert record["gate"]["8"]["top-k 50 %"]["bit_identical"]
+    assert [row["name"] for row in record["rows"]][-3:] == ["top-k 0 %", "top-k 50 %", "thresholds 50 %"]
+    assert record["parity"]["8"]["top-k 50 %"]["bit_identical"]
     assert set(record["selection_us"]["8"]) == {"top-k 50 %"}
     assert [(row["layout"], row["tokens"]) for row in record["prefill"]] == [("input_major", 8), ("output_major", 8)]
     assert str(tmp_path) not in json.dumps(record)

@@ -23,7 +23,7 @@ def cell(method: str, level: float, **more: Any) -> Record:
     """What a run of the made-up conditions asks for."""
     return {
         "model": "llama3-8b", "method": method, "label": method, "sparsity": level, "schedule": "uniform",
-        "count": "bytes", "calibration": "wikitext2", "texts": ["wikitext2"], "tasks": [], "timed": False,
+        "metric": "weight_bytes", "calibration": "wikitext2", "texts": ["wikitext2"], "tasks": [], "timed": False,
     } | more  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def read(kind: str, settings: list[str], *more: str) -> tuple[dict[str, Any], Ru
     path = inspect(kind, config)
     assert path.name == f"inspect-{kind}-tiny-llama.json"
     record = json.loads(path.read_text())
-    assert (record["schema"], record["kind"], record["model"]) == (1, kind, "tiny-llama")
+    assert (record["schema"], record["kind"], record["model"]) == (2, kind, "tiny-llama")
     assert {"created", "git", "versions", "hardware", "data", "values"} <= set(record)
     assert str(Path.cwd()) not in path.read_text()
     return record, config
@@ -119,8 +119,8 @@ def test_error_curve_is_the_readers_error(settings: list[str]) -> None:
         assert found == pytest.approx(float(expected), rel=1e-4)
     larosa = next(own for label, own in values["measured"].items() if label.startswith("larosa"))
     assert larosa == pytest.approx(values["measured"]["magnitude"], rel=1e-3)  # h4 is not rotated
-    assert values["realised"]["magnitude"] == pytest.approx(LEVELS, abs=0.5 / x.shape[1] + 1e-9)
-    assert values["realised"]["teal"] != values["realised"]["magnitude"]
+    assert values["achieved"]["magnitude"] == pytest.approx(LEVELS, abs=0.5 / x.shape[1] + 1e-9)
+    assert values["achieved"]["teal"] != values["achieved"]["magnitude"]
 
 
 @pytest.mark.parametrize("method", ["larosa/official", "larosa/output_aware"])
@@ -203,7 +203,7 @@ def test_a_failed_inspection_is_noted_and_success_removes_the_note(settings: lis
         notes.append([json.loads(path.read_text()) for path in (tmp_path / "runs").glob("failed-*/failed.json")])
         assert bool(outcome.failed) == (layer == 3)
     (note,), after = notes
-    assert note["asked"]["inspected"] == "surface"
+    assert note["asked"]["diagnostics"] == "surface"
     assert after == []
 
 

@@ -304,7 +304,7 @@ def change(path: str, value: Any) -> Edit:
         ("evaluation tokens of other", change("data/texts/other/sha256", "0")),
         ("block length of text", change("metrics/perplexity/text/block_length", 32)),
         ("semantics_version", change("semantics_version", 2)),
-        ("schema", change("schema", 2)),
+        ("schema", change("schema", 3)),
     ],
 )
 def test_records_of_different_conditions_are_refused(

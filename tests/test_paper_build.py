@@ -115,7 +115,7 @@ def test_a_line_over_lengths_is_one_process(tmp_path: Path) -> None:
 
 def test_limits_behind_adapters_are_no_line_of_figure_3() -> None:
     """The committed timings hold both: what an adapter costs is not what limits do."""
-    found = lengths.timed(bank.read(build.RECORDS, build.TIMINGS), "limits")
+    found = lengths.timed(bank.read(build.RECORDS, build.TIMINGS), "thresholds")
     assert {cell.record["overhead"] for own in found.values() for cell in own} == {"none"}
 
 

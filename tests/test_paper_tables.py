@@ -286,7 +286,7 @@ def test_a_damaged_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
             bank.read(folder, folder)
 
     refused("inspect-a.json", sealed({"kind": "other"}), "inspect-a.json is no inspection")
-    refused("inspect-b.json", sealed({"kind": "surface", "values": {}}), "inspect-b.json: expected schema 1 and layer")
+    refused("inspect-b.json", sealed({"kind": "surface", "values": {}}), "inspect-b.json: expected schema 2 and layer")
     refused("other.jsonl", sealed({"kind": "other"}) + "\n", "no compact record")
     refused("inspect-c.json", sealed(inspections()["inspect-surface.json"]).replace("48", "49"), "checksum")
     refused("inspect-d.json", '{"kind": "surface"}', "inspect-d.json: it has no checksum")

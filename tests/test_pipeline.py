@@ -192,7 +192,7 @@ def test_a_run_times_what_it_evaluated(
     assert [row["kind"] for row in dense["metrics"]["speed"]["rows"]] == ["dense"] * 4
     found = larosa["metrics"]["speed"]
     assert found["backend"] == larosa["backend"] == "reference"
-    assert found["gate"]["relative_logits_error"] <= found["gate"]["bound"]
+    assert found["parity"]["relative_logits_error"] <= found["parity"]["bound"]
     assert found["rows"][-1]["name"] == "larosa"
     asked = larosa["metrics"]["accounting"]["planned_sparsity"]
     kept = found["rows"][-1]["kept_share"]

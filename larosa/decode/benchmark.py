@@ -44,7 +44,7 @@ OVERHEADS: dict[str, dict[str, Any]] = {
     "transform": {"transforms": "model"},
 }
 SCHEMES: dict[str, str | None] = {"none": None, "w8": "w8", "w4": "w4_output"}
-SCHEMA = 1
+SCHEMA = 2
 CALIBRATION_TOKENS = 16
 
 
@@ -108,7 +108,7 @@ def plans_of(weights: DecodeWeights, context: int, options: argparse.Namespace) 
         bits = kth_bits(decoder, ids, context)
         plans[name] = rules if options.no_search_range else bracketed(rules, bits)
         if options.thresholds:
-            plans[f"limits {100 * level:g} %"] = limited(rules, bits, weights.dtype)
+            plans[f"thresholds {100 * level:g} %"] = limited(rules, bits, weights.dtype)
     return plans
 
 
@@ -128,8 +128,8 @@ def check_parity(weights: DecodeWeights, plans: dict[str, Rules], options: argpa
 def selection_us(rows: list[Row], sites: int) -> dict[str, float]:
     """Level -> microseconds of one exact selection: the step with Top-K less the step with thresholds, per site."""
     timed = {row["name"]: row["ms_per_token"]["p50"] for row in reversed(rows)}
-    pairs = {name: name.replace("limits", "top-k") for name in timed if name.startswith("limits")}
-    return {top: 1000 * (timed[top] - timed[limits]) / sites for limits, top in pairs.items()}
+    pairs = {name: name.replace("thresholds", "top-k") for name in timed if name.startswith("thresholds")}
+    return {top: 1000 * (timed[top] - timed[thresholds]) / sites for thresholds, top in pairs.items()}
 
 
 def command(words: list[str]) -> str:

@@ -48,7 +48,7 @@ def speed(
     doubt = caveat(gate["backend"], weights.device.type)
     if doubt is not None:
         log.warning("the times are those of the %s", doubt)
-    return {"backend": gate["backend"], "caveat": doubt, "gate": gate, "rows": rows, "summary": _summary(rows)}
+    return {"backend": gate["backend"], "caveat": doubt, "parity": gate, "rows": rows, "summary": _summary(rows)}
 
 
 def caveat(backend: str, device: str) -> str | None:

@@ -130,7 +130,7 @@ def check_plain(weights: DecodeWeights, rules: Rules, tokens: int = 8, seed: int
         "relative_logits_error": error,
         "bound": allowed,
         "worst_site_error": checks.worst,
-        "level_measured": levels(masks),
+        "achieved_sparsity": levels(masks),
         "bit_identical": True,
     }
 
