@@ -12,8 +12,8 @@ import yaml
 
 from conftest import CONF, ROOT
 from larosa.records import checksum
-from larosa_analysis.outcomes import SEVEN, compact_score
-from larosa_analysis.records import read_lines
+from larosa_analysis.records.entry import read_lines
+from larosa_analysis.records.outcomes import SEVEN, compact_score
 
 Record = dict[str, Any]
 CONDITIONS = {"created": "2000-01-01T00:00:00+00:00", "git": {"commit": "0" * 40, "dirty": False}}

@@ -29,8 +29,8 @@ from larosa.experiment.diagnostics.covariance import cosines
 from larosa.experiment.diagnostics.surface import surface
 from larosa.experiment.results import identity
 from larosa.sparsity.top_k import theoretical_error
-from larosa_analysis import bank
 from larosa_analysis.figures import every
+from larosa_analysis.records import store
 
 LAYER, TOKENS = 1, 40
 LEVELS = (0.25, 0.5, 0.75)
@@ -188,7 +188,7 @@ def test_a_figures_sweep_fills_it(settings: list[str], tmp_path: Path, name: str
         (path,) = (tmp_path / "runs").glob("inspect-*.json")
         made.append(path.stat().st_mtime_ns)
     assert made[0] == made[1]
-    drawn = {own.name: own for own in every.build(bank.read(tmp_path / "runs", tmp_path / "none"))}
+    drawn = {own.name: own for own in every.build(store.read(tmp_path / "runs", tmp_path / "none"))}
     assert drawn[figure].figure is not None
 
 

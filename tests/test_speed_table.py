@@ -11,7 +11,7 @@ from made_records import sealed
 
 from conftest import ROOT
 from larosa.records import checksum
-from larosa_analysis import speed
+from larosa_analysis.speed import rows as speed
 
 RECORD = ROOT / "kernels" / "benchmarks" / "records" / "decode-llama2-7b-h100-2026-11-23.json"
 

@@ -11,8 +11,9 @@ from made_records import made, timings
 from test_paper_tables import block, rows_of, tables
 
 from conftest import CONF
-from larosa_analysis import run_speed, speed
-from larosa_analysis.records import RecordsError
+from larosa_analysis.records import timings
+from larosa_analysis.records.entry import RecordsError
+from larosa_analysis.speed import rows as speed
 
 KERNELS = {"backend": "triton", "caveat": None}
 

@@ -15,9 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from larosa.cli.overrides import explained, fit
 from larosa.config.keys import HELP
-from larosa.config.packaged import packaged
 from larosa.config.run import ConfigError, RunConfig, ScheduleConfig
 from larosa.errors import LarosaError, described
+from larosa.records.locations import packaged
 
 WITH_LEVELS = ("magnitude", "teal", "wina", "larosa")
 """Methods that take a level for each layer and site."""

@@ -13,7 +13,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from larosa.config.packaged import in_checkout, shortened
+from larosa.config.packaged import shortened
+from larosa.records.locations import in_checkout
 
 
 def command(hydra: Any, sweep: bool) -> str:

@@ -1,7 +1,4 @@
-"""Where `conf/`, `sweeps/` and `schedules/` lie: beside the package in a checkout, inside it in an installed wheel.
-
-`setup.py` packs them into the wheel as `larosa/settings/`.
-"""
+"""Settings by name: files of `conf/`, `sweeps/` and `schedules/`, wherever larosa keeps them."""
 
 from __future__ import annotations
 
@@ -12,20 +9,7 @@ from typing import Any
 import yaml
 
 from larosa.config import former_names, keys
-
-FOLDERS = ("conf", "sweeps", "schedules")
-_PACKAGE = Path(__file__).resolve().parents[1]
-_SETTINGS = _PACKAGE / "settings"
-
-
-def in_checkout() -> bool:
-    """Whether the package stands in its repository, with `run.py` beside it."""
-    return not _SETTINGS.is_dir()
-
-
-def packaged(name: str) -> Path:
-    """The folder `name`, one of FOLDERS."""
-    return (_PACKAGE.parent if in_checkout() else _SETTINGS) / name
+from larosa.records.locations import FOLDERS, packaged
 
 
 def found(name: str) -> str:

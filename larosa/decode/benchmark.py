@@ -25,7 +25,6 @@ import yaml
 from larosa_kernels.common.environment import environment
 from transformers import AutoConfig
 
-from larosa.config.packaged import packaged
 from larosa.decode.calibrate import bracketed, kth_bits, limited
 from larosa.decode.decoder import Decoder
 from larosa.decode.parity import check_plain
@@ -35,6 +34,7 @@ from larosa.decode.weights import DecodeWeights, random_weights
 from larosa.errors import LarosaError
 from larosa.records.checksum import sealed
 from larosa.records.disk import write_atomically
+from larosa.records.locations import packaged
 
 OVERHEADS: dict[str, dict[str, Any]] = {
     "none": {},
