@@ -46,7 +46,7 @@ def test_the_gate_is_green(name: str, tokens: Tensor) -> None:
     assert 0 <= found["kl_nats"] < 1e-8
     assert found["sites"]["masks_differ_share"] < 1e-3
     if name not in ("cats", "teal", "threshold"):
-        assert found["level_measured"]["h1"] == 0.5
+        assert found["achieved_sparsity"]["h1"] == 0.5
 
 
 @pytest.mark.parametrize("name", ["magnitude", "layer", "int8", "wina", "threshold"])
@@ -91,7 +91,7 @@ def test_random_weights_pass_the_plain_gate(kind: str, more: dict[str, object]) 
     for level in (0.0, 0.5, 0.9):
         found = check_plain(weights, level_selectors(weights.shape, level))
         assert found["relative_logits_error"] <= found["bound"] < 0.3
-        assert found["level_measured"]["h1"] == pytest.approx(level, abs=0.02)
+        assert found["achieved_sparsity"]["h1"] == pytest.approx(level, abs=0.02)
     thresholds = {
         site: (SiteSelector(own[0].k, threshold=0.1),) * 2 for site, own in level_selectors(weights.shape, 0.5).items()
     }
@@ -132,7 +132,7 @@ def test_one_launch_a_site_has_the_bits_of_the_watched_step(kind: str, layers: i
     weights = random_weights(config, torch.bfloat16, device, 0, layers, **more)
     found = check_plain(weights, level_selectors(weights.shape, 0.5), tokens=TOKENS, backend="triton")
     assert found["bit_identical"]
-    assert found["level_measured"]["h4"] == pytest.approx(0.5, abs=0.02)
+    assert found["achieved_sparsity"]["h4"] == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize("backend", ["triton", "reference"])
@@ -175,7 +175,7 @@ def test_one_launch_a_site_with_limits_and_gates() -> None:
     gate = SiteSelector(weights.shape.sites["h4"].width, threshold=0.02, gated=True)
     for selectors in (thresholds, {**thresholds, "h4": (gate,)}):
         found = check_plain(weights, selectors, tokens=TOKENS, backend="triton")
-        assert 0.02 < found["level_measured"]["h4"] < 0.98
+        assert 0.02 < found["achieved_sparsity"]["h4"] < 0.98
 
 
 def test_the_plain_gate_is_red_on_wrong_operations(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +203,7 @@ def test_the_plain_gate_is_red_on_a_wrong_gate_limit(monkeypatch: pytest.MonkeyP
     own = SiteSelector(shape.sites["h4"].width, threshold=0.02, gated=True)
     selectors = {**level_selectors(shape, 0.0), "h4": (own,) * shape.layers}
     found = check_plain(weights, selectors)
-    assert 0.02 < found["level_measured"]["h4"] < 0.98
+    assert 0.02 < found["achieved_sparsity"]["h4"] < 0.98
     swiglu = ops.swiglu_topk
     for other in (0.01, 0.04):
         wrong = torch.tensor([ops.threshold_bits(other, torch.float32), -1], dtype=torch.int32)

@@ -24,7 +24,7 @@ from larosa.experiment.pipeline import run
 from larosa.experiment.results import RecordError, save_record
 from larosa.experiment.tracking import scalars
 from larosa.models.architecture import ModelView
-from larosa_analysis.run_speed import timings
+from larosa_analysis.records.run_timings import timings
 
 SENTENCE = "the cat sat on a mat while seven dogs ran over green hills and nobody asked why it rained"
 WORDS = SENTENCE.split()

@@ -1,7 +1,7 @@
 """Measure methods at equal byte-weighted level and at equal net bytes, each at its own best schedule.
 
     python -m larosa.cli.compare sweeps/methods.yaml calibration.batch_size=8
-    python -m larosa_analysis.compact runs records.jsonl && python -m larosa_analysis.methods records.jsonl
+    python -m larosa_analysis.compact runs records.jsonl && python -m larosa_analysis.comparison.methods records.jsonl
 
 The list (YAML) holds `settings`, overrides for all; `levels`; `schedules`, name -> a list of overrides of
 `larosa.cli.allocate` that finds one, the name of a schedule file with `{level}` in it, or nothing for a choice of

@@ -44,7 +44,7 @@ OVERHEADS: dict[str, dict[str, Any]] = {
     "transform": {"transforms": "model"},
 }
 SCHEMES: dict[str, str | None] = {"none": None, "w8": "w8", "w4": "w4_out"}
-SCHEMA = 1
+SCHEMA = 2
 CALIBRATION_TOKENS = 16
 
 

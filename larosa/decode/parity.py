@@ -132,7 +132,7 @@ def check_plain(
         "relative_logits_error": error,
         "bound": allowed,
         "worst_site_error": checks.worst,
-        "level_measured": levels(masks),
+        "achieved_sparsity": levels(masks),
         "bit_identical": True,
     }
 

@@ -120,7 +120,7 @@ def check_model(
     evaluated = traces.run(ids)
     found |= {"backend": decoder.backend, "sites": _sites(decoder, traces)}
     found |= _agreement(stepped(decoder, ids), evaluated)
-    found["level_measured"] = _measured(decoder, selectors, ids, traces)
+    found["achieved_sparsity"] = _measured(decoder, selectors, ids, traces)
     return found
 
 

@@ -91,7 +91,7 @@ class _Errors(_Part):
 
 class _Speed(_Part):
     backend: Nonempty
-    gate: dict[str, Any]
+    parity: dict[str, Any]
     rows: Annotated[list[dict[str, Any]], Field(min_length=1)]
     summary: dict[str, dict[str, float]]
 

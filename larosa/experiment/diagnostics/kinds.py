@@ -119,7 +119,7 @@ def _error_curve(config: RunConfig, runs: dict[str, PlannedRun], session: Sessio
         "levels": config.diagnostics.levels,
         "theory": [theoretical_error(level) for level in config.diagnostics.levels],
         "measured": measured,
-        "realised": realised,
+        "achieved": realised,
     }
 
 
