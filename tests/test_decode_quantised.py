@@ -96,7 +96,7 @@ def test_the_gate_is_green_in_bfloat16_and_red_on_a_wrong_code(choice: str, toke
             check_model(model, handle, weights, tokens[0, :8])
 
 
-@pytest.mark.parametrize("scheme", ["w8", "w4_output"])
+@pytest.mark.parametrize("scheme", ["w8", "w4_out"])
 def test_random_codes_pass_the_plain_gate(scheme: str) -> None:
     weights = random(scheme, head=True, dtype=torch.bfloat16, adapters=1)
     for level in (0.0, 0.5):
@@ -109,7 +109,7 @@ def test_random_codes_pass_the_plain_gate(scheme: str) -> None:
     [
         ("w8", 0.5, "top-k", True),
         ("w8", 0.5, "limit", True),
-        ("w4_output", 0.5, "top-k", True),
+        ("w4_out", 0.5, "top-k", True),
         ("w8", 0.0, "top-k", False),
         (None, 0.75, "top-k", True),
         (None, 0.75, "limit", True),
@@ -145,7 +145,7 @@ def test_a_fused_step_has_the_bits_and_launch_shapes_of_the_watched_one(
     assert all(name == "launch_rows" for name, _ in a_step[4:])  # 40 outputs do not come by 32
 
 
-@pytest.mark.parametrize(("scheme", "bits"), [(None, 32), ("w8", 8), ("w4_output", 4)])
+@pytest.mark.parametrize(("scheme", "bits"), [(None, 32), ("w8", 8), ("w4_out", 4)])
 def test_bytes_are_codes_and_scales(scheme: str | None, bits: int) -> None:
     own, D, inner, kv = random(scheme, head=scheme is not None), 64, 128, 32
     sites = [(D, D + 2 * kv), (D, D), (D, 2 * inner), (inner, D)]
@@ -154,19 +154,19 @@ def test_bytes_are_codes_and_scales(scheme: str | None, bits: int) -> None:
             "read_bytes"
         ]
         # Packed codes come in blocks of 256 outputs, gates and ups in blocks of 128 of each.
-        stored = [-(-m // 256) * 256 if scheme == "w4_output" else m for _, m in sites]
+        stored = [-(-m // 256) * 256 if scheme == "w4_out" else m for _, m in sites]
         codes = 2 * sum((1 - level) * n * m * bits / 8 for (n, _), m in zip(sites, stored, strict=True))
         scales = {
             None: 0,
             "w8": 2 * sum(4 * m for _, m in sites),
-            "w4_output": 2 * sum(2 * n * m / 64 for (n, _), m in zip(sites, stored, strict=True)),
+            "w4_out": 2 * sum(2 * n * m / 64 for (n, _), m in zip(sites, stored, strict=True)),
         }
         assert read["projections"] == codes + scales[scheme]
         assert read["lm_head"] == (384 * D * 4 if scheme is None else 384 * D + 4 * 384)
 
 
 def test_quantised_dense_stands_beside_dense_that_is_not() -> None:
-    weights = random("w4_output", wider=4)  # whole blocks of packed codes
+    weights = random("w4_out", wider=4)  # whole blocks of packed codes
     rows = compare(weights, {"half": level_rules(weights.shape, 0.5)}, (8,), (3,), repeats=2)
     kinds = [row["kind"] for row in rows]
     assert kinds == ["dense"] * 4 + ["quantised", "sparse"]

@@ -40,7 +40,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "int8": {"transforms": "int8"},
     "transform": {"transforms": "model"},
 }
-SCHEMES: dict[str, str | None] = {"none": None, "w8": "w8", "w4": "w4_output"}
+SCHEMES: dict[str, str | None] = {"none": None, "w8": "w8", "w4": "w4_out"}
 SCHEMA = 1
 CALIBRATION_TOKENS = 16
 

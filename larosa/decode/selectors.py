@@ -59,7 +59,7 @@ def rules_of(handle: SparsityHandle) -> Rules:
     rules = {site: list(layers) for site, layers in dense_rules(handle.plan.shape).items()}
     for site in handle.sites:
         rule, width = site.rule, site.rule.width
-        limit = getattr(rule, "limit", None)
+        limit = getattr(rule, "threshold", None)
         if limit is not None:
             planned = handle.plan.levels.kept[site.site][site.layer]
             own = SiteRule(planned, limit=float(limit), gated=site.gated)

@@ -22,8 +22,8 @@ def levels(shape: ModelShape, sparsity: float) -> Levels:
     Raises ScheduleError with the reach where even all neurons are not enough.
     """
     width = shape.sites["h4"].width
-    skips = {**dict.fromkeys(SITES, 0), "h4": 2 * shape.hidden_size}
-    reach = width * skips["h4"] / shape.layer_weights
+    weights_per_channel = {**dict.fromkeys(SITES, 0), "h4": 2 * shape.hidden_size}
+    reach = width * weights_per_channel["h4"] / shape.layer_weights
     neurons = sparsity / reach
     if kept_channels(min(neurons, 1.0), width) < 1:
         raise ScheduleError(
@@ -32,7 +32,7 @@ def levels(shape: ModelShape, sparsity: float) -> Levels:
         )
     level = {site: (neurons if site == "h4" else 0.0,) * shape.layers for site in SITES}
     kept = {site: (kept_channels(level[site][0], shape.sites[site].width),) * shape.layers for site in SITES}
-    return Levels(sparsity, level, kept, "CATS: neurons of the MLP only", skips)
+    return Levels(sparsity, level, kept, "CATS: neurons of the MLP only", weights_per_channel)
 
 
 def plan(
@@ -40,6 +40,8 @@ def plan(
 ) -> Plan:
     """A threshold on the gate of every layer."""
     found = calibrator.histograms()
-    limits = tuple(found.magnitude_quantile(layer, "gate", levels.level["h4"][layer]) for layer in range(shape.layers))
+    thresholds = tuple(
+        found.magnitude_quantile(layer, "gate", levels.level["h4"][layer]) for layer in range(shape.layers)
+    )
     own = method.coordinates
-    return Plan(method, shape, levels, tokens, rotation=None, thresholds={"gate": limits}, calibrated_in=own)
+    return Plan(method, shape, levels, tokens, rotation=None, thresholds={"gate": thresholds}, calibrated_in=own)

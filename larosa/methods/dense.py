@@ -20,4 +20,4 @@ def plan(
     """Level 0 at every site."""
     level = dict.fromkeys(SITES, (0.0,) * shape.layers)
     kept = {site: (shape.sites[site].width,) * shape.layers for site in SITES}
-    return Plan(method, shape, Levels(0.0, level, kept, "dense", shape.skips), tokens, rotation=None)
+    return Plan(method, shape, Levels(0.0, level, kept, "dense", shape.weights_per_channel), tokens, rotation=None)

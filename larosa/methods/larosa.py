@@ -20,5 +20,5 @@ def plan(
     """The levels in the calibrated rotation, or behind the calibrated transforms."""
     if method.form == "online":
         transforms = calibrator.transforms(method)
-        return calibrator.limited(Plan(method, shape, levels, tokens, rotation=None, transforms=transforms))
-    return calibrator.limited(Plan(method, shape, levels, tokens, rotation=calibrator.rotation(method)))
+        return calibrator.with_thresholds(Plan(method, shape, levels, tokens, rotation=None, transforms=transforms))
+    return calibrator.with_thresholds(Plan(method, shape, levels, tokens, rotation=calibrator.rotation(method)))

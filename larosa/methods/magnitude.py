@@ -19,4 +19,4 @@ def plan(
     calibrator: Calibrator,
 ) -> Plan:
     """The levels as they are, no rotation."""
-    return calibrator.limited(Plan(method, shape, levels, tokens, rotation=None))
+    return calibrator.with_thresholds(Plan(method, shape, levels, tokens, rotation=None))

@@ -49,7 +49,7 @@ def plan(
         Plan(method, shape, own, tokens, rotation=None, low_rank=_pairs(svd, own, share))
         for share, own in found.items()
     ]
-    plans = [calibrator.limited(each) for each in plans]
+    plans = [calibrator.with_thresholds(each) for each in plans]
     if len(plans) == 1:
         return plans[0]
     errors = calibrator.site_errors(plans)
@@ -78,7 +78,7 @@ def _paid(method: MethodConfig, shape: ModelShape, levels: Levels, share: float)
                     "choose another sparsity or schedule"
                 )
     kept = {s: tuple(kept_channels(level, shape.sites[s].width) for level in raised[s]) for s in SITES}
-    return Levels(levels.asked, raised, kept, levels.source, levels.skips)
+    return Levels(levels.target, raised, kept, levels.source, levels.weights_per_channel)
 
 
 def _pairs(svd: LowRank, levels: Levels, share: float) -> LowRank:
@@ -103,11 +103,11 @@ def _merged(plans: list[Plan], best: dict[str, list[int]], shares: list[float]) 
     count = Counter(shares[i] for chosen in best.values() for i in chosen)
     words = ", ".join(f"{share:g} at {count[share]}" for share in shares)
     levels = Levels(
-        first.levels.asked,
+        first.levels.target,
         pick([plan.levels.level for plan in plans]),
         pick([plan.levels.kept for plan in plans]),
         f"{first.levels.source}; low-rank shares searched at equal net bytes: {words} sites",
-        first.levels.skips,
+        first.levels.weights_per_channel,
     )
     thresholds = [plan.thresholds for plan in plans if plan.thresholds is not None]
     low_rank = [plan.low_rank for plan in plans if plan.low_rank is not None]

@@ -20,7 +20,7 @@ from larosa.errors import LarosaError
 
 GROUP = 64
 """Weights that share a w4 scale."""
-SCHEMES = ("w8", "w4_output", "w4_input")
+SCHEMES = ("w8", "w4_out", "w4_in")
 _LARGEST_W8 = 127
 _LEAST_W4 = -8
 
@@ -31,28 +31,28 @@ class QuantizationError(LarosaError):
 
 @dataclass(frozen=True)
 class Quantised:
-    """A matrix [n, m] on a grid. codes: int8 [n, m]; scale: w8 float32 [m], w4_output bfloat16 [groups of m, n],
-    w4_input bfloat16 [groups of n, m]. A last group may be short."""
+    """A matrix [n, m] on a grid. codes: int8 [n, m]; scale: w8 float32 [m], w4_out bfloat16 [groups of m, n],
+    w4_in bfloat16 [groups of n, m]. A last group may be short."""
 
     scheme: str
-    codes: Tensor
+    qweight: Tensor
     scale: Tensor
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """[n, m]: what the codes stand for; one rounding where `dtype` cannot hold it."""
-        wide = self.codes.to(torch.float64 if dtype == torch.float64 else torch.float32)
+        wide = self.qweight.to(torch.float64 if dtype == torch.float64 else torch.float32)
         return (wide * self.factor().to(wide.dtype)).to(dtype)
 
-    def readers(self, outputs: list[int], dtype: torch.dtype) -> list[Tensor]:
+    def consumers(self, outputs: list[int], dtype: torch.dtype) -> list[Tensor]:
         """The same as weights [outputs, n] of linears whose outputs stand side by side."""
         return [each.contiguous() for each in torch.split(self.dense(dtype).T, outputs)]
 
     def factor(self) -> Tensor:
         """The scale of each weight, [n, m] or [1, m]."""
-        n, m = self.codes.shape
+        n, m = self.qweight.shape
         if self.scheme == "w8":
             return self.scale[None]
-        if self.scheme == "w4_output":
+        if self.scheme == "w4_out":
             return self.scale.repeat_interleave(GROUP, 0)[:m].T
         return self.scale.repeat_interleave(GROUP, 0)[:n]
 
@@ -60,7 +60,7 @@ class Quantised:
     def stored_bytes(self) -> int:
         """Bytes of codes and scales; two codes of w4 share a byte."""
         bits = 8 if self.scheme == "w8" else 4
-        return (self.codes.numel() * bits + 7) // 8 + self.scale.numel() * self.scale.element_size()
+        return (self.qweight.numel() * bits + 7) // 8 + self.scale.numel() * self.scale.element_size()
 
 
 def quantised(matrix: Tensor, scheme: str) -> Quantised:
@@ -72,7 +72,7 @@ def quantised(matrix: Tensor, scheme: str) -> Quantised:
     wide = matrix.float()
     if scheme == "w8":
         return on_scales(wide, _not_zero(wide.abs().amax(0) / _LARGEST_W8))
-    if scheme == "w4_input":
+    if scheme == "w4_in":
         codes, scale = _rounded_w4(wide.T)
         return Quantised(scheme, codes.T.contiguous(), scale.T.contiguous())
     codes, scale = _rounded_w4(wide)
