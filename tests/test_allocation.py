@@ -89,12 +89,12 @@ def plan_at(
     level = {s: tuple(levels.get((i, s), 0.0) for i in range(shape.layers)) for s in SITES}
     kept = {s: tuple(kept_channels(p, shape.sites[s].width) for p in level[s]) for s in SITES}
     rotation = build_rotation(chosen, None, shape.layers, shape.hidden_size, 0) if name.startswith("larosa") else None
-    plan = Plan(chosen, shape, Levels(0.5, level, kept, "given", shape.skips), ALL, rotation)
+    plan = Plan(chosen, shape, Levels(0.5, level, kept, "given", shape.weights_per_channel), ALL, rotation)
     if name != "teal":
-        return found.limited(plan)
+        return found.with_thresholds(plan)
     counted = found.histograms()
-    limits = {s: tuple(counted.threshold(i, s, p) for i, p in enumerate(level[s])) for s in SITES}
-    return replace(plan, thresholds=limits, calibrated_in=plan.method.coordinates)
+    thresholds = {s: tuple(counted.threshold(i, s, p) for i, p in enumerate(level[s])) for s in SITES}
+    return replace(plan, thresholds=thresholds, calibrated_in=plan.method.coordinates)
 
 
 @pytest.fixture
@@ -136,10 +136,10 @@ def test_curves_are_what_applied_plans_measure(form: str, around: str, calibrato
     name, more = FORMS[form]
     base = {(i, s): 0.3 for i in range(3) for s in SITES} if around == "sparse" else {}
     plan, grid = plan_at(base, model, calibrator, name, **more), (0.0, 0.4, 0.8)
-    limits = thresholds_of(plan, calibrator)
+    thresholds = thresholds_of(plan, calibrator)
     with apply(model, plan) as handle:
-        kl = divergence_curves(model, handle, ids, grid, limits, around)
-        output = output_curves(model, handle, ids, grid, limits, around)
+        kl = divergence_curves(model, handle, ids, grid, thresholds, around)
+        output = output_curves(model, handle, ids, grid, thresholds, around)
     dense = model(ids).logits.log_softmax(-1)
     for layer, site, i in ((0, "h3", 1), (1, "h2", 2), (2, "h4", 1), (2, "h1", 0)):
         single = plan_at({**base, (layer, site): grid[i]}, model, calibrator, name, **more)
@@ -155,7 +155,7 @@ def test_curves_are_what_applied_plans_measure(form: str, around: str, calibrato
 def test_one_pass_gives_the_limits_of_all_levels(calibrator: Calibrator, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_at({}, calibrator.model, calibrator, "magnitude", selector="threshold")
     monkeypatch.setattr("larosa.calibration.calibrator.count_magnitudes", lambda *_: pytest.fail("counted again"))
-    limits = thresholds_of(plan, calibrator)
+    thresholds = thresholds_of(plan, calibrator)
     assert limits is not None
     assert limits(0, "h1", 0.2) < limits(0, "h1", 0.5) < limits(0, "h1", 0.9)
 
@@ -166,9 +166,9 @@ def test_greedy_is_teals_algorithm(form: str, calibrator: Calibrator) -> None:
     model, ids = calibrator.model, calibrator.tokens.ids[:2]
     name, more = FORMS[form]
     plan = plan_at({}, model, calibrator, name, **more)
-    limits = thresholds_of(plan, calibrator)
+    thresholds = thresholds_of(plan, calibrator)
     with apply(model, plan) as handle:
-        found = greedy_allocation(model, handle, ids, limits, 0.5, step=0.8, highest=0.9)
+        found = greedy_allocation(model, handle, ids, thresholds, 0.5, step=0.8, highest=0.9)
     shape = plan.shape
     for layer in range(shape.layers):
         levels, spent = dict.fromkeys(SITES, 0.0), 0.0

@@ -21,7 +21,7 @@ from larosa.methods.registry import METHODS
 from larosa.models.sites import ModelShape
 from larosa.rotation.online import split_gain
 from larosa.sparsity.handle import PlanError, SparsityHandle, apply
-from larosa.sparsity.level_override import Dials
+from larosa.sparsity.level_override import LevelOverrides
 from larosa.sparsity.schedule import ScheduleError, make_levels
 from larosa.sparsity.site import SparseSite
 
@@ -103,9 +103,9 @@ def test_the_official_preset_drops_what_the_official_code_drops(
     plan = METHODS["larosa"].plan(chosen, shape, levels, ALL, calibrator)
     with apply(model, plan) as handle, handle.observed_by(watched):
         model(tokens)
-        dials = Dials(handle, None)
+        overrides = LevelOverrides(handle, None)
         for site in handle.sites:
-            assert dials.rule(site, sparsity * alphas[site.site]).k == levels.kept[site.site][site.layer]
+            assert overrides.rule(site, sparsity * alphas[site.site]).k == levels.kept[site.site][site.layer]
     assert len(watched.found) == 5 * 4
     for (layer, site), (z, z_sparse) in watched.found.items():
         k = int((1 - sparsity * alphas[site]) * z.shape[-1])
@@ -141,11 +141,11 @@ def test_teal_zeroes_what_its_histogram_says(tokens: Tensor) -> None:
     values = inputs(model, tokens, path).float().reshape(-1)
     with applied(model, tokens, method("teal"), sparsity=0.4) as handle:
         assert handle.plan.thresholds is not None
-        limit = handle.plan.thresholds["h4"][2]
+        threshold = handle.plan.thresholds["h4"][2]
         sparse = inputs(model, tokens, path)
     expected = float(values.double().quantile(0.5 + 0.4 / 2))
-    assert limit == pytest.approx(expected, rel=2e-3)
-    assert float(sparse[sparse != 0].abs().min()) > limit
+    assert threshold == pytest.approx(expected, rel=2e-3)
+    assert float(sparse[sparse != 0].abs().min()) > threshold
     level = float((sparse == 0).double().mean())
     assert 0.25 < level < 0.55  # calibrated on the dense model, met only roughly on the sparse one
 
@@ -167,12 +167,12 @@ def test_cats_skips_neurons_whose_gate_is_small(tokens: Tensor) -> None:
     calibrator = Calibrator(model, TokenBlock(tokens, "t", 1, tokens.numel(), "x"), {"source": "test"}, 2, 0)
     plan = METHODS["cats"].plan(method("cats"), shape, found, ALL, calibrator)
     assert plan.thresholds is not None
-    limit = plan.thresholds["gate"][0]
-    assert limit == pytest.approx(float(hidden.abs().float().reshape(-1).quantile(neurons)), rel=5e-3)
-    meter = SparsityMeter(shape, found.skips)
+    threshold = plan.thresholds["gate"][0]
+    assert threshold == pytest.approx(float(hidden.abs().float().reshape(-1).quantile(neurons)), rel=5e-3)
+    meter = SparsityMeter(shape, found.weights_per_channel)
     with apply(model, plan) as handle, handle.observed_by(meter):
         sparse = inputs(model, tokens, "model.layers.0.mlp.down_proj")
-    expected = hidden * (hidden.abs() > limit) * mlp.up_proj(gate)
+    expected = hidden * (hidden.abs() > threshold) * mlp.up_proj(gate)
     torch.testing.assert_close(sparse, expected)
     measured = meter.summary()
     assert measured["site_mean"]["h1"] == [0.0] * 5
@@ -187,7 +187,7 @@ def test_thresholds_drop_the_level_on_average_in_the_rotated_basis(more: dict[st
     model = build_model("llama")
     shape = ModelShape.of(model.config)
     with applied(model, tokens, method("larosa/paper", selector="threshold", **more), sparsity=0.5) as handle:
-        meter = SparsityMeter(shape, shape.skips)
+        meter = SparsityMeter(shape, shape.weights_per_channel)
         with handle.observed_by(meter):
             model(tokens)
         found = meter.summary()

@@ -38,7 +38,7 @@ def test_a_layer_is_rounded_once_for_all_that_leave_it_alike(
         with applied(model, tokens, method(name), sparsity=sparsity) as handle:
             first = tokens if more.get("sequences") is None else tokens[: more["sequences"]]
             quantise(model, handle, config(choice, **more), first)
-            return {key: (own.codes, own.scale) for key, own in handle.quantised.items()}
+            return {key: (own.qweight, own.scale) for key, own in handle.quantised.items()}
 
     monkeypatch.setattr(external, "_rounded_layer", counted)
     stop, layers = 2, SHAPE["num_hidden_layers"]

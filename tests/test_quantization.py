@@ -44,6 +44,11 @@ def matrix(n: int, m: int, seed: int = 0) -> Tensor:
     return torch.randn(n, m, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+@pytest.mark.parametrize("name", CHOICES)
+def test_every_choice_has_a_known_format(name: str) -> None:
+    assert not config(name).active or config(name).scheme in SCHEMES
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize(("n", "m"), [(64, 128), (70, 65), (1, 1), (130, 3)])
 def test_no_weight_is_further_from_its_grid_than_half_a_step(scheme: str, n: int, m: int) -> None:
@@ -53,7 +58,7 @@ def test_no_weight_is_further_from_its_grid_than_half_a_step(scheme: str, n: int
     clipped = step * (1 + 8 * 2**-8) / 2 if scheme == "w8" else step * (1 + 16 * 2**-8)
     assert ((found.dense(torch.float64) - W).abs() <= clipped).all()
     largest = 127 if scheme == "w8" else 8
-    assert int(found.codes.abs().max()) == largest
+    assert int(found.qweight.abs().max()) == largest
     bits = 8 if scheme == "w8" else 4
     scales = {"w8": 4 * m, "w4_out": 2 * n * -(-m // GROUP), "w4_in": 2 * m * -(-n // GROUP)}[scheme]
     assert found.stored_bytes == (n * m * bits + 7) // 8 + scales
@@ -63,7 +68,7 @@ def test_no_weight_is_further_from_its_grid_than_half_a_step(scheme: str, n: int
 def test_what_stands_on_a_grid_stays_where_it_is(scheme: str) -> None:
     once = quantised(matrix(70, 130), scheme)
     again = quantised(once.dense(torch.float64), scheme)
-    assert torch.equal(again.codes, once.codes)
+    assert torch.equal(again.qweight, once.qweight)
     assert torch.allclose(again.dense(torch.float64), once.dense(torch.float64), rtol=1e-6, atol=0)
 
 
@@ -99,11 +104,11 @@ def test_turned_then_rounded_then_removed_bit_for_bit(choice: str, name: str, ke
     before = {key: value.clone() for key, value in model.state_dict().items()}
     expected, preset = model(tokens).logits, METHODS[name]
     with applied(model, tokens, method(preset[0], **preset[1])) as handle:
-        turned = {(v.index, s): [r.weight for r in v.readers(s)] for v, s in ModelView(model).sites()}
+        turned = {(v.index, s): [r.weight for r in v.consumers(s)] for v, s in ModelView(model).sites()}
         said = quantise(model, handle, config(choice, head=keep), tokens)
         assert 0 < said["relative_weight_error"] < (0.02 if choice.startswith("w8") else 0.2)
         for (index, site), own in turned.items():
-            rows = torch.cat([linear.weight for linear in ModelView(model).layers[index].readers(site)])
+            rows = torch.cat([linear.weight for linear in ModelView(model).layers[index].consumers(site)])
             assert torch.equal(rows, handle.quantised[index, site].dense(torch.float32).T)
             assert float((rows - torch.cat(own)).norm() / torch.cat(own).norm()) < 0.2
         assert (handle.quantised_head is not None) == (keep == "w8")
@@ -238,7 +243,7 @@ def test_a_calibrated_quantiser_errs_less_than_rounding_to_nearest(chosen: str, 
             exact = model(tokens).logits
         off = {}
         for choice, more in (("w8" if own.weights == "w8" else "w4_rtn", {"group_axis": own.group_axis}), (chosen, {})):
-            weights = {linear: linear.weight for v, s in ModelView(model).sites() for linear in v.readers(s)}
+            weights = {linear: linear.weight for v, s in ModelView(model).sites() for linear in v.consumers(s)}
             assert quantise(model, handle, config(choice, **more), tokens)["relative_weight_error"] > 0
             with handle.level_zero():
                 off[choice] = float((model(tokens).logits - exact).norm())

@@ -62,7 +62,7 @@ def full(model: nn.Module) -> LowRank:
     """Pairs of full rank: nothing is lost."""
     found: dict[str, list[tuple[object, ...]]] = {site: [] for site in SITES}
     for layer, site in ModelView(model).sites():
-        found[site].append(tuple(truncated_svd(p.weight, min(p.weight.shape)) for p in layer.readers(site)))
+        found[site].append(tuple(truncated_svd(p.weight, min(p.weight.shape)) for p in layer.consumers(site)))
     return {site: tuple(layers) for site, layers in found.items()}
 
 
@@ -273,7 +273,7 @@ def test_the_measured_level_is_the_planned_one(tokens: Tensor) -> None:
     model = build_model("llama")
     shape = ModelShape.of(model.config)
     plan = planned(model, tokens, method("r_sparse", **TOP_K))
-    meter = SparsityMeter(shape, shape.skips)
+    meter = SparsityMeter(shape, shape.weights_per_channel)
     with apply(model, plan) as handle, handle.observed_by(meter):
         model(tokens)
     assert meter.summary()["weight_sparsity_mean"] == pytest.approx(account(plan)["weight_sparsity"], abs=1e-12)

@@ -44,9 +44,9 @@ ALL = TokenPolicyConfig(kind="all", n=0, fraction=1.0)
 def test_byte_weighted_level_is_met_to_within_one_channel_a_site(model: str, name: str, sparsity: float) -> None:
     shape = shape_of(model)
     levels = make_levels(shape, schedule(name), sparsity, model)
-    skipped = sum((shape.sites[s].width - k) * shape.sites[s].fan_out for s in SITES for k in levels.kept[s])
+    skipped = sum((shape.sites[s].width - k) * shape.sites[s].out_features for s in SITES for k in levels.kept[s])
     total = shape.layers * shape.layer_weights
-    one_channel = sum(shape.sites[s].fan_out for s in SITES) * shape.layers
+    one_channel = sum(shape.sites[s].out_features for s in SITES) * shape.layers
     assert abs(skipped - sparsity * total) <= one_channel
     for s in SITES:
         for level, kept in zip(levels.level[s], levels.kept[s], strict=True):
@@ -194,7 +194,7 @@ def test_committed_schedules_are_used_by_name(path: Path, monkeypatch: pytest.Mo
     level = path.stem.rpartition("-")[2]
     more = ["method=magnitude", "schedule=file", f"schedule.path={path.stem}", f"sparsity={level}"]
     cell = list(plan_runs(parse(f"model={path.parent.name}", *more)).values())[-1]
-    assert byte_weighted(cell.levels.level, shape_of(path.parent.name), cell.levels.skips) == pytest.approx(
-        float(level)
-    )
+    assert byte_weighted(
+        cell.levels.level, shape_of(path.parent.name), cell.levels.weights_per_channel
+    ) == pytest.approx(float(level))
     assert len(set(cell.levels.level["h1"])) > 2

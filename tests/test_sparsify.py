@@ -198,7 +198,7 @@ def test_cats_has_levels_of_its_own(tokens: Tensor) -> None:
     with sparsify(model, tokens, sparsity=0.3, method="cats", schedule="uniform") as handle:
         levels = handle.plan.levels
         assert levels.level["h1"] == (0.0,) * 5
-        assert byte_weighted(levels.level, handle.plan.shape, levels.skips) == pytest.approx(0.3)
+        assert byte_weighted(levels.level, handle.plan.shape, levels.weights_per_channel) == pytest.approx(0.3)
     with pytest.raises(ScheduleError, match="method=cats skips up and down only"):
         sparsify(model, tokens, sparsity=0.9, method="cats")
     with pytest.raises(ScheduleError, match=r"leave it out of method\.low_rank_ratio_grid"):
@@ -210,7 +210,7 @@ def test_dense_needs_no_level(tokens: Tensor) -> None:
     dense = model(tokens).logits
     with sparsify(model, tokens, method="dense") as handle:
         assert torch.equal(model(tokens).logits, dense)
-        assert handle.plan.levels.asked == 0
+        assert handle.plan.levels.target == 0
     with pytest.raises(ArgumentError, match=r"sparsity=0\.4"):
         sparsify(model, tokens, method="magnitude")
 

@@ -111,7 +111,7 @@ def test_the_output_error_is_what_the_second_objective_lowers(tokens: Tensor) ->
                 seen = Inputs(site)
                 with handle.observed_by(seen):
                     model(tokens)
-                W = torch.cat([reader.weight for reader in site.readers])
+                W = torch.cat([reader.weight for reader in site.consumers])
                 total += float(((seen.x - seen.y) @ W.T).pow(2).sum() / (seen.x @ W.T).pow(2).sum())
         return total
 

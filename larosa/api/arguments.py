@@ -74,7 +74,7 @@ def _check_weights(model: PreTrainedModel) -> None:
                 "device_map): load it whole, e.g. device_map=None or 'cuda'"
             )
     view = ModelView(model)
-    linears = [linear for layer, site in view.sites() for linear in layer.readers(site)]
+    linears = [linear for layer, site in view.sites() for linear in layer.consumers(site)]
     places = {id(module): name for name, module in model.named_modules()}
     for module in (*linears, view.embedding, view.head):
         weight, name = module.weight, places[id(module)]

@@ -159,14 +159,14 @@ class Calibrator:
         grams = weight_moments(self.model, ALL_READERS) if config.objective == "output_error" else None
         return tune(self.model, tuned, Plan(plain, shape, levels, tokens, None), self.tokens, config, grams, self.seed)
 
-    def limited(self, plan: Plan) -> Plan:
-        """The plan with calibrated limits in the place of Top-K, if its method asks for them."""
+    def with_thresholds(self, plan: Plan) -> Plan:
+        """The plan with calibrated thresholds in the place of Top-K, if its method asks for them."""
         if plan.method.selector != "threshold":
             return plan
         counter, levels = self.magnitudes(plan), plan.levels.level
         layers = range(plan.shape.layers)
-        limits = {site: tuple(counter.limit(i, site, levels[site][i]) for i in layers) for site in SITES}
-        return replace(plan, thresholds=limits, calibrated_in=plan.method.coordinates)
+        thresholds = {site: tuple(counter.threshold(i, site, levels[site][i]) for i in layers) for site in SITES}
+        return replace(plan, thresholds=thresholds, calibrated_in=plan.method.coordinates)
 
     def magnitudes(self, plan: Plan) -> MagnitudeCounter:
         """Counted magnitudes in the plan's coordinates, which its method decides: one pass a method and policy."""

@@ -97,7 +97,7 @@ def histograms(model: PreTrainedModel, tokens: TokenBlock, batch_size: int) -> H
 
     hooks = []
     for layer, site in view.sites():
-        reader = layer.readers(site)[0]
+        reader = layer.consumers(site)[0]
         hooks.append(
             reader.register_forward_pre_hook(lambda _m, args, at=layer.index, site=site: collect(at, site, args[0]))
         )

@@ -89,7 +89,7 @@ def weight_moments(model: PreTrainedModel, chosen: dict[str, slice]) -> Tensor:
     for layer in layers:
         for i, site in enumerate(NORM_SITES):
             gamma = layer.norm(site).get_parameter("weight").double()
-            weights = [linear.weight.double() * gamma for linear in layer.readers(site)[chosen[site]]]
+            weights = [linear.weight.double() * gamma for linear in layer.consumers(site)[chosen[site]]]
             moments[layer.index, i] = torch.stack([W.T @ W for W in weights]).sum(0).cpu()
     return moments
 

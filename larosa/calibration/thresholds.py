@@ -1,7 +1,7 @@
-"""Thresholds in a plan's own coordinates: a calibrated limit for each site instead of Top-K.
+"""Thresholds in a plan's own coordinates: a calibrated threshold for each site instead of Top-K.
 
 The plan is applied at level 0 and the calibration tokens run through it, so the magnitudes counted are those that the
-rule will see, whatever rotation or transform stands before it. Counts are kept in 256 bins an octave: a limit is
+rule will see, whatever rotation or transform stands before it. Counts are kept in 256 bins an octave: a threshold is
 exact to 0.3 %.
 """
 
@@ -47,7 +47,7 @@ class MagnitudeCounter:
         key = (site.site, site.layer)
         self._counts[key] = counts if key not in self._counts else self._counts[key] + counts
 
-    def limit(self, layer: int, site: str, level: float) -> float:
+    def threshold(self, layer: int, site: str, level: float) -> float:
         """The magnitude below which a fraction `level` of the entries lies."""
         if level <= 0.0:
             return 0.0
@@ -61,7 +61,7 @@ class MagnitudeCounter:
 
 @torch.no_grad()
 def count_magnitudes(model: PreTrainedModel, plan: Plan, tokens: TokenBlock, batch_size: int) -> MagnitudeCounter:
-    """Count what the rules of `plan` see on the calibration tokens with nothing dropped: limits of all levels."""
+    """Count what the rules of `plan` see on the calibration tokens with nothing dropped: thresholds of all levels."""
     counter, decoder = MagnitudeCounter(), ModelView(model).decoder
     device = ModelView(model).embedding.weight.device
     with apply(model, plan) as handle, handle.level_zero(), handle.observed_by(counter):

@@ -74,12 +74,12 @@ def _check_reach(config: RunConfig) -> None:
 def _find(config: RunConfig, session: Session, handle: SparsityHandle) -> tuple[Floats, dict[str, Any]]:
     """Levels [layers, sites], and the curves that they follow from."""
     chosen, ids = config.allocation, session.calibration.ids[: config.calibration.probe_sequences]
-    limits = thresholds_of(handle.plan, session.calibrator)
+    thresholds = thresholds_of(handle.plan, session.calibrator)
     if chosen.algorithm == "greedy":
         highest = chosen.grid[-1]
-        return greedy_allocation(session.model, handle, ids, limits, config.sparsity, chosen.step, highest), {}
+        return greedy_allocation(session.model, handle, ids, thresholds, config.sparsity, chosen.step, highest), {}
     curves_of = output_curves if chosen.error == "output" else divergence_curves
-    curves = curves_of(session.model, handle, ids, chosen.grid, limits, chosen.other_sites)
+    curves = curves_of(session.model, handle, ids, chosen.grid, thresholds, chosen.other_sites)
     weights = np.array([float(handle.plan.shape.sites[site].weights) for site in SITES])
     levels = allocate(curves, np.array(chosen.grid), weights, config.sparsity)
     return levels, {"curves": {site: curves[:, i].tolist() for i, site in enumerate(SITES)}}

@@ -1,4 +1,4 @@
-"""The schema of `allocation`: how the commands that write schedules find them."""
+"""The schema of `allocation`: how `larosa.cli.allocate` searches for a schedule."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from larosa.config.base import Strict
 
 
 class AllocationConfig(Strict):
-    """How `larosa.cli.allocate` finds a schedule; what it writes is what runs read."""
+    """How `larosa.cli.allocate` searches for a schedule. Runs read the file that it writes, not these settings."""
 
     algorithm: Literal["marginal", "greedy"]
-    """`marginal`: equal marginal error over all layers and sites. `greedy`: TEAL's, layer by layer to one target."""
+    """`marginal`: equal marginal error over all layers and sites. `greedy`: TEAL's, which brings each layer to the
+    target."""
     error: Literal["output", "kl"]
-    """`output`: of the layer's output; `kl`: nats a token between the model's distribution and the dense one."""
+    """`output`: the error of the layer's output. `kl`: nats per token between the sparse and the dense distribution."""
     other_sites: Literal["dense", "sparse"]
-    """While one site's level varies the others drop nothing, or the levels of `schedule` at `sparsity`."""
+    """What the other sites do while one site is searched. `dense`: they drop nothing. `sparse`: they keep the levels of
+    `schedule` at `sparsity`."""
     grid: tuple[Annotated[float, Field(ge=0.0, le=0.9)], ...] = Field(min_length=2)
-    """Levels tried, from 0; the last is the highest level that any rule gives."""
+    """Levels tried, rising from 0. The last is the highest level that a search gives."""
     step: float = Field(gt=0.0)
-    """`greedy`: weights dropped by one raise of a site, as a fraction of a D x D matrix."""
+    """`greedy`: weights dropped per step of a site, as a fraction of a D x D matrix."""
 
     @model_validator(mode="after")
     def _possible(self) -> AllocationConfig:
@@ -30,7 +32,7 @@ class AllocationConfig(Strict):
             raise ValueError("allocation.grid must rise from 0")
         if self.algorithm == "greedy" and (self.error, self.other_sites) != ("output", "dense"):
             raise ValueError(
-                "allocation.algorithm=greedy is by the layer's output on the dense model's hidden states: "
-                "allocation.error must be output, allocation.other_sites dense"
+                "allocation.algorithm=greedy measures the layer's output on the hidden states of the dense model: "
+                "set allocation.error=output and allocation.other_sites=dense"
             )
         return self

@@ -1,4 +1,4 @@
-"""What every section of the settings is made of: strict, frozen models and one readable line for each mistake."""
+"""Base of every section of the settings: strict, frozen models, and one readable line per mistake."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ def _at_home(given: str) -> str:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-"""A list of words; a single word stands for a list of one."""
+"""A list of names; a single name stands for a list of one."""
 Filename = Annotated[str, Field(min_length=1), AfterValidator(_at_home)]
 """A file or folder; `~` and `~user` at its beginning are expanded."""
 Filenames = Annotated[tuple[Filename, ...], BeforeValidator(_listed)]
-"""A list of them; a single one stands for a list of one."""
+"""A list of files or folders; a single one stands for a list of one."""
 Level = Annotated[float, Field(ge=0.0, lt=1.0)]
+"""A sparsity as a fraction."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""What every generator takes: numpy's 32 bits, and torch's 64, of which bases use 20 for seeds of each layer's own."""
+"""The range of numpy's generators: 32 bits. torch takes 64 bits, of which bases use 20 for a seed per layer."""
 
 
 class ConfigError(LarosaError):
@@ -51,7 +52,7 @@ class ConfigError(LarosaError):
 class Strict(BaseModel):
     """Base of all sections: unknown keys are refused, values are frozen once checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""Settings of `python -m larosa.cli.diagnose`, and of runs that inspect instead of measuring."""
+"""Settings of `python -m larosa.cli.diagnose`, and of runs that compute diagnostics instead of metrics."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from larosa.config.base import Level, Strict
 
 
 class DiagnosticsConfig(Strict):
-    """Where to look, and how much of it to keep."""
+    """What `larosa.cli.diagnose` computes, for which layer and site, and how much of it is kept."""
 
     kind: Literal["surface", "thresholds", "error_curve", "covariance"] | None
-    """What a run inspects; null: it measures. `python -m larosa.cli.diagnose` names its own."""
+    """What a run computes instead of metrics; null: it measures metrics. `larosa.cli.diagnose` takes it as an
+    argument."""
     layer: int | None = Field(ge=0)
-    """Null: the middle one."""
+    """The layer; null: the middle one."""
     site: Literal["h1", "h2", "h3", "h4"] | None
-    """Null: h1, for error_curve h4."""
+    """The site; null: h1, or h4 for `error_curve`."""
     levels: tuple[Level, ...] = Field(min_length=1)
+    """Sparsities at which thresholds and errors are computed."""
     tokens: int = Field(ge=1)
-    """Of the first evaluation text (without one, of the calibration text) from the second on: the first is a sink."""
+    """Tokens of the first evaluation text, or without one of the calibration text. The first token, an attention sink,
+    is skipped."""
     surface_tokens: int = Field(ge=1)
+    """`surface`: tokens kept."""
     channels: int = Field(ge=1)
-    """Of a surface; wider ones are pooled by their maximum."""
+    """`surface`: channels kept; a wider activation is pooled by its maximum."""

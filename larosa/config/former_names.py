@@ -1,4 +1,5 @@
-"""Names of keys and choices before the settings took the field's terms; each ends in one error that says the new one."""
+"""Names of keys and choices before the settings took the field's terms; each ends in one error that says the new
+one."""
 
 from __future__ import annotations
 

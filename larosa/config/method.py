@@ -1,8 +1,8 @@
-"""Settings of the methods: one class each, told apart by `name`.
+"""Settings of the methods: one class per method, selected by `name`.
 
-A method's YAML holds its own keys alone. What other code reads of any method, its form or its selector, is a field of
-:class:`MethodConfig`; a method that has no such setting has the value given there. Settings that change a result have
-no default here: their values stand in ``conf/method``.
+A method's YAML holds its own keys only. Settings that other code reads of any method, such as its form or selector, are
+fields of :class:`MethodConfig`; a method without such a setting has the value given there. Settings that change a
+result have no default here: their values are in ``conf/method``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from larosa.config.base import Strict
+from larosa.config.tuning import TuningConfig
 
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 Form = Literal["plain", "absorbed", "simulated", "online"]
@@ -32,69 +33,47 @@ Rounding = Literal["nearest", "down"]
 Importance = Literal["magnitude", "column_norm"]
 
 
-class CoefficientsConfig(Strict):
-    """Coefficients alpha of the four sites (section 2 of the paper): site sparsity = alpha * sparsity.
-
-    Of h2 and h4, None follows from h1 and h3 by the paper's constraints.
-    """
-
-    h1: float = Field(ge=0.0)
-    h2: float | None = Field(ge=0.0)
-    h3: float = Field(ge=0.0)
-    h4: float | None = Field(ge=0.0)
-
-
-class TuningConfig(Strict):
-    """Gradient steps on a basis or a transform, see :mod:`larosa.search.tuning`."""
-
-    objective: Literal["kl", "output_error"]
-    sparsity: Annotated[float, Field(gt=0.0, lt=1.0)]
-    """The weight sparsity to tune at; one tuning serves all targets."""
-    coefficients: CoefficientsConfig
-    """How that sparsity is spread over the sites."""
-    steps: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    """Calibration sequences per step."""
-    learning_rate: float = Field(gt=0.0)
-
-
 class MethodConfig(Strict):
-    """What every method says of itself; subclasses declare again the settings that they have."""
+    """The fields of every method; a subclass declares again the settings that it has."""
 
     name: str
+    """Name of the method."""
     preset: str
+    """Name of the YAML in `conf/method`; tables and figures show it."""
     form: Form = "plain"
     """`plain`: the model's own basis. `absorbed`: rotated weights (the paper). `simulated`: activations are rotated
     and rotated back (the official code). `online`: a transform runs before each norm's consumers."""
     basis: Basis = "identity"
-    """`weight_svd`: right singular vectors of k and gate (WINA's transform). `output_aware`: not orthogonal, one online
-    transform per sublayer (rotation.online). `learned`: orthogonal, tuned from the identity."""
+    """`pca`: eigenvectors of the activations' covariance (the paper). `random`, `hadamard`, `identity`: for comparison.
+    `weight_svd`: right singular vectors of k and gate (WINA's transform). `output_aware`: not orthogonal, one online
+    transform per sublayer (`larosa.rotation.online`). `learned`: orthogonal, tuned from the identity."""
     granularity: Granularity = "layer"
-    """Layers or sublayers that share a basis."""
+    """Layers or sublayers that share a basis: one basis per layer, per sublayer, per group of layers, or one for the
+    model."""
     group_size: int = Field(default=1, ge=1)
-    """`granularity=group`: layers that share a basis."""
+    """`granularity=group`: number of layers that share a basis."""
     rotation_dtype: Literal["float64", "model"] = "float64"
     """`simulated`: the precision in which activations are rotated (the official code: float64)."""
     transform_dtype: Literal["model", "int8", "int4"] = "model"
-    """`online`: how the transform is stored; in int8 and int4 it is what runs and what is counted."""
+    """`online`: storage of the transform. int8 and int4 transforms run and are counted in that format."""
     block_size: Annotated[int, Field(ge=1)] | None = None
-    """`online`: channels of each diagonal block of the transform; null is one whole D x D matrix."""
+    """`online`: channels per diagonal block of the transform; null: one full D x D matrix."""
     tuning: TuningConfig | None = None
     """`online` and `learned`: gradient steps; null leaves the closed form."""
     selector: Selector = "top_k"
     """`top_k`: exactly k channels per token; `threshold`: channels above a threshold calibrated in the same basis."""
     ties: Ties = "strict"
-    """`strict`: exactly k channels stay, of equal importance the lowest index first; `keep`: all channels at least as
-    important as the k-th stay."""
+    """`strict`: exactly k channels are kept; of equal importance, the lowest index wins. `keep`: all channels at least
+    as important as the k-th are kept."""
     rounding: Rounding = "nearest"
-    """`nearest`: k is the integer nearest (1 - level) * width; `down`: the next one below, as in the codes of LaRoSA
-    and WINA."""
+    """`nearest`: k is the integer nearest to (1 - level) * width. `down`: the integer below, as in the official code of
+    LaRoSA and WINA."""
     importance: Importance = "magnitude"
-    """What Top-K ranks by: `|x_i|`, or `|x_i|` times the norm of weight column i (WINA)."""
+    """What Top-K ranks by. `magnitude`: `|x_i|`. `column_norm`: `|x_i|` times the norm of weight column i (WINA)."""
     low_rank_ratio: Ratio = 0.0
-    """Weights of the low-rank pair of each projection / weights of the projection (R-Sparse)."""
+    """Weights of the low-rank pair over weights of the projection (R-Sparse)."""
     low_rank_ratio_grid: tuple[Ratio, ...] = ()
-    """Ratios tried at each site at the bytes of `low_rank_ratio`; empty: `low_rank_ratio` everywhere."""
+    """Ratios tried per site, at the total bytes of `low_rank_ratio`; empty: `low_rank_ratio` at every site."""
 
     _SHARED: ClassVar[frozenset[str]] = frozenset({"name", "preset"})
 
@@ -120,12 +99,14 @@ class MethodConfig(Strict):
         return {key: value for key, value in handler(self).items() if key in self.own_keys()}
 
     def with_defaults(self) -> dict[str, Any]:
-        """Every field, also those that the method does not have: what decides its coordinates and its tensors."""
+        """Every field, including those that the method does not have; they determine its coordinates and its
+        tensors."""
         return {key: value.model_dump(mode="json") if isinstance(value, Strict) else value for key, value in self}
 
     @property
     def coordinates(self) -> str:
-        """What decides the basis that activations are dropped in: thresholds hold in their own alone."""
+        """The basis in which activations are dropped; thresholds are valid in the basis that they were calibrated
+        in."""
         size = self.group_size if self.granularity == "group" else 0
         tuned = self.tuning.model_dump_json() if self.tuning else None
         if self.form == "plain":
@@ -137,7 +118,7 @@ class MethodConfig(Strict):
 
     @property
     def label(self) -> str:
-        """How tables and figures name it: the preset, and of a rotated method what kind of rotation."""
+        """Name in tables and figures: the preset, and the kind of rotation of a rotated method."""
         if self.form == "plain":
             return self.preset
         share = f"group of {self.group_size}" if self.granularity == "group" else self.granularity
@@ -158,7 +139,7 @@ class DenseConfig(MethodConfig):
 
 
 class MagnitudeConfig(MethodConfig):
-    """Per token the largest magnitudes stay, in the model's own basis."""
+    """The largest magnitudes per token are kept, in the model's own basis."""
 
     name: Literal["magnitude"]
     selector: Selector
@@ -167,7 +148,7 @@ class MagnitudeConfig(MethodConfig):
 
     @property
     def label(self) -> str:
-        """The preset, and that it uses thresholds."""
+        """The preset, and whether it uses thresholds."""
         return self.preset + (" (threshold)" if self.selector == "threshold" else "")
 
 
@@ -179,14 +160,14 @@ class TealConfig(MethodConfig):
 
 
 class CatsConfig(MethodConfig):
-    """CATS (arXiv 2404.08763): neurons of the MLP whose gate is below a calibrated threshold are skipped."""
+    """CATS (arXiv 2404.08763): MLP neurons whose gate is below a calibrated threshold are skipped."""
 
     name: Literal["cats"]
     selector: Literal["threshold"] = "threshold"
 
 
 class WinaConfig(MethodConfig):
-    """WINA (arXiv 2505.19427): Top-K of magnitude times column norm, in the model's own basis or behind its transform."""
+    """WINA (arXiv 2505.19427): Top-K of magnitude times column norm, in the model's own basis or in its rotated one."""
 
     name: Literal["wina"]
     form: Literal["plain", "absorbed"]
@@ -215,7 +196,7 @@ class RSparseConfig(MethodConfig):
 
     @property
     def label(self) -> str:
-        """The preset, the bytes of its pairs, and that it uses Top-K."""
+        """The preset, the bytes of its low-rank pairs, and whether it uses Top-K."""
         low_rank = "searched, +{:g} % bytes" if self.low_rank_ratio_grid else "{:g} % low-rank"
         selector = ", top_k" if self.selector == "top_k" else ""
         return f"{self.preset} ({low_rank.format(100 * self.low_rank_ratio)}{selector})"
@@ -250,7 +231,8 @@ class LarosaConfig(MethodConfig):
     def _possible(self) -> LarosaConfig:
         if self.selector == "threshold" and self.importance != "magnitude":
             raise ValueError(
-                "method.importance=column_norm ranks for Top-K; with method.selector=threshold it has no meaning"
+                "method.importance=column_norm ranks for Top-K; with method.selector=threshold set "
+                "method.importance=magnitude"
             )
         if (self.basis == "output_aware") != (self.form == "online") or (
             self.form == "online" and self.granularity != "sublayer"
@@ -268,7 +250,10 @@ class LarosaConfig(MethodConfig):
         if self.block_size is not None and self.form != "online":
             raise ValueError("method.block_size belongs to method.form=online; set it to null")
         if self.basis == "weight_svd" and (self.form, self.granularity) != ("absorbed", "sublayer"):
-            raise ValueError("method.basis=weight_svd is absorbed, per sublayer: k and gate have a basis each")
+            raise ValueError(
+                "method.basis=weight_svd needs method.form=absorbed and method.granularity=sublayer: k and gate have a "
+                "basis each"
+            )
         return self
 
 
@@ -279,7 +264,7 @@ METHOD_NAMES = tuple(str(get_args(config.model_fields["name"].annotation)[0]) fo
 
 
 def foreign_key(key: str, method: str = "this method") -> str:
-    """That a method has not a setting of other methods, and whose it is."""
+    """Error text: the method has no such setting, and which methods have it."""
     pairs = zip(METHOD_NAMES, METHOD_CONFIGS, strict=True)
     owners = ", ".join(name for name, config in pairs if key in config.own_keys())
     return f"{method} has no setting {key}, which belongs to {owners}"

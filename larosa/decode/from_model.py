@@ -84,7 +84,7 @@ def _layer(
     matrices, biases, transforms = dict[str, Matrix](), dict[str, Tensor](), dict[str, Transform]()
     scale: Tensor | None = None
     for name, site in sites.items():
-        readers = layer.readers(name)
+        readers = layer.consumers(name)
         matrix, transform = _behind(readers, site)
         codes = None if handle is None else handle.quantised.get((layer.index, name))
         matrices[name] = matrix if codes is None else PackedMatrix.of(codes, paired=name == "h3")

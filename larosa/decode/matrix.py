@@ -32,12 +32,12 @@ class PackedMatrix:
         """
         if found.scheme == "w4_in":
             raise DecodeError("the decoder runs w4 in groups along the output, not along the input")
-        m = found.codes.shape[1]
+        m = found.qweight.shape[1]
         if found.scheme != "w4_out":
-            return cls(found.codes.contiguous(), found.scale.contiguous(), m, 1.0)
+            return cls(found.qweight.contiguous(), found.scale.contiguous(), m, 1.0)
         paired = paired and m % (2 * GROUP) == 0
         scale = pack_scales(found.scale, m, paired)
-        return cls(pack_qweight(found.codes, paired), scale, m, float(scale.abs().max()), paired)
+        return cls(pack_qweight(found.qweight, paired), scale, m, float(scale.abs().max()), paired)
 
     @property
     def shape(self) -> torch.Size:

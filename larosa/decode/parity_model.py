@@ -67,7 +67,7 @@ class _Traces:
                 if site in ("h1", "h3"):
                     hook = layer.norm(site).register_forward_pre_hook(_keeps_before(trace))
                     stack.callback(hook.remove)
-                for linear in layer.readers(site):
+                for linear in layer.consumers(site):
                     stack.callback(linear.register_forward_hook(_keeps_product(trace)).remove)
             stack.enter_context(self.handle.policy.everywhere())
             stack.enter_context(self.handle.observed_by(self))
@@ -205,7 +205,7 @@ def _flips(
     if site is None or trace.z is None:
         return 0
     differ = (mask != kept) & (x != 0) & (trace.z != 0) if ranked is not None else (mask != kept) & (_up(trace) != 0)
-    threshold = site.rule.threshold(trace.z)
+    threshold = site.rule.thresholds(trace.z)
     if threshold is None or not bool(differ.any()):
         if bool(differ.any()):
             raise ParityError(f"{where}: entries are dropped where the selector drops none")

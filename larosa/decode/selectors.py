@@ -59,7 +59,7 @@ def selectors_of(handle: SparsityHandle) -> Selectors:
     selectors = {site: list(layers) for site, layers in dense_selectors(handle.plan.shape).items()}
     for site in handle.sites:
         selector, width = site.rule, site.rule.width
-        threshold = getattr(selector, "limit", None)
+        threshold = getattr(selector, "threshold", None)
         if threshold is not None:
             planned = handle.plan.levels.kept[site.site][site.layer]
             own = SiteSelector(planned, threshold=float(threshold), gated=site.gated)

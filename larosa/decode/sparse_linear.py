@@ -65,7 +65,7 @@ def sparse_linears(model: PreTrainedModel, backend: str = "auto") -> Iterator[li
     made: list[SparseLinear] = []
     try:
         for layer in view.layers:
-            for path in (path for site in SITES for path in view.architecture.readers[site]):
+            for path in (path for site in SITES for path in view.architecture.consumers[site]):
                 parent, _, name = path.rpartition(".")
                 owner = layer.module.get_submodule(parent)
                 linear = getattr(owner, name)

@@ -220,9 +220,9 @@ def random_weights(
     def layer(index: int) -> LayerWeights:
         at = (["h1"] if adapters and index else []) + (["h3"] if adapters > 1 else [])
         return LayerWeights(
-            matrices={name: normal(site.width, site.fan_out) for name, site in sites.items()},
+            matrices={name: normal(site.width, site.out_features) for name, site in sites.items()},
             norms={"h1": gamma(), "h3": gamma()},
-            biases={name: normal(site.fan_out) for name, site in sites.items() if has_bias(config, name)},
+            biases={name: normal(site.out_features) for name, site in sites.items() if has_bias(config, name)},
             adapters={site: shuffled().to(dtype) for site in at},
             transforms={site: stored(shuffled(), transforms, dtype) for site in ("h1", "h3")} if transforms else {},
         )

@@ -1,13 +1,13 @@
 """What a plan saves and what it costs, counted one way for every method.
 
-byte-weighted level = weight bytes not read / weight bytes of the seven projections
-extras              = bytes that the method reads besides (residual adapters, online transforms, low-rank pairs)
-net bytes           = projection bytes - bytes not read + extras, as a share of the projection bytes
-FLOPs               = two a weight that is read, extras included; see :func:`flops`
-paper count         = levels weighted by width * projections that read the site (the paper's "model-level sparsity")
+weight sparsity  = weight bytes not read / weight bytes of the seven projections
+overhead         = bytes that the method reads besides (residual adapters, online transforms, low-rank pairs)
+read fraction    = (projection bytes - bytes not read + overhead) / projection bytes
+FLOPs            = two per weight that is read, overhead included; see :func:`flops`
+nominal sparsity = levels weighted by width * consumers of the site (the paper's "model-level sparsity")
 
-Weights count two bytes whatever precision a run has: decoders run in 16 bits, and a float32 run on a CPU must not make
-an int8 transform look half as large as it is.
+A weight counts two bytes, whatever the precision of a run. Decoders run in 16 bits; a float32 run on a CPU must not
+halve the relative size of an int8 transform.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ LLAMA2_7B = ModelShape(
         "h4": Site(11008, (4096,)),
     },
 )
-"""The paper's first model, in whose proportions every method's extras are stated beside the model's own."""
+"""The paper's first model. Every method's overhead is also stated in its proportions."""
 
 
 @dataclass(frozen=True)
 class Overhead:
-    """What a method adds at run time, a token."""
+    """Run-time overhead of a method, per token: its kind, products and bytes."""
 
     kind: str
     products: int
     bytes: int
 
 
-def extras(plan: Plan, shape: ModelShape | None = None) -> Overhead:
-    """Run-time extras of a plan, a token; as they would be on another `shape` with as many layers, if given.
+def overhead(plan: Plan, shape: ModelShape | None = None) -> Overhead:
+    """Run-time overhead of a plan per token; with `shape`, the overhead on that shape with as many layers.
 
-    Column norms to rank by are one 16-bit number a channel, though an implementation can hide most of them in norms.
+    Column norms count one 16-bit number per channel, although an implementation can fold most of them into norms.
     """
     shape = shape or plan.shape
     products = _products(plan, shape)
@@ -65,37 +65,39 @@ def extras(plan: Plan, shape: ModelShape | None = None) -> Overhead:
 
 
 def _share_at_llama2_7b(plan: Plan) -> float | None:
-    """None where the plan's blocks would not fill LLaMA2-7B's width: its extras do not exist there."""
+    """Overhead as a fraction of LLaMA2-7B's projections; None where the plan's blocks do not divide its width."""
     if LLAMA2_7B.hidden_size % (plan.method.block_size or 1):
         return None
     projections = plan.shape.layers * LLAMA2_7B.layer_weights * COUNTED_BYTES
-    return extras(plan, LLAMA2_7B).bytes / projections
+    return overhead(plan, LLAMA2_7B).bytes / projections
 
 
 def _products(plan: Plan, shape: ModelShape) -> Overhead:
     D, rotation, method = shape.hidden_size, plan.rotation, plan.method
     if plan.low_rank is not None:
-        own = _low_rank_extras(plan.low_rank)  # ranks are shares of the weights, on any shape
-        return Overhead(own.kind, own.products, own.bytes * shape.layer_weights // plan.shape.layer_weights)
+        low_rank = _low_rank_overhead(plan.low_rank)  # ranks are fractions of the weights, on any shape
+        return Overhead(
+            low_rank.kind, low_rank.products, low_rank.bytes * shape.layer_weights // plan.shape.layer_weights
+        )
     if method.form == "online":
         products, storage = 2 * plan.shape.layers, method.transform_dtype
-        size = f"blocks of {method.block_size}" if method.block_size else "D x D"
+        size = f"block size {method.block_size}" if method.block_size else "D x D"
         each = stored_bytes(D, method.block_size, storage, COUNTED_BYTES)
         return Overhead(f"online transforms, {size}, {storage}", products, products * each)
-    if rotation is None or method.basis == "identity":  # nothing to turn
+    if rotation is None or method.basis == "identity":  # nothing to rotate
         return Overhead("none", 0, 0)
     if method.form == "absorbed":
         products = rotation.adapters
         kind = "residual adapters, D x D" if products else "none"
     else:
-        # Run for real, the rotation in front of each norm's readers is one product: the way back is absorbed.
-        products, kind = 2 * plan.shape.layers, "explicit rotations, D x D (if really run)"
+        # Run as a product, the rotation before each norm's consumers is one per norm: its inverse is absorbed.
+        products, kind = 2 * plan.shape.layers, "online rotations, D x D (if run as products)"
     return Overhead(kind, products, products * D * D * COUNTED_BYTES)
 
 
-def _low_rank_extras(low_rank: LowRank) -> Overhead:
-    """A pair is one product more for each projection, and is read whole."""
-    pairs = [pair for layers in low_rank.values() for readers in layers for pair in readers]
+def _low_rank_overhead(low_rank: LowRank) -> Overhead:
+    """A low-rank pair adds one product per projection and is read in full."""
+    pairs = [pair for layers in low_rank.values() for pairs_of_site in layers for pair in pairs_of_site]
     if not pairs:
         return Overhead("none", 0, 0)
     least, most = min(pair.rank for pair in pairs), max(pair.rank for pair in pairs)
@@ -105,48 +107,48 @@ def _low_rank_extras(low_rank: LowRank) -> Overhead:
 
 
 def flops(plan: Plan, level: float, vocabulary: int | None) -> dict[str, int | None]:
-    """Floating-point operations a token; a multiply-add counts two. `level`: byte-weighted.
+    """Floating-point operations per token; a multiply-add counts two. `level`: the weight sparsity.
 
-    `projections_kept` and `extras` replace `projections` where the zeros are skipped; searches for the k-th magnitude
-    and norms are not counted, as in the paper's tables. A token attends to the tokens before it and to itself, each
-    for `attention_per_token_attended`. `head` is None where the `vocabulary` is not known.
+    `projections_kept` and `overhead` replace `projections` where zeros are skipped. As in the paper's tables, norms and
+    the search for the k-th magnitude are not counted. A token attends to itself and the tokens before it, each for
+    `attention_per_token_attended`. `head` is None where the `vocabulary` is not known.
     """
     shape = plan.shape
     dense = 2 * shape.layers * shape.layer_weights
     return {
         "projections": dense,
         "projections_kept": round(dense * (1.0 - level)),
-        "overhead": _extra_flops(plan),
+        "overhead": _overhead_flops(plan),
         "attention_per_token_attended": 4 * shape.layers * shape.sites["h2"].width,
         "head": None if vocabulary is None else 2 * shape.hidden_size * vocabulary,
     }
 
 
-def _extra_flops(plan: Plan) -> int:
+def _overhead_flops(plan: Plan) -> int:
     shape, method = plan.shape, plan.method
     scores = (
         shape.layers * sum(site.width for site in shape.sites.values()) if method.importance == "column_norm" else 0
     )
     if plan.low_rank is not None:
-        pairs = [pair for layers in plan.low_rank.values() for readers in layers for pair in readers]
+        pairs = [pair for layers in plan.low_rank.values() for pairs_of_site in layers for pair in pairs_of_site]
         return scores + 2 * sum(pair.left.numel() + pair.right.numel() for pair in pairs)
     block = method.block_size if method.form == "online" and method.block_size else shape.hidden_size
-    return scores + 2 * extras(plan).products * shape.hidden_size * block
+    return scores + 2 * overhead(plan).products * shape.hidden_size * block
 
 
 def account(plan: Plan, vocabulary: int | None = None) -> dict[str, Any]:
-    """The planned accounting of a plan. Levels and shares are fractions, bytes and operations are per token.
+    """The accounting of a plan. Sparsities are fractions; bytes and operations are per token.
 
-    `vocabulary`: the head's outputs, for its operations.
+    `vocabulary`: outputs of the head, to count its operations.
     """
     shape = plan.shape
     planned = {s: tuple(plan.levels.planned(s, i, shape) for i in range(shape.layers)) for s in SITES}
     projections = shape.layers * shape.layer_weights * COUNTED_BYTES
-    level, added = byte_weighted(planned, shape, plan.levels.skips), extras(plan)
+    level, added = byte_weighted(planned, shape, plan.levels.weights_per_channel), overhead(plan)
     return {
-        "target_sparsity": plan.levels.asked,
+        "target_sparsity": plan.levels.target,
         "weight_sparsity": level,
-        "nominal_sparsity": _paper_count(planned, shape),
+        "nominal_sparsity": _nominal_sparsity(planned, shape),
         "planned_sparsity": planned,
         "coefficients": plan.levels.source,
         "bytes_per_weight": COUNTED_BYTES,
@@ -160,17 +162,19 @@ def account(plan: Plan, vocabulary: int | None = None) -> dict[str, Any]:
 
 
 def quantised_account(plan: Plan, config: QuantizationConfig, vocabulary: int) -> dict[str, Any]:
-    """Bytes a token with weights as they are stored, scales included; what is not rounded counts two bytes a weight.
+    """Bytes per token with quantised weights, scales included; an unquantised weight counts two bytes.
 
-    Scales of w4 count whole: those of kept inputs lie among the others. `total_read_bytes` is what is read of the projections,
-    and the extras; its shares are of the dense projections stored alike, and in 16 bits. The head is apart.
+    All scales of w4 count as read, because those of kept inputs lie among the others. `total_read_bytes` are those of
+    the projections and the overhead. `read_fraction` is of the dense projections in the same format,
+    `read_fraction_of_16_bit` of those in 16 bits. The head is counted apart.
     """
     shape = plan.shape
     dense = shape.layers * sum(_stored(s, shape.sites[s], config) for s in SITES)
     zeros = {s: sum(shape.sites[s].width - kept for kept in plan.levels.kept[s]) for s in SITES}
-    outputs = {s: plan.levels.skips[s] * _outputs(s, shape.sites[s], config) // shape.sites[s].fan_out for s in SITES}
+    per_channel = plan.levels.weights_per_channel
+    outputs = {s: per_channel[s] * _outputs(s, shape.sites[s], config) // shape.sites[s].out_features for s in SITES}
     read = dense - sum(zeros[s] * outputs[s] for s in SITES) * _WEIGHT_BITS[config.weights] // 8
-    D, added = shape.hidden_size, extras(plan).bytes
+    D, added = shape.hidden_size, overhead(plan).bytes
     if config.adapters == "w8" and plan.rotation is not None and plan.method.form == "absorbed":
         added -= plan.rotation.adapters * (D * D * (COUNTED_BYTES - 1) - 4 * D)
     head = D * vocabulary + 4 * vocabulary if config.head == "w8" else D * vocabulary * COUNTED_BYTES
@@ -186,29 +190,29 @@ def quantised_account(plan: Plan, config: QuantizationConfig, vocabulary: int) -
 
 
 def _outputs(name: str, site: Site, config: QuantizationConfig) -> int:
-    """Outputs of a site's readers as they are stored: the decoder packs 4-bit codes in blocks (its packing.py)."""
+    """Stored outputs of a site's consumers: the decoder pads 4-bit weights to whole blocks (packing.py)."""
     if config.weights != "w4" or config.group_axis != "out":
-        return site.fan_out
+        return site.out_features
     if name == "h3":  # half of a block are gates, the other half their ups
-        return -(-site.fan_out // 2 // (BLOCK // 2)) * BLOCK
-    return -(-site.fan_out // BLOCK) * BLOCK
+        return -(-site.out_features // 2 // (BLOCK // 2)) * BLOCK
+    return -(-site.out_features // BLOCK) * BLOCK
 
 
 def _stored(name: str, site: Site, config: QuantizationConfig) -> int:
-    """Bytes of codes and scales of a site's readers, a layer."""
+    """Bytes of quantised weights and scales of a site's consumers, per layer."""
     outputs = _outputs(name, site, config)
-    codes = site.width * outputs * _WEIGHT_BITS[config.weights] // 8
+    packed = site.width * outputs * _WEIGHT_BITS[config.weights] // 8
     if config.weights == "none":
-        return codes
+        return packed
     if config.weights == "w8":
-        return codes + 4 * outputs
+        return packed + 4 * outputs
     along, across = (outputs, site.width) if config.group_axis == "out" else (site.width, outputs)
-    # A library's grid has a zero point beside the scale, counted like it.
+    # The library's format has a zero point beside each scale; it counts like the scale.
     numbers = 1 if config.quantizer == "rtn" or config.group_axis == "out" else 2
-    return codes + 2 * numbers * across * -(-along // GROUP)
+    return packed + 2 * numbers * across * -(-along // GROUP)
 
 
-def _paper_count(levels: dict[str, tuple[float, ...]], shape: ModelShape) -> float:
-    weight = {site: shape.sites[site].width * shape.sites[site].readers for site in SITES}
+def _nominal_sparsity(levels: dict[str, tuple[float, ...]], shape: ModelShape) -> float:
+    weight = {site: shape.sites[site].width * shape.sites[site].consumers for site in SITES}
     skipped = sum(level * weight[site] for site in SITES for level in levels[site])
     return skipped / (shape.layers * sum(weight.values()))

@@ -42,7 +42,7 @@ class ErrorProbe:
     def observe(self, site: SparseSite, x: Tensor, y: Tensor, z: Tensor, _z_sparse: Tensor) -> None:
         """Keep one threshold a token, and the error of the site's readers."""
         key = (site.site, site.layer)
-        threshold = site.rule.threshold(z) if len(z) else None
+        threshold = site.rule.thresholds(z) if len(z) else None
         if threshold is not None:
             self.thresholds[key].append(threshold.reshape(-1).float().cpu())
         if site.gated:  # what down reads is gate times up: the layer's error tells
@@ -101,7 +101,7 @@ def probe(model: PreTrainedModel, handle: SparsityHandle, ids: Tensor) -> dict[s
 
 def output_error(site: SparseSite, x: Tensor, y: Tensor) -> Tensor:
     """[tokens] of the relative error of the site's readers on y for x, both [tokens, width], low-rank pairs run."""
-    weight = torch.cat([linear.weight for linear in site.readers])
+    weight = torch.cat([linear.weight for linear in site.consumers])
     lost = (x - y) @ weight.T
     if site.low_rank is not None:
         lost = lost - site.low_rank.output(x - y)

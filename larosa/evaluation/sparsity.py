@@ -16,8 +16,8 @@ from larosa.sparsity.site import SparseSite
 class SparsityMeter:
     """An observer of sparse sites that counts zeros of every sparse token."""
 
-    def __init__(self, shape: ModelShape, skips: dict[str, int]) -> None:
-        self._shape, self._skips = shape, skips
+    def __init__(self, shape: ModelShape, weights_per_channel: dict[str, int]) -> None:
+        self._shape, self._weights_per_channel = shape, weights_per_channel
         self._zeros: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
 
     def observe(self, site: SparseSite, _x: Tensor, _y: Tensor, _z: Tensor, z_sparse: Tensor) -> None:
@@ -38,7 +38,7 @@ class SparsityMeter:
                 level = zeros / sites[site].width
                 mean[site].append(float(level.mean()))
                 std[site].append(float(level.std(correction=0)))
-                skipped += zeros * self._skips[site]
+                skipped += zeros * self._weights_per_channel[site]
         share = skipped / (layers * self._shape.layer_weights)
         return {
             "site_mean": mean,

@@ -39,7 +39,7 @@ def activations(
 def dense_activations(model: PreTrainedModel, ids: Tensor, layer: int, site: str) -> Tensor:
     """[T, width]: what the readers of a site of the model as it is get. ids: [T]."""
     view, seen = ModelView(model), []
-    reader = view.layers[layer].readers(site)[0]
+    reader = view.layers[layer].consumers(site)[0]
     hook = reader.register_forward_pre_hook(lambda _module, args: seen.append(args[0][0]))
     try:
         view.decoder(input_ids=ids[None].to(view.embedding.weight.device), use_cache=False)

@@ -206,7 +206,7 @@ def _record(
 
 
 def _perplexities(planned: PlannedRun, session: Session, handle: SparsityHandle) -> dict[str, Any]:
-    meters = {name: SparsityMeter(handle.plan.shape, handle.plan.levels.skips) for name in session.texts}
+    meters = {name: SparsityMeter(handle.plan.shape, handle.plan.levels.weights_per_channel) for name in session.texts}
     found, size = {}, planned.config.evaluation.perplexity.batch_size
     for name, block in session.texts.items():
         with handle.observed_by(meters[name]):

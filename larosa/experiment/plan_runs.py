@@ -40,7 +40,7 @@ def plan_runs(config: RunConfig) -> dict[str, PlannedRun]:
     kept_levels = {s: tuple(levels.planned(s, i, shape) for i in range(shape.layers)) for s in levels.level}
     runs: dict[str, PlannedRun] = {}
     for method in [*config.baseline.values(), config.method]:
-        own = _own(config, method, round(byte_weighted(kept_levels, shape, levels.skips), 6))
+        own = _own(config, method, round(byte_weighted(kept_levels, shape, levels.weights_per_channel), 6))
         planned = _planned_run(own, shape)
         same = [name for name, other in runs.items() if other.identity == planned.identity]
         for name in same:

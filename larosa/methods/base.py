@@ -12,7 +12,7 @@ from larosa.models.sites import ModelShape
 from larosa.rotation import bases
 from larosa.rotation.online import check_block
 from larosa.sparsity.handle import Plan
-from larosa.sparsity.level_override import LimitAt
+from larosa.sparsity.level_override import ThresholdAt
 from larosa.sparsity.schedule import Levels, make_levels
 
 
@@ -56,6 +56,6 @@ class Method(ABC):
     ) -> Plan:
         """The levels with all that the method calibrates: bases, transforms, thresholds, low-rank pairs."""
 
-    def thresholds(self, plan: Plan, calibrator: Calibrator) -> LimitAt | None:
+    def thresholds(self, plan: Plan, calibrator: Calibrator) -> ThresholdAt | None:
         """The thresholds at any level, from one calibration pass; None where the plan is Top-K."""
-        return None if plan.method.selector == "top_k" else calibrator.magnitudes(plan).limit
+        return None if plan.method.selector == "top_k" else calibrator.magnitudes(plan).threshold

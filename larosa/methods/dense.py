@@ -22,7 +22,7 @@ class Dense(Method):
         """Level 0 everywhere; neither the schedule nor the target has a say."""
         level = dict.fromkeys(SITES, (0.0,) * shape.layers)
         kept = {site: (shape.sites[site].width,) * shape.layers for site in SITES}
-        return Levels(0.0, level, kept, "dense", shape.skips)
+        return Levels(0.0, level, kept, "dense", shape.weights_per_channel)
 
     def plan(
         self,

@@ -25,4 +25,4 @@ class Magnitude(Method):
         calibrator: Calibrator,
     ) -> Plan:
         """The levels as they are."""
-        return calibrator.limited(Plan(method, shape, levels, token_policy, rotation=None))
+        return calibrator.with_thresholds(Plan(method, shape, levels, token_policy, rotation=None))

@@ -12,7 +12,7 @@ from larosa.config.run import MethodConfig, ScheduleConfig, TokenPolicyConfig
 from larosa.methods.registry import METHODS
 from larosa.models.sites import ModelShape
 from larosa.sparsity.handle import Plan
-from larosa.sparsity.level_override import LimitAt
+from larosa.sparsity.level_override import ThresholdAt
 from larosa.sparsity.schedule import Levels
 
 
@@ -56,6 +56,6 @@ def plan_of(settings: Settings, levels: Levels, calibrator: Calibrator) -> Plan:
     return METHODS[settings.method.name].plan(settings.method, shape, levels, settings.token_policy, calibrator)
 
 
-def thresholds_of(plan: Plan, calibrator: Calibrator) -> LimitAt | None:
+def thresholds_of(plan: Plan, calibrator: Calibrator) -> ThresholdAt | None:
     """The plan's thresholds at any level; None where it is Top-K."""
     return METHODS[plan.method.name].thresholds(plan, calibrator)

@@ -56,7 +56,7 @@ class RSparse(Method):
         tried = candidates(method, shape, levels)
         svd = calibrator.low_rank(max(tried))
         plans = [
-            calibrator.limited(
+            calibrator.with_thresholds(
                 Plan(method, shape, paid, token_policy, rotation=None, low_rank=_pairs(svd, paid, ratio))
             )
             for ratio, paid in tried.items()
@@ -98,7 +98,7 @@ def _paid(method: MethodConfig, shape: ModelShape, levels: Levels, ratio: float)
                     "method.low_rank_ratio_grid, or choose another sparsity or schedule"
                 )
     kept = {s: tuple(kept_channels(level, shape.sites[s].width) for level in raised[s]) for s in SITES}
-    return Levels(levels.asked, raised, kept, levels.source, levels.skips)
+    return Levels(levels.target, raised, kept, levels.source, levels.weights_per_channel)
 
 
 def _pairs(svd: LowRank, levels: Levels, ratio: float) -> LowRank:
@@ -123,11 +123,11 @@ def _merged(plans: list[Plan], best: dict[str, list[int]], ratios: list[float]) 
     count = Counter(ratios[i] for chosen in best.values() for i in chosen)
     words = ", ".join(f"{ratio:g} at {count[ratio]}" for ratio in ratios)
     levels = Levels(
-        first.levels.asked,
+        first.levels.target,
         best_of([plan.levels.level for plan in plans]),
         best_of([plan.levels.kept for plan in plans]),
         f"{first.levels.source}; low-rank ratios searched at equal bytes read: {words} sites",
-        first.levels.skips,
+        first.levels.weights_per_channel,
     )
     thresholds = [plan.thresholds for plan in plans if plan.thresholds is not None]
     low_rank = [plan.low_rank for plan in plans if plan.low_rank is not None]

@@ -12,7 +12,7 @@ from larosa.methods.base import Method
 from larosa.models.architecture import SITES
 from larosa.models.sites import ModelShape
 from larosa.sparsity.handle import Plan
-from larosa.sparsity.level_override import LimitAt
+from larosa.sparsity.level_override import ThresholdAt
 from larosa.sparsity.schedule import Levels
 
 
@@ -38,6 +38,6 @@ class Teal(Method):
             rotation=None, thresholds=thresholds, calibrated_in=method.coordinates,
         )  # fmt: skip
 
-    def thresholds(self, plan: Plan, calibrator: Calibrator) -> LimitAt | None:
+    def thresholds(self, plan: Plan, calibrator: Calibrator) -> ThresholdAt | None:
         """Those of the histograms at any level."""
         return calibrator.histograms().threshold

@@ -35,7 +35,7 @@ class Architecture:
     head: str
     norms: dict[str, str]
     """Site (h1, h3) -> the norm whose output it is."""
-    readers: dict[str, tuple[str, ...]]
+    consumers: dict[str, tuple[str, ...]]
     """Site -> the linears that read it."""
     gate: str
     """The activation function behind the gate projection."""
@@ -50,7 +50,7 @@ _LLAMA = Architecture(
     final_norm="model.norm",
     head="lm_head",
     norms={"h1": "input_layernorm", "h3": "post_attention_layernorm"},
-    readers={
+    consumers={
         "h1": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         "h2": ("self_attn.o_proj",),
         "h3": ("mlp.gate_proj", "mlp.up_proj"),
@@ -98,9 +98,9 @@ class LayerView:
         """The activation function whose output gates the MLP's hidden vector."""
         return self.module.get_submodule(self._architecture.gate)
 
-    def readers(self, site: str) -> list[nn.Linear]:
+    def consumers(self, site: str) -> list[nn.Linear]:
         """The linears that read `site`."""
-        return [self._linear(path) for path in self._architecture.readers[site]]
+        return [self._linear(path) for path in self._architecture.consumers[site]]
 
     def writers(self) -> list[nn.Linear]:
         """The linears that write to the residual stream: o and down."""

@@ -35,21 +35,21 @@ class Quantised:
     w4_in bfloat16 [groups of n, m]. A last group may be short."""
 
     scheme: str
-    codes: Tensor
+    qweight: Tensor
     scale: Tensor
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """[n, m]: what the codes stand for; one rounding where `dtype` cannot hold it."""
-        wide = self.codes.to(torch.float64 if dtype == torch.float64 else torch.float32)
+        wide = self.qweight.to(torch.float64 if dtype == torch.float64 else torch.float32)
         return (wide * self.factor().to(wide.dtype)).to(dtype)
 
-    def readers(self, outputs: list[int], dtype: torch.dtype) -> list[Tensor]:
+    def consumers(self, outputs: list[int], dtype: torch.dtype) -> list[Tensor]:
         """The same as weights [outputs, n] of linears whose outputs stand side by side."""
         return [each.contiguous() for each in torch.split(self.dense(dtype).T, outputs)]
 
     def factor(self) -> Tensor:
         """The scale of each weight, [n, m] or [1, m]."""
-        n, m = self.codes.shape
+        n, m = self.qweight.shape
         if self.scheme == "w8":
             return self.scale[None]
         if self.scheme == "w4_out":
@@ -60,7 +60,7 @@ class Quantised:
     def stored_bytes(self) -> int:
         """Bytes of codes and scales; two codes of w4 share a byte."""
         bits = 8 if self.scheme == "w8" else 4
-        return (self.codes.numel() * bits + 7) // 8 + self.scale.numel() * self.scale.element_size()
+        return (self.qweight.numel() * bits + 7) // 8 + self.scale.numel() * self.scale.element_size()
 
 
 def quantised(matrix: Tensor, scheme: str) -> Quantised:

@@ -29,19 +29,19 @@ class Site:
     """The output widths of its readers, in their order."""
 
     @property
-    def fan_out(self) -> int:
+    def out_features(self) -> int:
         """Weights that one channel is multiplied with: the summed output widths of its readers."""
         return sum(self.outputs)
 
     @property
-    def readers(self) -> int:
+    def consumers(self) -> int:
         """Projections that read it (the paper's count weights a site by width * readers)."""
         return len(self.outputs)
 
     @property
     def weights(self) -> int:
         """Weights behind the whole site."""
-        return self.width * self.fan_out
+        return self.width * self.out_features
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class ModelShape:
         return cls(layers=config.num_hidden_layers, hidden_size=D, sites=sites)
 
     @property
-    def skips(self) -> dict[str, int]:
+    def weights_per_channel(self) -> dict[str, int]:
         """Weights that one dropped channel of each site leaves unread, where only its readers skip it."""
-        return {name: site.fan_out for name, site in self.sites.items()}
+        return {name: site.out_features for name, site in self.sites.items()}
 
     @property
     def ratio(self) -> float:

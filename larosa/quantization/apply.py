@@ -37,8 +37,8 @@ def quantise(
         before = quantise_layers(model, handle, config, tokens[: config.sequences])
     elif config.weights != "none":
         for layer, site in tqdm(view.sites(), total=4 * len(view.layers), desc="quantise", unit="site", leave=False):
-            before |= {reader: reader.weight for reader in layer.readers(site)}
-            handle.quantised[layer.index, site] = _rounded(layer.readers(site), config.scheme, handle)
+            before |= {reader: reader.weight for reader in layer.consumers(site)}
+            handle.quantised[layer.index, site] = _rounded(layer.consumers(site), config.scheme, handle)
     error = relative_error(before) if before else None
     if config.head == "w8":
         handle.untie()
@@ -60,6 +60,6 @@ def _rounded(linears: list[nn.Linear], scheme: str, handle: SparsityHandle) -> Q
     """The linears' weights side by side on the grid, put in their place."""
     matrix = torch.cat([linear.weight for linear in linears]).T
     found = quantised(matrix, scheme)
-    for linear, new in zip(linears, found.readers([len(own.weight) for own in linears], matrix.dtype), strict=True):
+    for linear, new in zip(linears, found.consumers([len(own.weight) for own in linears], matrix.dtype), strict=True):
         handle.exchange(linear, "weight", new)
     return found

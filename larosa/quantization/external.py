@@ -127,7 +127,7 @@ def _identity(
     own = config.model_dump(mode="json", include={"weights", "quantizer", "group_axis", "attention_sink_weight"})
     if config.group_axis == "in":
         own["library"] = library_version()
-    weights = [reader.weight for site in SITES for reader in layer.readers(site)]
+    weights = [reader.weight for site in SITES for reader in layer.consumers(site)]
     return {
         "settings": own,
         "version": _VERSION,
@@ -159,14 +159,14 @@ def _rounded_layer(layer: LayerView, seen: dict[str, list[Tensor]], config: Quan
     Takes the sites out of `seen`, whose vectors are large."""
     found: tensor_store.Tensors = {}
     for site in SITES:
-        weights = [reader.weight for reader in layer.readers(site)]
+        weights = [reader.weight for reader in layer.consumers(site)]
         given = [_counted(x, config.attention_sink_weight) for x in seen.pop(site)]
         if config.group_axis == "in":
             new = rounded(weights, given, config.quantizer)
             found |= {f"{site}.reader{i}": weight.detach() for i, weight in enumerate(new)}
         else:
             own = fed_back(torch.cat(weights).T, _moments(given), config.scheme)
-            found |= {f"{site}.codes": own.codes, f"{site}.scale": own.scale}
+            found |= {f"{site}.codes": own.qweight, f"{site}.scale": own.scale}
     return found
 
 
@@ -176,14 +176,14 @@ def _put(
     """Exchange the weights of a layer for what it was rounded to; returns the weights before."""
     before = {}
     for site in SITES:
-        readers = layer.readers(site)
+        readers = layer.consumers(site)
         device, dtype = readers[0].weight.device, readers[0].weight.dtype
         if config.group_axis == "in":
             new = [found[f"{site}.reader{i}"].to(device) for i in range(len(readers))]
         else:
             codes, scale = (found[f"{site}.{part}"].to(device) for part in ("codes", "scale"))
             own = handle.quantised[layer.index, site] = Quantised(config.scheme, codes, scale)
-            new = own.readers([len(reader.weight) for reader in readers], dtype)
+            new = own.consumers([len(reader.weight) for reader in readers], dtype)
         for reader, weight in zip(readers, new, strict=True):
             before[reader] = reader.weight
             handle.exchange(reader, "weight", weight)
@@ -233,7 +233,7 @@ def _seen(layer: LayerView, inputs: list[tuple[tuple[Any, ...], dict[str, Any]]]
     seen: dict[str, list[Tensor]] = {site: [] for site in SITES}
     with ExitStack() as stack:
         for site, rows in seen.items():
-            hook = layer.readers(site)[0].register_forward_hook(_keeps(rows))
+            hook = layer.consumers(site)[0].register_forward_hook(_keeps(rows))
             stack.callback(hook.remove)
         for args, more in inputs:
             layer.module(*args, **more)

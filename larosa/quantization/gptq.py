@@ -37,7 +37,7 @@ def fed_back(matrix: Tensor, moments: Tensor, scheme: str) -> Quantised:
         for i, row in enumerate(block):
             at = order[start + i]
             found = on_scales(row[None], plain.scale) if scheme == "w8" else quantised(row[None], scheme)
-            codes[at] = found.codes[0]
+            codes[at] = found.qweight[0]
             if scheme != "w8":
                 scales[:, at] = found.scale[:, 0]
             errors[i] = (row - found.dense(torch.float32)[0]) / own[i, i]

@@ -125,7 +125,7 @@ def absorb(
         if attention != mlp:
             adapt(layer.norm("h3"), stream, rotation.at(layer.index, "h3"))
         for site in ("h1", "h3"):
-            fold(layer.norm(site), layer.readers(site), rotation.at(layer.index, site), swaps)
+            fold(layer.norm(site), layer.consumers(site), rotation.at(layer.index, site), swaps)
         for linear in layer.writers():
             _rotate_output(linear, stream, swaps)
     first, last = rotation.at(0, "h1"), rotation.at(len(view.layers) - 1, "h1")

@@ -19,7 +19,7 @@ from larosa.models.architecture import SITES, ModelView
 from larosa.models.finite import finite
 from larosa.search.allocation import Floats
 from larosa.sparsity.handle import SparsityHandle
-from larosa.sparsity.level_override import Dials, LimitAt
+from larosa.sparsity.level_override import LevelOverrides, ThresholdAt
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def output_curves(
     handle: SparsityHandle,
     ids: Tensor,
     grid: Sequence[float],
-    limits: LimitAt | None,
+    thresholds: ThresholdAt | None,
     around: str,
 ) -> Floats:
     """[layers, sites, levels]: the layer's error with one site at each level of `grid`; ids [N, T].
@@ -39,11 +39,11 @@ def output_curves(
     """
     view = ModelView(model)
     sums = np.zeros((len(view.layers), len(SITES), len(grid)))
-    dials = Dials(handle, limits)
-    with dials.others(around):
+    overrides = LevelOverrides(handle, thresholds)
+    with overrides.others(around):
         hooks = []
         for layer in view.layers:
-            measure = _measure(dials, layer.index, sums[layer.index], grid)
+            measure = _measure(overrides, layer.index, sums[layer.index], grid)
             hooks.append(layer.module.register_forward_hook(measure, with_kwargs=True))
         try:
             for row in tqdm(torch.split(ids, 1), desc="error curves", unit="sequence", leave=False):
@@ -63,13 +63,13 @@ def layer_error(output: Tensor, dense: Tensor) -> float:
     return finite(float(((output - dense).float().pow(2).sum(-1) / size).mean()), "the error of a layer's output")
 
 
-def _measure(dials: Dials, layer: int, sums: Floats, grid: Sequence[float]) -> Any:
+def _measure(overrides: LevelOverrides, layer: int, sums: Floats, grid: Sequence[float]) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Tensor) -> None:
-        with dials.dense(layer):
+        with overrides.dense(layer):
             dense = module.forward(*args, **kwargs)
         for i, site in enumerate(SITES):
             for j, level in enumerate(grid):
-                with dials.turned(layer, {site: level}):
+                with overrides.at_levels(layer, {site: level}):
                     sums[i, j] += layer_error(module.forward(*args, **kwargs), dense)
 
     return hook

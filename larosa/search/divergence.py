@@ -19,7 +19,7 @@ from larosa.models.architecture import SITES, ModelView
 from larosa.models.finite import finite
 from larosa.search.allocation import Floats
 from larosa.sparsity.handle import SparsityHandle
-from larosa.sparsity.level_override import Dials, LimitAt
+from larosa.sparsity.level_override import LevelOverrides, ThresholdAt
 
 _TOKENS = 256
 
@@ -30,7 +30,7 @@ def divergence_curves(
     handle: SparsityHandle,
     ids: Tensor,
     grid: Sequence[float],
-    limits: LimitAt | None,
+    thresholds: ThresholdAt | None,
     around: str,
 ) -> Floats:
     """[layers, sites, levels] of nats a token, with one site at each level of `grid`; ids [N, T].
@@ -42,15 +42,15 @@ def divergence_curves(
     view = ModelView(model)
     sums = np.zeros((len(view.layers), len(SITES), len(grid)))
     points = [(layer.index, i, j) for layer in view.layers for i in range(len(SITES)) for j in range(len(grid))]
-    dials = Dials(handle, limits)
+    overrides = LevelOverrides(handle, thresholds)
     with tqdm(total=len(ids) * len(points), desc="KL curves", leave=False) as bar:
         for row in torch.split(ids, 1):
             with handle.level_zero():
                 dense = torch.cat(list(_log_probabilities(view, _Stream(view, row).after(0))))
-            with dials.others(around):
+            with overrides.others(around):
                 stream = _Stream(view, row)
                 for layer, i, j in points:
-                    with dials.turned(layer, {SITES[i]: grid[j]}):
+                    with overrides.at_levels(layer, {SITES[i]: grid[j]}):
                         sums[layer, i, j] += divergence(view, dense, stream.after(layer))
                     bar.update()
     return sums / len(ids)

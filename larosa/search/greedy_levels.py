@@ -19,7 +19,7 @@ from larosa.search.allocation import Floats
 from larosa.search.curves import layer_error
 from larosa.search.greedy import greedy_levels
 from larosa.sparsity.handle import SparsityHandle
-from larosa.sparsity.level_override import Dials, LimitAt
+from larosa.sparsity.level_override import LevelOverrides, ThresholdAt
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def greedy_allocation(
     model: PreTrainedModel,
     handle: SparsityHandle,
     ids: Tensor,
-    limits: LimitAt | None,
+    thresholds: ThresholdAt | None,
     target: float,
     step: float,
     highest: float,
@@ -41,11 +41,11 @@ def greedy_allocation(
     found = np.zeros((shape.layers, len(SITES)))
 
     with tqdm(total=shape.layers, desc="greedy levels", leave=False) as bar:
-        dials = Dials(handle, limits)
+        overrides = LevelOverrides(handle, thresholds)
 
         def hook(layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dense: Tensor) -> None:
             def error(levels: dict[str, float]) -> float:
-                with dials.turned(layer, levels):
+                with overrides.at_levels(layer, levels):
                     return layer_error(module.forward(*args, **kwargs), dense)
 
             levels = greedy_levels(error, weights, target, step * shape.hidden_size**2, highest)

@@ -258,9 +258,9 @@ def _folded(model: PreTrainedModel, tuned: Tuned) -> Iterator[None]:
     try:
         with torch.no_grad():
             for layer in ModelView(model).layers:
-                one = torch.eye(D, dtype=torch.float64, device=layer.readers("h1")[0].weight.device)
+                one = torch.eye(D, dtype=torch.float64, device=layer.consumers("h1")[0].weight.device)
                 for i, site in _SITES:
-                    fold(layer.norm(site), layer.readers(site), one, swaps, tuned.gains(layer.index, i))
+                    fold(layer.norm(site), layer.consumers(site), one, swaps, tuned.gains(layer.index, i))
         yield
     finally:
         swaps.restore()

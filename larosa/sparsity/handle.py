@@ -78,7 +78,7 @@ class _Turns:
         self._made: dict[tuple[int, torch.device], LayerwiseRotationMatrix] = {}
 
     def at(self, layer: LayerView, site: str) -> LayerwiseRotationMatrix:
-        weight = layer.readers(site)[0].weight
+        weight = layer.consumers(site)[0].weight
         key = (self._rotation.index[layer.index][0 if site == "h1" else 1], weight.device)
         if key not in self._made:
             dtype = torch.float64 if self._plan.method.rotation_dtype == "float64" else weight.dtype
@@ -231,23 +231,23 @@ def _install_transforms(view: ModelView, plan: Plan, swaps: WeightSwaps) -> dict
         return installed
     for layer in tqdm(view.layers, desc="transforms", unit="layer", leave=False):
         for i, site in enumerate(("h1", "h3")):
-            weight = layer.readers(site)[0].weight
+            weight = layer.consumers(site)[0].weight
             exact, gain = split_gain(plan.transforms[layer.index, i].to(weight.device))
             transform = OnlineTransform(exact, plan.method.transform_dtype, weight.dtype)
-            fold(layer.norm(site), layer.readers(site), transform.inverse(), swaps, gain)
+            fold(layer.norm(site), layer.consumers(site), transform.inverse(), swaps, gain)
             installed[layer.index, site] = transform
     return installed
 
 
 def _rule(plan: Plan, layer: LayerView, site: str) -> Rule:
     """What drops entries at a site of the model as it is now, rotations absorbed."""
-    width, weight = plan.shape.sites[site].width, layer.readers(site)[0].weight
+    width, weight = plan.shape.sites[site].width, layer.consumers(site)[0].weight
     if plan.thresholds is not None:
-        limits = plan.thresholds["gate" if "gate" in plan.thresholds else site]
-        return ThresholdSparsification(width, limits[layer.index])
+        thresholds = plan.thresholds["gate" if "gate" in plan.thresholds else site]
+        return ThresholdSparsification(width, thresholds[layer.index])
     score = None
     if plan.method.importance == "column_norm":
-        squares = sum(linear.weight.double().pow(2).sum(0).to(weight.device) for linear in layer.readers(site))
+        squares = sum(linear.weight.double().pow(2).sum(0).to(weight.device) for linear in layer.consumers(site))
         score = torch.as_tensor(squares).sqrt().to(weight.dtype)
     level = plan.levels.planned(site, layer.index, plan.shape)
     return TopKSparsification(width, level, plan.method.ties, score)
@@ -255,7 +255,7 @@ def _rule(plan: Plan, layer: LayerView, site: str) -> Rule:
 
 def _low_rank(plan: Plan, layer: LayerView, site: str) -> LowRankRemainder | None:
     pairs = plan.low_rank[site][layer.index] if plan.low_rank is not None else ()
-    return LowRankRemainder(layer.readers(site), pairs) if pairs else None
+    return LowRankRemainder(layer.consumers(site), pairs) if pairs else None
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """The sites of a sparse model, each turned to any level for a while, without planning or applying anew.
 
-A Top-K site keeps the plan's ties and scores; a threshold site takes the limit that was calibrated for the level.
+A Top-K site keeps the plan's ties and scores; a threshold site takes the threshold that was calibrated for the level.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from larosa.sparsity.site import Rule, SparseSite
 from larosa.sparsity.threshold import ThresholdSparsification
 from larosa.sparsity.top_k import TopKSparsification, kept_channels
 
-LimitAt = Callable[[int, str, float], float]
+ThresholdAt = Callable[[int, str, float], float]
 """(layer, site, level) -> the magnitude up to which entries are dropped there."""
 
 
-class Dials:
-    """One dial a site of a handle's model. `limits` is needed where the plan has thresholds."""
+class LevelOverrides:
+    """One dial a site of a handle's model. `thresholds` is needed where the plan has thresholds."""
 
-    def __init__(self, handle: SparsityHandle, limits: LimitAt | None) -> None:
-        self._handle, self._limits = handle, limits
+    def __init__(self, handle: SparsityHandle, thresholds: ThresholdAt | None) -> None:
+        self._handle, self._thresholds = handle, thresholds
         self._sites = {(site.layer, site.site): site for site in handle.sites}
         if any(site.gated for site in handle.sites):
             raise PlanError("the sites of a gated method (cats) have no levels of their own")
@@ -33,12 +33,12 @@ class Dials:
             width = site.rule.width
             kept = kept_channels(level, width, self._handle.plan.method.rounding)
             return TopKSparsification(width, 1 - kept / width, site.rule.ties, site.rule.score)
-        if self._limits is None:
-            raise PlanError("a threshold at another level needs the limits of all levels")
-        return ThresholdSparsification(site.rule.width, self._limits(site.layer, site.site, level))
+        if self._thresholds is None:
+            raise PlanError("a threshold at another level needs the thresholds of all levels")
+        return ThresholdSparsification(site.rule.width, self._thresholds(site.layer, site.site, level))
 
     @contextmanager
-    def turned(self, layer: int, levels: Mapping[str, float]) -> Iterator[None]:
+    def at_levels(self, layer: int, levels: Mapping[str, float]) -> Iterator[None]:
         """Within: these sites of a layer drop at these levels; all others go on as they are."""
         with ExitStack() as stack:
             for name, level in levels.items():
@@ -49,11 +49,11 @@ class Dials:
             yield
 
     @contextmanager
-    def all_turned(self, levels: Mapping[str, Sequence[float]]) -> Iterator[None]:
+    def all_at_levels(self, levels: Mapping[str, Sequence[float]]) -> Iterator[None]:
         """Within: every site drops at its level; site -> one a layer."""
         with ExitStack() as stack:
             for layer, _ in enumerate(levels["h1"]):
-                stack.enter_context(self.turned(layer, {site: levels[site][layer] for site in SITES}))
+                stack.enter_context(self.at_levels(layer, {site: levels[site][layer] for site in SITES}))
             yield
 
     @contextmanager

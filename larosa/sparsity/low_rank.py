@@ -64,7 +64,7 @@ def truncated_svds(model: PreTrainedModel, share: float) -> LowRank:
     """A pair of `share` of the weights for every projection, on the CPU in the projection's dtype."""
     layers = tqdm(ModelView(model).layers, desc="truncated SVDs", unit="layer", leave=False)
     rows = [
-        {site: tuple(_stored(linear, share) for linear in layer.readers(site)) for site in SITES} for layer in layers
+        {site: tuple(_stored(linear, share) for linear in layer.consumers(site)) for site in SITES} for layer in layers
     ]
     return {site: tuple(row[site] for row in rows) for site in SITES}
 
@@ -124,7 +124,7 @@ class LowRankRemainder:
         self._held.rest, self._held.waiting = rest, len(self._readers)
 
     def output(self, rest: Tensor) -> Tensor:
-        """What rest [..., width] adds to the readers' outputs side by side, [..., fan_out]."""
+        """What rest [..., width] adds to the readers' outputs side by side, [..., out_features]."""
         return torch.cat([_product(pair, rest) for pair in self._pairs], dim=-1)
 
     def _adder(self, pair: LowRankPair) -> Any:

@@ -25,12 +25,12 @@ from larosa.sparsity.top_k import kept_channels
 class Levels:
     """The levels of a plan. `kept` counts channels; site -> one entry a layer."""
 
-    asked: float
+    target: float
     level: dict[str, tuple[float, ...]]
     kept: dict[str, tuple[int, ...]]
     source: str
     """Where the coefficients come from, in words."""
-    skips: dict[str, int]
+    weights_per_channel: dict[str, int]
     """Site -> weights that one dropped channel leaves unread."""
 
     def planned(self, site: str, layer: int, shape: ModelShape) -> float:
@@ -38,9 +38,13 @@ class Levels:
         return 1.0 - self.kept[site][layer] / shape.sites[site].width
 
 
-def byte_weighted(levels: dict[str, tuple[float, ...]], shape: ModelShape, skips: dict[str, int]) -> float:
+def byte_weighted(
+    levels: dict[str, tuple[float, ...]], shape: ModelShape, weights_per_channel: dict[str, int]
+) -> float:
     """Weights not read / weights of the seven projections, for levels per site and layer."""
-    skipped = sum(level * shape.sites[site].width * skips[site] for site in SITES for level in levels[site])
+    skipped = sum(
+        level * shape.sites[site].width * weights_per_channel[site] for site in SITES for level in levels[site]
+    )
     return skipped / (shape.layers * shape.layer_weights)
 
 
@@ -53,7 +57,7 @@ def make_levels(
     """
     coefficients, source = _coefficients(shape, schedule, model_name)
     raw = {site: tuple(alpha * sparsity for alpha in coefficients[site]) for site in SITES}
-    total = byte_weighted(raw, shape, shape.skips)
+    total = byte_weighted(raw, shape, shape.weights_per_channel)
     if schedule.metric == "weight_bytes" and sparsity > 0:
         if total <= 0:
             raise ScheduleError("all coefficients are zero, so no level can be reached")
@@ -71,7 +75,7 @@ def make_levels(
     empty = [site for site in SITES if min(kept[site]) < 1]
     if empty:
         raise ScheduleError(f"sparsity={sparsity} leaves no channel at {', '.join(empty)}; lower it")
-    return Levels(asked=sparsity, level=raw, kept=kept, source=source, skips=shape.skips)
+    return Levels(target=sparsity, level=raw, kept=kept, source=source, weights_per_channel=shape.weights_per_channel)
 
 
 def table11_constraints(alpha1: float, alpha3: float, ratio: float) -> tuple[float, float]:

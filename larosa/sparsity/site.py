@@ -35,7 +35,7 @@ class Rule(Protocol):
     def __call__(self, x: Tensor) -> Tensor:
         """x: [..., width]; the same with the dropped entries zero."""
 
-    def threshold(self, x: Tensor) -> Tensor | None:
+    def thresholds(self, x: Tensor) -> Tensor | None:
         """[..., 1], the magnitude from which entries stay; None where there is none."""
 
 
@@ -68,7 +68,7 @@ class SparseSite(nn.Module):
         self.rule, self.policy = rule, policy
         self.rotation: Turning | None = rotation
         self.transform, self.low_rank = transform, low_rank
-        self.readers = layer.readers(site)
+        self.consumers = layer.consumers(site)
         self.gated = False
         self.enabled = True
         self.observer: Observer | None = None
@@ -82,7 +82,7 @@ class SparseSite(nn.Module):
         elif self.site in ("h1", "h3"):
             own = layer.norm(self.site).register_forward_hook(lambda _m, _args, output: self(output))
         else:
-            own = self.readers[0].register_forward_pre_hook(self._before)
+            own = self.consumers[0].register_forward_pre_hook(self._before)
         return [own, *(self.low_rank.attach() if self.low_rank is not None else ())]
 
     def _before(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:

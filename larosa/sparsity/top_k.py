@@ -120,7 +120,7 @@ class TopKSparsification(nn.Module):
         """What entries are ranked by the magnitude of. x: [..., width]."""
         return x if self.score is None else x * self.score
 
-    def threshold(self, x: Tensor) -> Tensor | None:
+    def thresholds(self, x: Tensor) -> Tensor | None:
         """The k-th magnitude of what is ranked, [..., 1]; None where nothing or everything is dropped."""
         return kth_magnitude(self.ranked(x), self.k) if 0 < self.k < self.width else None
 

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from larosa.evaluation.error import output_error
-from larosa.sparsity.level_override import Dials
+from larosa.sparsity.level_override import LevelOverrides
 from larosa.sparsity.site import SparseSite
 
 
 @torch.no_grad()
 def error_curve(
-    site: SparseSite, x: Tensor, z: Tensor, dials: Dials, levels: Sequence[float]
+    site: SparseSite, x: Tensor, z: Tensor, overrides: LevelOverrides, levels: Sequence[float]
 ) -> tuple[list[float], list[float]]:
     """Errors at each of `levels`, and the levels that were realised. x, z: [T, width], see evaluation.tap."""
     errors, realised = [], []
     for level in levels:
-        kept = dials.rule(site, level)(z)
+        kept = overrides.rule(site, level)(z)
         y = kept if site.rotation is None else site.rotation.unrotate(kept).to(x.dtype)
         errors.append(float(output_error(site, x, y).double().mean()))
         realised.append(float((kept == 0).double().mean()))

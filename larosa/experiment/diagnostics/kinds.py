@@ -20,7 +20,7 @@ from larosa.experiment.session import Session
 from larosa.methods.planning import thresholds_of
 from larosa.models.architecture import SITES
 from larosa.sparsity.handle import Plan, SparsityHandle
-from larosa.sparsity.level_override import Dials, LimitAt
+from larosa.sparsity.level_override import LevelOverrides, ThresholdAt
 from larosa.sparsity.top_k import kept_channels, kth_magnitude, theoretical_error
 
 Values = dict[str, Any]
@@ -85,19 +85,19 @@ def _thresholds(config: RunConfig, runs: dict[str, PlannedRun], session: Session
     layer, site = _place(config, session.model, "h1")
     with _applied(planned, session) as (handle, plan):
         _, _, z = activations(session.model, handle, _ids(config, session, config.diagnostics.tokens), layer, site)
-    limit: LimitAt = thresholds_of(plan, session.calibrator) or session.calibrator.magnitudes(plan).limit
+    threshold_at: ThresholdAt = thresholds_of(plan, session.calibrator) or session.calibrator.magnitudes(plan).threshold
     k = kept_channels(config.sparsity, z.shape[1], planned.config.method.rounding)
     needed = kth_magnitude(z[1:].float(), k)[:, 0].tolist()
     layers = range(plan.shape.layers)
     return {
         "method": label,
         "levels": levels,
-        "calibrated": {s: [[limit(i, s, level) for i in layers] for level in levels] for s in SITES},
+        "calibrated": {s: [[threshold_at(i, s, level) for i in layers] for level in levels] for s in SITES},
         "needed": {
             "site": site,
             "layer": layer,
             "level": config.sparsity,
-            "calibrated": limit(layer, site, config.sparsity),
+            "calibrated": threshold_at(layer, site, config.sparsity),
             "per_token": needed,
         },
     }
@@ -110,7 +110,9 @@ def _error_curve(config: RunConfig, runs: dict[str, PlannedRun], session: Sessio
     for label, planned in runs.items():
         with _applied(planned, session) as (handle, plan):
             at, x, z = activations(session.model, handle, ids, layer, site)
-            dials = Dials(handle, thresholds_of(plan, session.calibrator) if plan.thresholds is not None else None)
+            dials = LevelOverrides(
+                handle, thresholds_of(plan, session.calibrator) if plan.thresholds is not None else None
+            )
             measured[label], realised[label] = error_curve(at, x[1:], z[1:], dials, config.diagnostics.levels)
     return {
         "layer": layer,
