@@ -278,8 +278,8 @@ def test_transforms_are_stored_small_and_undone_as_stored(
         stored = torch.block_diag(*transform.blocks(torch.float64))
         counted = account(handle.plan)["overhead"]
     assert found["relative_logits_error"] <= found["bound"]
-    assert transform.codes.dtype == torch.int8
-    assert int(transform.codes.abs().max()) == (127 if storage == "int8" else 7)
+    assert transform.qweight.dtype == torch.int8
+    assert int(transform.qweight.abs().max()) == (127 if storage == "int8" else 7)
     assert 1e-4 < float((stored - exact).norm() / exact.norm()) < most
     assert counted["bytes"] == pytest.approx(2 * 5 * 64 * 64 * 2 * share, rel=0.15)
 

@@ -123,9 +123,9 @@ def _behind(readers: list[nn.Linear], site: SparseSite | None) -> tuple[Tensor, 
     if site is None or site.transform is None:
         return matrix, None
     found = site.transform
-    if found.storage == "int8" and len(found.codes) == 1:
+    if found.storage == "int8" and len(found.qweight) == 1:
         assert found.scales is not None
-        return matrix, Transform(found.codes[0].T.contiguous(), found.scales[0, :, 0].float())
+        return matrix, Transform(found.qweight[0].T.contiguous(), found.scales[0, :, 0].float())
     blocks = found.blocks(torch.float32).transpose(-1, -2).to(weight.dtype).contiguous()
     return matrix, Transform(blocks[0] if len(blocks) == 1 else blocks)
 

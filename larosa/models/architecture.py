@@ -1,8 +1,8 @@
-"""Where a decoder keeps its parts: one table by `config.model_type`, and a view that answers questions.
+"""Where a decoder keeps its parts: one table by `config.model_type`, and a view of a model by that table.
 
-To add an architecture, add a row: it must be a pre-norm decoder whose two norms a layer are RMSNorms that
+To add an architecture, add a row: it must be a pre-norm decoder whose two norms per layer are RMSNorms that
 feed q, k, v and gate, up, and whose linears are `nn.Linear`. tests/test_absorb.py runs every row through the
-same invariance tests.
+same parity tests.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ _LLAMA = Architecture(
     writers=("self_attn.o_proj", "mlp.down_proj"),
 )
 
-# Mistral and Qwen2 share LLaMA's names. A sliding window lives in the attention mask, which nothing here
-# touches; Qwen2's q, k, v biases are added after the product, so folding leaves them as they are.
+# Mistral and Qwen2 share LLaMA's names. A sliding window belongs to the attention mask, which nothing here
+# changes; Qwen2's q, k, v biases are added after the product, so folding leaves them as they are.
 ARCHITECTURES: dict[str, Architecture] = {"llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA}
 
 
@@ -73,7 +73,7 @@ def architecture_of(config: PretrainedConfig) -> Architecture:
         known = ", ".join(sorted(ARCHITECTURES))
         raise ArchitectureError(
             f"model_type {config.model_type!r} is not supported; supported are {known}. "
-            "README, 'Add an architecture', says how to add one"
+            "docs/extending.md says how to add one"
         ) from None
 
 
@@ -83,7 +83,7 @@ def norm_epsilon(norm: nn.Module) -> float:
 
 
 class LayerView:
-    """One decoder layer, asked by site."""
+    """One decoder layer; its parts by site."""
 
     def __init__(self, index: int, module: nn.Module, architecture: Architecture) -> None:
         self.index = index
@@ -117,7 +117,7 @@ class LayerView:
 
 
 class ModelView:
-    """A transformers causal language model, asked for its parts."""
+    """The parts of a transformers causal language model."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model

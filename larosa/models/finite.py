@@ -11,7 +11,7 @@ from larosa.errors import LarosaError
 
 
 class EvaluationError(LarosaError):
-    """A measurement gave no number."""
+    """A measurement is NaN or infinite."""
 
 
 def require_finite(logits: Tensor, what: str, dtype: torch.dtype | None = None) -> Tensor:

@@ -49,7 +49,7 @@ def check_matrix(given: object, width: int | None = None) -> None:
 def check_width(given: object) -> None:
     """Raise ArgumentError unless `given` is a number of channels."""
     if not isinstance(given, int) or isinstance(given, bool) or given < 1:
-        raise ArgumentError(f"a width is a whole number of channels, at least 1, got {given!r}")
+        raise ArgumentError(f"a width is an integer number of channels, at least 1, got {given!r}")
 
 
 def longest_sequence(config: PretrainedConfig) -> int:

@@ -1,6 +1,6 @@
 """Load the language model of a run and its tokenizer.
 
-Where the weights come from stands in :mod:`larosa.models.sources`; its public names can be had from here too.
+Sources of weights are in :mod:`larosa.models.sources`; its public names are exported here too.
 
 Precision: weights are read in `model.dtype` by `from_pretrained(dtype=...)`. `model.to(dtype)` is never
 used, because it would also cast the rotary frequencies, which transformers keeps in float32.
@@ -79,12 +79,12 @@ def load_model(config: ModelConfig, seed: int) -> PreTrainedModel:
     """The model in eval mode, frozen, in `dtype`, on `device` or spread over the GPUs by `device_map`.
 
     `seed` matters for random weights only: equal seeds give equal weights on the same kind of device, and
-    the global random state stays as it was. Raises ModelError, wherever possible before weights are read.
+    the global random state is unchanged. Raises ModelError, wherever possible before weights are read.
     """
     device = resolve_placement(config)
     random = config.path is None and config.source == "random"
     if device.type == "cpu" and config.device_map is not None:
-        log.info("model.device_map=%s: no GPU, all of the model stands on the CPU", config.device_map)
+        log.info("model.device_map=%s: no GPU, the whole model is on the CPU", config.device_map)
         config = config.model_copy(update={"device_map": None})
     source = ensure_available(config)
     shape = model_config(config) if random else read_config(source, config)

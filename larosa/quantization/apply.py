@@ -1,10 +1,10 @@
-"""Put the weights of a model that a handle made sparse on a grid: first turned, then rounded.
+"""Quantise the weights of a model that a handle made sparse: first rotated, then rounded.
 
-A rotation is absorbed, and proved exact at level 0, before this; what is rounded are the weights that the transformed
-model really multiplies with. The evaluated model gets the values that codes and scales stand for, in its own dtype. In
-the other order, what has been rounded is turned and stands on no grid. `remove()` of the handle undoes this too.
+A rotation is absorbed, and passes its parity check at level 0, before this. So the weights that the transformed model
+multiplies with are the ones that are rounded; in the other order, rotation would take rounded weights out of the
+format. The evaluated model gets the dequantised values in its own dtype. `remove()` of the handle undoes this too.
 
-What reads a site is one matrix [n, m], readers side by side, as in the decoder.
+The consumers of a site are one matrix [n, m], their outputs concatenated, as in the decoder.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from larosa.sparsity.handle import SparsityHandle
 def quantise(
     model: PreTrainedModel, handle: SparsityHandle, config: QuantizationConfig, tokens: Tensor
 ) -> dict[str, Any]:
-    """Round the weights of `model` in place until `handle` is removed; returns what it did to them.
+    """Round the weights of `model` in place until `handle` is removed; returns a description for the record.
 
-    tokens: [N, T] to calibrate on. Codes are left in `handle.quantised`. Raises QuantizationError.
+    tokens: [N, T] to calibrate on. Quantised weights are left in `handle.quantised`. Raises QuantizationError.
     """
     view, before = ModelView(model), dict[nn.Linear, Tensor]()
     if config.calibrated:
         before = quantise_layers(model, handle, config, tokens[: config.sequences])
     elif config.weights != "none":
         for layer, site in tqdm(view.sites(), total=4 * len(view.layers), desc="quantise", unit="site", leave=False):
-            before |= {reader: reader.weight for reader in layer.consumers(site)}
+            before |= {linear: linear.weight for linear in layer.consumers(site)}
             handle.quantised[layer.index, site] = _rounded(layer.consumers(site), config.scheme, handle)
     error = relative_error(before) if before else None
     if config.head == "w8":
@@ -57,7 +57,7 @@ def relative_error(before: dict[nn.Linear, Tensor]) -> float:
 
 
 def _rounded(linears: list[nn.Linear], scheme: str, handle: SparsityHandle) -> Quantised:
-    """The linears' weights side by side on the grid, put in their place."""
+    """Quantise the linears' concatenated weights and exchange them in the model."""
     matrix = torch.cat([linear.weight for linear in linears]).T
     found = quantised(matrix, scheme)
     for linear, new in zip(linears, found.consumers([len(own.weight) for own in linears], matrix.dtype), strict=True):

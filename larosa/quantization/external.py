@@ -1,20 +1,20 @@
 """GPTQ and AWQ, site by site of a model that a handle made sparse.
 
-On the decoder's grids GPTQ is ours (feedback.py). With groups along the input both are from Intel's neural-compressor:
+In the decoder's formats GPTQ is ours (gptq.py). With groups along the input both are from Intel's neural-compressor:
 
     pip install -e '.[quantization]'
 
-The library gets what reads one site as a small model of its own, with the vectors that the site's readers are given: so
-rotations, transforms and hooks stay where they are, and no module of the model is exchanged. Layers go in order; the
-next one sees what the rounded layers before it give. Nothing is dropped meanwhile: the quantiser sees level 0.
-A sequence's first token is an attention sink: nearly every later token reads its key and value, but in GPTQ's second
-moments it is one of a thousand, and its error grows instead of theirs. `attention_sink_weight` lets it count as more.
-Both give a scale and a zero point to 64 weights along the input. AWQ's scales multiply a linear's own input, unfolded
-as the library has them; here they go into the weights again, since a norm or projection that took them would change
-what Top-K ranks.
+The library receives the consumers of one site as a small model, with the site's activations as inputs. So rotations,
+transforms and hooks of the model are untouched. Layers are quantised in order; each sees the outputs of the quantised
+layers before it. Nothing is dropped meanwhile: the quantiser sees level 0.
+The first token of a sequence is an attention sink: nearly every later token reads its key and value. In GPTQ's second
+moments it is one token of a thousand, so its error grows; `attention_sink_weight` makes it count as more tokens.
+Both quantisers give a scale and a zero point to 64 weights along the input. AWQ's scales multiply the input of a
+linear, unfolded as in the library. Here they are multiplied into the weights again: a norm or projection that took them
+would change what Top-K ranks.
 
-A layer once rounded is kept in the cache, by what it was rounded from: so levels, methods that leave the weights alike
-and processes side by side share it, and a run that was stopped goes on where it was.
+A quantised layer is cached under a hash of its inputs and weights. So levels, methods with equal weights and parallel
+processes share it, and an interrupted run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from larosa.sparsity.handle import SparsityHandle
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1  # raise when what a quantiser of ours gives changes
+_VERSION = 1  # raise when the output of our quantiser changes
 _LIBRARY = "neural_compressor"
 _HERE = "."
 """An existing folder: without one GPTQ asks the hub for a model's name, though it reads no file."""
 _BLOCK = GROUP
 """Inputs that GPTQ rounds before it corrects all others at once. Scales are found from weights as the last block left
-them: of several groups in a block all but the first would get those of weights that are not corrected yet."""
+them: with several groups per block, all but the first would get scales of weights that are not corrected yet."""
 
 
 def check_installed(config: QuantizationConfig) -> None:
@@ -59,12 +59,12 @@ def check_installed(config: QuantizationConfig) -> None:
         )
 
 
-class _Reached(Exception):  # noqa: N818  # no error: it ends a forward pass
+class _Reached(Exception):  # noqa: N818  # not an error: it ends a forward pass
     """The first layer has been given its input."""
 
 
 class _Readers(nn.Module):
-    """What reads a site; no module list, in which the library would look for blocks."""
+    """The consumers of a site; not a module list, in which the library would look for blocks."""
 
     def __init__(self, weights: list[Tensor]) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def quantise_layers(
 ) -> dict[nn.Linear, Tensor]:
     """Round the projections of `model` in place, through `handle`; tokens: [N, T]. Returns the weights before.
 
-    Raises QuantizationError where the library is missing or gives no number.
+    Raises QuantizationError where the library is missing or its weights are not finite.
     """
     check_installed(config)
     view, before, from_cache = ModelView(model), dict[nn.Linear, Tensor](), 0
@@ -127,7 +127,7 @@ def _identity(
     own = config.model_dump(mode="json", include={"weights", "quantizer", "group_axis", "attention_sink_weight"})
     if config.group_axis == "in":
         own["library"] = library_version()
-    weights = [reader.weight for site in SITES for reader in layer.consumers(site)]
+    weights = [linear.weight for site in SITES for linear in layer.consumers(site)]
     return {
         "settings": own,
         "version": _VERSION,
@@ -155,11 +155,11 @@ def _sha256(tensors: list[Tensor]) -> str:
 
 
 def _rounded_layer(layer: LayerView, seen: dict[str, list[Tensor]], config: QuantizationConfig) -> tensor_store.Tensors:
-    """A layer's sites rounded, as they are kept: codes and scales by our GPTQ, the readers' new weights by a library.
-    Takes the sites out of `seen`, whose vectors are large."""
+    """The quantised sites of a layer, as cached: qweight and scales from our GPTQ, new weights from the library.
+    Removes the sites from `seen`, whose activations are large."""
     found: tensor_store.Tensors = {}
     for site in SITES:
-        weights = [reader.weight for reader in layer.consumers(site)]
+        weights = [linear.weight for linear in layer.consumers(site)]
         given = [_counted(x, config.attention_sink_weight) for x in seen.pop(site)]
         if config.group_axis == "in":
             new = rounded(weights, given, config.quantizer)
@@ -173,20 +173,20 @@ def _rounded_layer(layer: LayerView, seen: dict[str, list[Tensor]], config: Quan
 def _put(
     layer: LayerView, found: tensor_store.Tensors, handle: SparsityHandle, config: QuantizationConfig
 ) -> dict[nn.Linear, Tensor]:
-    """Exchange the weights of a layer for what it was rounded to; returns the weights before."""
+    """Exchange the weights of a layer for the quantised ones; returns the weights before."""
     before = {}
     for site in SITES:
-        readers = layer.consumers(site)
-        device, dtype = readers[0].weight.device, readers[0].weight.dtype
+        consumers = layer.consumers(site)
+        device, dtype = consumers[0].weight.device, consumers[0].weight.dtype
         if config.group_axis == "in":
-            new = [found[f"{site}.reader{i}"].to(device) for i in range(len(readers))]
+            new = [found[f"{site}.reader{i}"].to(device) for i in range(len(consumers))]
         else:
-            codes, scale = (found[f"{site}.{part}"].to(device) for part in ("codes", "scale"))
-            own = handle.quantised[layer.index, site] = Quantised(config.scheme, codes, scale)
-            new = own.consumers([len(reader.weight) for reader in readers], dtype)
-        for reader, weight in zip(readers, new, strict=True):
-            before[reader] = reader.weight
-            handle.exchange(reader, "weight", weight)
+            qweight, scale = (found[f"{site}.{part}"].to(device) for part in ("codes", "scale"))
+            matrix = handle.quantised[layer.index, site] = Quantised(config.scheme, qweight, scale)
+            new = matrix.consumers([len(linear.weight) for linear in consumers], dtype)
+        for linear, weight in zip(consumers, new, strict=True):
+            before[linear] = linear.weight
+            handle.exchange(linear, "weight", weight)
     return before
 
 
@@ -229,7 +229,7 @@ def _first_inputs(view: ModelView, tokens: Tensor) -> list[tuple[tuple[Any, ...]
 
 
 def _seen(layer: LayerView, inputs: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> dict[str, list[Tensor]]:
-    """Site -> what its readers are given, a tensor [1, T, width] for every sequence."""
+    """Site -> its activations, a tensor [1, T, width] per sequence."""
     seen: dict[str, list[Tensor]] = {site: [] for site in SITES}
     with ExitStack() as stack:
         for site, rows in seen.items():
@@ -248,10 +248,10 @@ def _keeps(rows: list[Tensor]) -> Any:
 
 
 def rounded(weights: list[Tensor], inputs: list[Tensor], quantizer: str) -> list[Tensor]:
-    """The weights [out, n] of one site's readers, rounded for inputs [1, T, n], in their dtype, where they are."""
+    """The weights [out, n] of one site's consumers, rounded for inputs [1, T, n], in their dtype, where they are."""
     from neural_compressor.torch.quantization import AWQConfig, GPTQConfig, convert, prepare
 
-    logging.getLogger("neural_compressor").setLevel(logging.ERROR)  # it says a dozen lines a site
+    logging.getLogger("neural_compressor").setLevel(logging.ERROR)  # it logs a dozen lines per site
     surrogate: nn.Module = _Surrogate(weights)
     if quantizer == "gptq":
         config = GPTQConfig(bits=4, use_sym=False, group_size=GROUP, block_size=_BLOCK, model_path=_HERE)

@@ -1,9 +1,9 @@
-"""GPTQ on the decoder's grids: what rounding one input's weights gets wrong, inputs that are rounded later make up for.
+"""GPTQ in the decoder's formats: inputs that are rounded later compensate the rounding errors of earlier ones.
 
-GPTQ (Frantar et al., arXiv 2210.17323, section 3.3, in its Cholesky form). Libraries have it with groups along the
-input; here a scale belongs to an output (w8), or to 64 outputs of one input (w4), found when that input's turn comes.
-So no group ties inputs together, and they are taken in the order of their squares, the largest first: what costs most
-is rounded while most others are left to make up for it.
+GPTQ (Frantar et al., arXiv 2210.17323, section 3.3, in its Cholesky form). Libraries group along the
+input. Here a scale belongs to an output (w8), or to 64 outputs of one input (w4) and is computed when that input is
+rounded. So no group couples inputs, and they are rounded by falling second moment: the most expensive inputs are
+rounded while most others are left to compensate.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def fed_back(matrix: Tensor, moments: Tensor, scheme: str) -> Quantised:
     order = moments.diagonal().argsort(descending=True, stable=True)
     factor = _factor(moments[order][:, order].double()).to(torch.float32)
     left, wide = matrix.float()[order], matrix.float()
-    plain = quantised(wide, scheme)  # w8: the scales, of the weights as they are
-    codes = torch.empty(matrix.shape, dtype=torch.int8, device=matrix.device)
+    plain = quantised(wide, scheme)  # w8: the scales of the uncorrected weights
+    qweight = torch.empty(matrix.shape, dtype=torch.int8, device=matrix.device)
     scales = plain.scale.clone()
     for start in range(0, len(left), _BLOCK):
         here = slice(start, start + _BLOCK)
@@ -37,13 +37,13 @@ def fed_back(matrix: Tensor, moments: Tensor, scheme: str) -> Quantised:
         for i, row in enumerate(block):
             at = order[start + i]
             found = on_scales(row[None], plain.scale) if scheme == "w8" else quantised(row[None], scheme)
-            codes[at] = found.qweight[0]
+            qweight[at] = found.qweight[0]
             if scheme != "w8":
                 scales[:, at] = found.scale[:, 0]
             errors[i] = (row - found.dense(torch.float32)[0]) / own[i, i]
             block[i + 1 :] -= own[i, i + 1 :, None] * errors[i]
         left[start + _BLOCK :] -= factor[here, start + _BLOCK :].T @ errors
-    return Quantised(scheme, codes, scales)
+    return Quantised(scheme, qweight, scales)
 
 
 def _factor(moments: Tensor) -> Tensor:

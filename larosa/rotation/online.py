@@ -1,15 +1,16 @@
-"""The output-aware transform: online, not orthogonal, in front of the readers of a norm; whole or in diagonal blocks.
+"""The output-aware transform: online, not orthogonal, before the consumers of a norm; full or block-diagonal.
 
-For one norm, x is its output without gamma, W the stacked weights that read it with gamma folded in, S = E[x x^T]
+For one norm, x is its output without gamma, W the stacked weights of its consumers with gamma folded in, S = E[x x^T]
 and G = W^T W. With U the eigenvectors of `G^1/2 S G^1/2`, run `z = T x`, `T = U^T G^1/2`, keep the top-k of z, and
 use weights `W T^-1`. Their columns are orthonormal, so the squared output error of a token is exactly the energy of
-the z that are dropped: Top-K by |z| is the best choice for that token, and z is decorrelated. In diagonal blocks of b
-channels the same is done for each block's own S and G: b / D of the bytes, and what couples blocks is not seen.
+the dropped z: Top-K by |z| is the best choice for that token, and z is decorrelated. A block-diagonal transform of
+block size b does the same with the S and G of each block: it takes b / D of the bytes and ignores the coupling of
+blocks.
 
 T runs as `T = T' diag(c)` with the columns of T' of length 1: c takes gamma's place in the norm, where it is free, and
-T' is stored in the model's dtype, in int8 (one scale an output) or in int4 (one scale for 64 inputs), scales in
-float16; it is what really runs, and what the accounting counts. The weights undo T' as it is stored: rounding it
-moves the columns a little away from orthonormal, but leaves the model at level 0 as it was.
+T' is stored in the model's dtype, in int8 (one scale per output) or in int4 (one scale per 64 inputs), scales in
+float16. The stored transform runs, and the accounting counts its bytes. The weights invert T' as stored: rounding makes
+the columns slightly non-orthonormal, but leaves the model at level 0 unchanged.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _SMALLEST_GAIN = 1e-6
 
 
 class TransformError(LarosaError):
-    """A transform cannot be stored as asked."""
+    """A transform cannot be stored in this format."""
 
 
 def output_aware(second_moment: Tensor, gram: Tensor, block: int | None = None) -> Tensor:
@@ -74,7 +75,7 @@ def stored_bytes(D: int, block: int | None, storage: str, element_bytes: int) ->
 
 
 def quantise(blocks: Tensor, storage: str) -> tuple[Tensor, Tensor]:
-    """Round to nearest, symmetric. blocks [..., n, b, b] -> codes int8 (of int4 range for int4), scales float16.
+    """Round to nearest, symmetric. blocks [..., n, b, b] -> qweight int8 (of int4 range for int4), scales float16.
 
     Scales are [..., n, b, groups]. Raises TransformError where groups do not fit.
     """
@@ -83,13 +84,13 @@ def quantise(blocks: Tensor, storage: str) -> tuple[Tensor, Tensor]:
     largest, group = (127, size) if storage == "int8" else (7, GROUP)
     groups = blocks.reshape(*blocks.shape[:-1], size // group, group)
     scales = (groups.abs().amax(-1) / largest).clamp_min(1e-7).half()
-    codes = (groups / scales.to(blocks.dtype)[..., None]).round().clamp(-largest, largest)
-    return codes.flatten(-2).to(torch.int8), scales
+    qweight = (groups / scales.to(blocks.dtype)[..., None]).round().clamp(-largest, largest)
+    return qweight.flatten(-2).to(torch.int8), scales
 
 
-def restored(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """The blocks that codes and scales stand for."""
-    groups = codes.reshape(*scales.shape, -1).to(dtype)
+def restored(qweight: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """The dequantised blocks."""
+    groups = qweight.reshape(*scales.shape, -1).to(dtype)
     blocks: Tensor = (groups * scales.to(dtype)[..., None]).flatten(-2)
     return blocks
 
@@ -97,22 +98,22 @@ def restored(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
 class OnlineTransform(nn.Module):
     """z = T' x with T' in blocks [n, b, b] as stored: `storage` model, int8 or int4; in the activation's dtype."""
 
-    codes: Tensor
+    qweight: Tensor
     scales: Tensor | None
 
     def __init__(self, blocks: Tensor, storage: str, dtype: torch.dtype) -> None:
         super().__init__()
         self.storage = storage
         if storage == "model":
-            codes, scales = blocks.to(dtype), None
+            qweight, scales = blocks.to(dtype), None
         else:
-            codes, scales = quantise(blocks, storage)
-        self.register_buffer("codes", codes, persistent=True)
+            qweight, scales = quantise(blocks, storage)
+        self.register_buffer("qweight", qweight, persistent=True)
         self.register_buffer("scales", scales, persistent=True)
 
     def blocks(self, dtype: torch.dtype) -> Tensor:
         """T' [n, b, b] as it runs."""
-        return self.codes.to(dtype) if self.scales is None else restored(self.codes, self.scales, dtype)
+        return self.qweight.to(dtype) if self.scales is None else restored(self.qweight, self.scales, dtype)
 
     def inverse(self) -> Tensor:
         """The inverse of T' as it runs, [D, D] float64."""
