@@ -17,7 +17,7 @@ from test_config import parse
 from test_pipeline import overrides, write_text  # noqa: F401  # a fixture
 
 from larosa.cli import compare, launch
-from larosa.cli.diagnose import inspect
+from larosa.cli.diagnose import diagnose
 from larosa.experiment import measure, pipeline, plan_runs, record_file, results, runner, session
 from larosa.experiment.failures import RunsFailedError
 from larosa.records import checksum, commit
@@ -268,14 +268,14 @@ def test_an_inspection_that_changed_is_made_again(
     words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = parse(*words, "diagnostics.tokens=20", "diagnostics.surface_tokens=4")
-    path = inspect("surface", config)
+    path = diagnose("surface", config)
     content = path.read_text()
-    assert inspect("surface", config) == path
+    assert diagnose("surface", config) == path
     for other in (content.replace('"layer":1', '"layer":0'), "[]", "null", content[:-9], "{}"):
         path.write_text(other)
         caplog.clear()
-        inspect("surface", config)
-        assert [line for line in caplog.messages if f"{path} is damaged" in line and "inspected again" in line]
+        diagnose("surface", config)
+        assert [line for line in caplog.messages if f"{path} is damaged" in line and "measured again" in line]
         assert checksum.read(path)["values"] == json.loads(content)["values"]
 
 

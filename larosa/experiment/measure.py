@@ -31,11 +31,11 @@ from larosa.sparsity.handle import SparsityHandle
 log = logging.getLogger(__name__)
 
 BATCH_DEPENDENCE = (
-    "Selection is discontinuous: where a magnitude is within rounding of the k-th or of the threshold, the order of "
-    "sums decides whether it is selected, and that order changes with batch size and padding. This happens at any site and "
-    "token, with either setting of ties. On SmolLM2-135M in float32 at 50 %, 4 of 64 log-likelihoods differed between "
-    "batch sizes 1 and 8, the most by 20 %; in float64 none did (3e-14). Batch size 1 makes a score independent of the "
-    "texts beside it; the batch sizes of this record are in its config."
+    "Selection is discontinuous: where a magnitude is within rounding of the k-th or of the threshold, the order of"
+    " sums decides whether it is selected, and that order changes with batch size and padding. This happens at any "
+    "site and token, with either setting of ties. On SmolLM2-135M in float32 at 50 %, 4 of 64 log-likelihoods "
+    "differed between batch sizes 1 and 8, the most by 20 %; in float64 none did (3e-14). Batch size 1 makes a "
+    "score independent of the texts beside it; the batch sizes of this record are in its config."
 )
 
 
@@ -70,8 +70,8 @@ def measure(planned: PlannedRun, session: Session) -> Record:
 
 
 def _scores(planned: PlannedRun, session: Session) -> dict[str, Any]:
-    asked, avoided = planned.config.evaluation.zero_shot, results.excluded_by(planned.config)
-    scores = zero_shot(session.model, session.tokenizer, asked, planned.config.seed, avoided, session.passages)
+    tasks, excluded = planned.config.evaluation.zero_shot, results.excluded_by(planned.config)
+    scores = zero_shot(session.model, session.tokenizer, tasks, planned.config.seed, excluded, session.passages)
     return {name: asdict(score) for name, score in scores.items()}
 
 
