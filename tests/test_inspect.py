@@ -160,7 +160,7 @@ def test_cosine_of_orthogonal_moments_is_zero() -> None:
 @pytest.mark.parametrize(
     ("kind", "more", "message"),
     [
-        ("surfaces", [], "there is no 'surfaces'"),
+        ("surfaces", [], "there is no diagnostic 'surfaces'"),
         ("surface", ["method=dense", "baseline=none"], "dense model drops nothing"),
         ("surface", ["diagnostics.layer=3"], "layers 0 to 2"),
         ("surface", ["diagnostics.surface_tokens=64"], "a block has 64"),
