@@ -22,8 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 from larosa.cli.overrides import explained, fit
 from larosa.config import keys
 from larosa.config.base import ConfigError
-from larosa.config.packaged import found, packaged
 from larosa.errors import LarosaError, described
+from larosa.records.packaged import found, packaged
 
 _MODES = ("run", "multirun", "cfg", "info", "shell_completion")
 

@@ -12,8 +12,8 @@ import yaml
 
 from conftest import CONF, ROOT
 from larosa.records import checksum
-from larosa_analysis.outcomes import SEVEN, compact_score
-from larosa_analysis.records import read_lines
+from larosa_analysis.records.entry import read_lines
+from larosa_analysis.records.outcomes import SEVEN, compact_score
 
 Record = dict[str, Any]
 CONDITIONS = {"created": "2000-01-01T00:00:00+00:00", "git": {"commit": "0" * 40, "dirty": False}}
@@ -114,7 +114,7 @@ def inspections(model: str = "smollm2-135m") -> dict[str, Record]:
             "by_layer": {"wikitext2|lambada": [0.99, 0.98]},
         },
     }  # fmt: skip
-    common = CONDITIONS | {"schema": 1, "model": model, "versions": {}, "hardware": {}, "data": {}}
+    common = CONDITIONS | {"schema": 2, "model": model, "versions": {}, "hardware": {}, "data": {}}
     return {f"inspect-{kind}.json": common | {"kind": kind, "values": own} for kind, own in values.items()}
 
 

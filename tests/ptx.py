@@ -1,4 +1,4 @@
-"""A program's warps in numpy, that run the PTX of the product of codes as it goes to the assembler.
+"""A program's warps in numpy, that run the PTX of the quantised product as it goes to the assembler.
 
 Copies land only when they are waited for, tensor cores take the fragments of the PTX manual, and no two warps write one
 place of shared memory. An instruction that is not known here is an error.
@@ -275,7 +275,7 @@ class Warp:
 
     @staticmethod
     def reach(words: np.ndarray, limits: np.ndarray, number: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """0xFFFF in each half that is no smaller, or no number."""
+        """0xFFFF in each half that is no smaller, or NaN."""
         low, high = (~(number(words >> by & 0xFFFF) < number(limits >> by & 0xFFFF)) for by in (0, 16))
         return low * 0xFFFF + high * 0xFFFF0000
 

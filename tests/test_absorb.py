@@ -25,7 +25,7 @@ CASES = [
     ("qwen2", {}),
     ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}),
 ]
-GRANULARITIES = ["layer", "block", "group", "model"]
+GRANULARITIES = ["layer", "sublayer", "group", "model"]
 BASES = ["pca", "random", "hadamard", "identity"]
 
 
@@ -121,7 +121,7 @@ def test_left_padding_and_static_cache_do_not_change_which_tokens_are_sparse(kin
     prompt = tokens[:1, :8]
     padded = torch.cat([torch.zeros(1, 3, dtype=torch.int64), prompt], dim=1)
     mask = torch.tensor([[0] * 3 + [1] * 8])
-    with sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, tokens=policy)):
+    with sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, token_policy=policy)):
         plain = model.generate(prompt, max_new_tokens=6, do_sample=False)[:, 8:]
         for more in ({}, {"cache_implementation": "static"}):
             shifted = model.generate(padded, attention_mask=mask, max_new_tokens=6, do_sample=False, **more)[:, 11:]

@@ -28,7 +28,7 @@ from larosa.experiment.pipeline import measure, run
 from larosa.experiment.plan_runs import Cell, plan_runs
 from larosa.experiment.prepare import prepare
 from larosa.experiment.session import Session, open_session, read_documents
-from larosa.methods.thresholds import thresholds_of
+from larosa.methods.planning import thresholds_of
 from larosa.models.architecture import SITES
 from larosa.models.finite import EvaluationError
 from larosa.models.sites import ModelShape
@@ -124,7 +124,7 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
     "magnitude": ("magnitude", {}),
     "teal": ("teal", {}),
     "wina": ("wina", {}),
-    "absorbed": ("larosa/paper", {"basis": "random", "granularity": "sublayer", "top_k": {"ties": "keep"}}),
+    "absorbed": ("larosa/paper", {"basis": "random", "granularity": "sublayer", "ties": "keep"}),
     "simulated, threshold": ("larosa/paper", {"basis": "random", "form": "simulated", "selector": "threshold"}),
 }
 
@@ -153,7 +153,7 @@ def test_curves_are_what_applied_plans_measure(form: str, around: str, calibrato
 
 
 def test_one_pass_gives_the_limits_of_all_levels(calibrator: Calibrator, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = plan_at({}, calibrator.model, calibrator, "magnitude", rule="threshold")
+    plan = plan_at({}, calibrator.model, calibrator, "magnitude", selector="threshold")
     monkeypatch.setattr("larosa.calibration.calibrator.count_magnitudes", lambda *_: pytest.fail("counted again"))
     thresholds = thresholds_of(plan, calibrator)
     assert thresholds is not None
@@ -196,8 +196,8 @@ def test_greedy_stops_a_site_at_the_highest_level() -> None:
 
 
 SEARCHES = [
-    ("magnitude", "top_k", "rule=marginal"),
-    ("teal", "threshold", "rule=greedy"),
+    ("magnitude", "top_k", "algorithm=marginal"),
+    ("teal", "threshold", "algorithm=greedy"),
     ("wina/transform", "top_k", "error=kl"),
     ("larosa/official", "threshold", "around=sparse"),
     ("larosa/output_aware", "threshold", "error=kl"),
@@ -216,11 +216,11 @@ def test_the_command_writes_a_schedule_that_runs_use(
     made_by = json.loads(path.read_text())["made_by"]
     assert made_by["model"]["name"] == "tiny-llama"
     assert made_by["method"] == config.method.label
-    assert ("curves" in made_by) == (search != "rule=greedy")
+    assert ("curves" in made_by) == (search != "algorithm=greedy")
     chosen = parse(*overrides, *more, "schedule=file")
     levels = list(plan_runs(chosen).values())[-1].levels
     assert len({round(level, 6) for site in SITES for level in levels.level[site]}) > 2
-    if (name, search) == ("teal", "rule=greedy"):
+    if (name, search) == ("teal", "algorithm=greedy"):
         record = list(run(chosen).values())[-1]
         assert record["metrics"]["accounting"]["weight_sparsity"] == pytest.approx(0.5, abs=0.01)
         assert "mine.json" in record["metrics"]["accounting"]["coefficients"]
@@ -288,7 +288,7 @@ def test_a_search_runs_the_checks_of_a_run(
     assert not (tmp_path / "mine.json").exists()
 
 
-@pytest.mark.parametrize("search", ["error=output", "error=kl", "rule=greedy"])
+@pytest.mark.parametrize("search", ["error=output", "error=kl", "algorithm=greedy"])
 def test_levels_are_not_found_among_nan(
     search: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip

@@ -12,10 +12,10 @@ from made_records import Record, made, score, seven
 from test_paper_tables import at, block, rows_of, tables
 
 from conftest import CONF, ROOT
-from larosa_analysis import bank
 from larosa_analysis.compact import compact
-from larosa_analysis.main_result import results
-from larosa_analysis.run import Run
+from larosa_analysis.records import store
+from larosa_analysis.records.run import Run
+from larosa_analysis.report.main_result import results
 from larosa_analysis.tables.group import every
 from larosa_analysis.tables.spec import SPECS
 
@@ -158,4 +158,4 @@ def test_tasks_alone_make_no_group_of_texts(tmp_path: Path) -> None:
     assert list(every([Run.of(record) for record in runs], texts=True, tasks=())) == []
     path = tmp_path / "records"
     tables(path, runs)
-    assert results(bank.read(path, path)) == []
+    assert results(store.read(path, path)) == []

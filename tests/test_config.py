@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from conftest import CONF, ROOT
 from larosa.config.run import ConfigError, RunConfig
 from larosa.errors import LarosaError
-from larosa.experiment import pipeline
+from larosa.experiment import pipeline, session
 from larosa.experiment.plan_runs import plan_runs
 from larosa.rotation.rotation import build_rotation
 
@@ -286,6 +286,6 @@ def test_run_refuses_before_anything_loads(
     overrides: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for step in ("read_documents", "open_session"):
-        monkeypatch.setattr(pipeline, step, lambda *_: pytest.fail("loaded"))
+        monkeypatch.setattr(session, step, lambda *_: pytest.fail("loaded"))
     with pytest.raises(LarosaError, match=message):
         pipeline.run(parse(f"output={tmp_path}", "tracking=off", *overrides))

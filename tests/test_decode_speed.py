@@ -15,11 +15,11 @@ from transformers import AutoConfig
 
 from conftest import ROOT, SHAPE
 from larosa.decode import evaluate as evaluated
-from larosa.decode.calibrate import bracketed, kth_bits, limited
+from larosa.decode.calibrate import kth_bits, with_search_ranges, with_thresholds
 from larosa.decode.decoder import Decoder
 from larosa.decode.dense import DenseDecoder, transposed
 from larosa.decode.errors import DecodeError
-from larosa.decode.selectors import dense_rules, level_rules
+from larosa.decode.selectors import dense_selectors, level_selectors
 from larosa.decode.timing import compare, measure, with_speedups
 from larosa.decode.weights import DecodeWeights, random_weights
 from larosa.errors import LarosaError
@@ -35,7 +35,7 @@ def weights(dtype: torch.dtype = torch.float32, **more: object) -> DecodeWeights
 
 def test_rows_hold_dense_and_every_level_at_every_length() -> None:
     own = weights(adapters=1)
-    plans = {"half": level_rules(own.shape, 0.5), "none": dense_rules(own.shape)}
+    plans = {"half": level_selectors(own.shape, 0.5), "none": dense_selectors(own.shape)}
     rows = compare(own, plans, contexts=(8, 16), outputs=(3,), repeats=2)
     assert len(rows) == (4 + 2) * 2
     dense = [row for row in rows if row["kind"] == "dense" and row["context"] == 8]
@@ -68,7 +68,7 @@ def test_bytes_are_those_that_a_step_reads() -> None:
     own = weights(transforms="int8")
     D, wide, kv, vocabulary = 48, 80, 16, 384
     for level in (0.0, 0.5):
-        found = measure(Decoder(own, level_rules(own.shape, level), 16), context=8, new_tokens=2, repeats=1)
+        found = measure(Decoder(own, level_selectors(own.shape, level), 16), context=8, new_tokens=2, repeats=1)
         read = found["read_bytes"]
         projections = 2 * 4 * (D * (D + 2 * kv) + D * D + 3 * D * wide)
         assert read["projections"] == pytest.approx((1 - level) * projections)
@@ -83,7 +83,7 @@ def test_bytes_are_those_that_a_step_reads() -> None:
 def test_the_dense_baseline_computes_the_model(layout: str) -> None:
     own = weights()
     copy = None if layout == "input_major" else transposed(own)
-    dense, sparse = DenseDecoder(own, layout, 8, copy), Decoder(own, dense_rules(own.shape), 8)
+    dense, sparse = DenseDecoder(own, layout, 8, copy), Decoder(own, dense_selectors(own.shape), 8)
     for token in (3, 200, 17):
         torch.testing.assert_close(dense.step(token), sparse.step(token), rtol=1e-4, atol=1e-4)
     with pytest.raises(DecodeError, match="layout"):
@@ -93,18 +93,22 @@ def test_the_dense_baseline_computes_the_model(layout: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_calibrated_limits_keep_about_as_much_and_brackets_hold_the_limits(dtype: torch.dtype) -> None:
     own = weights(dtype)
-    rules = level_rules(own.shape, 0.5)
-    calibrating = Decoder(own, rules, 40)
+    selectors = level_selectors(own.shape, 0.5)
+    calibrating = Decoder(own, selectors, 40)
     calibrating.cache.normal_(generator=torch.Generator().manual_seed(0))
     ids = torch.randint(384, (12,), generator=torch.Generator().manual_seed(0))
     bits = kth_bits(calibrating, ids, context=16)
     assert set(bits) == {(layer, site) for layer in range(2) for site in ("h1", "h2", "h3", "h4")}
     for (layer, site), seen in bits.items():
-        low, high = bracketed(rules, bits)[site][layer].bracket or (0, 0)
+        low, high = with_search_ranges(selectors, bits)[site][layer].search_range or (0, 0)
         assert low <= int(seen.min()) <= int(seen.max()) <= high
-    limits = limited(rules, bits, dtype)
-    assert all(each.limit is not None and each.k == rules[site][0].k for site in limits for each in limits[site])
-    limiting = Decoder(own, limits, 40)
+    thresholds = with_thresholds(selectors, bits, dtype)
+    assert all(
+        each.threshold is not None and each.k == selectors[site][0].k
+        for site in thresholds
+        for each in thresholds[site]
+    )
+    limiting = Decoder(own, thresholds, 40)
     limiting.cache.normal_(generator=torch.Generator().manual_seed(1))
     found = measure(limiting, context=16, new_tokens=16, repeats=1)
     assert all(0.3 < share < 0.7 for share in found["kept_share"].values())
@@ -113,13 +117,12 @@ def test_calibrated_limits_keep_about_as_much_and_brackets_hold_the_limits(dtype
 def test_lengths_that_do_not_fit_are_refused() -> None:
     own = weights()
     with pytest.raises(DecodeError, match="exceed max_len"):
-        measure(Decoder(own, dense_rules(own.shape), 8), context=8, new_tokens=1)
+        measure(Decoder(own, dense_selectors(own.shape), 8), context=8, new_tokens=1)
 
 
 def test_the_benchmark_runs_where_only_torch_is(tmp_path: Path) -> None:
     block = f"import sys; sys.modules.update(dict.fromkeys({BLOCKED!r}))\n"
-    script = ROOT / "kernels" / "benchmarks" / "decode.py"
-    words = ["--model", "tiny-llama", "--levels", "0,0.5", "--extras", "int8", "--contexts", "8", "--new-tokens", "2"]
+    words = ["--model", "tiny-llama", "--levels", "0,0.5", "--overhead", "int8", "--contexts", "8", "--new-tokens", "2"]
     words += [
         "--repeats",
         "1",
@@ -131,17 +134,15 @@ def test_the_benchmark_runs_where_only_torch_is(tmp_path: Path) -> None:
         "--json",
         str(tmp_path / "out.json"),
     ]
-    run = f"import runpy; sys.argv[1:] = {words!r}; runpy.run_path({str(script)!r}, run_name='__main__')"
-    paths = os.pathsep.join(
-        [*(str(ROOT / own) for own in ("kernels", "analysis", ".")), str(script.parent)]
-    )  # the last as for a script
+    run = f"import runpy; sys.argv[1:] = {words!r}; runpy.run_module('larosa.decode.benchmark', run_name='__main__')"
+    paths = os.pathsep.join([str(ROOT / "kernels"), str(ROOT)])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", block + run], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.rstrip().splitlines()[-3].startswith("| limits 50 %")
+    assert done.stdout.rstrip().splitlines()[-3].startswith("| thresholds 50 %")
     record = json.loads((tmp_path / "out.json").read_text())
-    assert [row["name"] for row in record["rows"]][-3:] == ["top-k 0 %", "top-k 50 %", "limits 50 %"]
-    assert record["gate"]["8"]["top-k 50 %"]["bit_identical"]
+    assert [row["name"] for row in record["rows"]][-3:] == ["top-k 0 %", "top-k 50 %", "thresholds 50 %"]
+    assert record["parity"]["8"]["top-k 50 %"]["bit_identical"]
     assert set(record["selection_us"]["8"]) == {"top-k 50 %"}
     assert [(row["layout"], row["tokens"]) for row in record["prefill"]] == [("input_major", 8), ("output_major", 8)]
     assert str(tmp_path) not in json.dumps(record)

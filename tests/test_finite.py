@@ -21,7 +21,7 @@ from larosa.models.architecture import ModelView
 from larosa.models.finite import EvaluationError
 from larosa.search.curves import layer_error
 from larosa.search.divergence import divergence
-from larosa_analysis.records import Entry, RecordsError
+from larosa_analysis.records.entry import Entry, RecordsError
 
 IDS = torch.arange(2, 34)[None]
 RUNS: dict[str, Callable[[PreTrainedModel], object]] = {

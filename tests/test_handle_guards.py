@@ -133,7 +133,7 @@ def test_remove_leaves_no_guard(form: str, tokens: Tensor, tmp_path: Path) -> No
     model.model.push_to_hub = print  # somebody's own, which must come back
     before, dense = attributes(model), model(tokens).logits
     policy = {"kind": "decode_only", "n": 0, "fraction": 1.0}
-    sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, form=form, tokens=policy)).remove()
+    sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, form=form, token_policy=policy)).remove()
     assert attributes(model) == before
     del model.model.push_to_hub
     model.save_pretrained(tmp_path)

@@ -29,8 +29,8 @@ from larosa.experiment.diagnostics.covariance import cosines
 from larosa.experiment.diagnostics.surface import surface
 from larosa.experiment.results import identity
 from larosa.sparsity.top_k import theoretical_error
-from larosa_analysis import bank
 from larosa_analysis.figures import every
+from larosa_analysis.records import store
 
 LAYER, TOKENS = 1, 40
 LEVELS = (0.25, 0.5, 0.75)
@@ -53,7 +53,7 @@ def read(kind: str, settings: list[str], *more: str) -> tuple[dict[str, Any], Ru
     path = inspect(kind, config)
     assert path.name == f"inspect-{kind}-tiny-llama.json"
     record = json.loads(path.read_text())
-    assert (record["schema"], record["kind"], record["model"]) == (1, kind, "tiny-llama")
+    assert (record["schema"], record["kind"], record["model"]) == (2, kind, "tiny-llama")
     assert {"created", "git", "versions", "hardware", "data", "values"} <= set(record)
     assert str(Path.cwd()) not in path.read_text()
     return record, config
@@ -119,8 +119,8 @@ def test_error_curve_is_the_readers_error(settings: list[str]) -> None:
         assert found == pytest.approx(float(expected), rel=1e-4)
     larosa = next(own for label, own in values["measured"].items() if label.startswith("larosa"))
     assert larosa == pytest.approx(values["measured"]["magnitude"], rel=1e-3)  # h4 is not rotated
-    assert values["realised"]["magnitude"] == pytest.approx(LEVELS, abs=0.5 / x.shape[1] + 1e-9)
-    assert values["realised"]["teal"] != values["realised"]["magnitude"]
+    assert values["achieved"]["magnitude"] == pytest.approx(LEVELS, abs=0.5 / x.shape[1] + 1e-9)
+    assert values["achieved"]["teal"] != values["achieved"]["magnitude"]
 
 
 @pytest.mark.parametrize("method", ["larosa/official", "larosa/output_aware"])
@@ -188,7 +188,7 @@ def test_a_figures_sweep_fills_it(settings: list[str], tmp_path: Path, name: str
         (path,) = (tmp_path / "runs").glob("inspect-*.json")
         made.append(path.stat().st_mtime_ns)
     assert made[0] == made[1]
-    drawn = {own.name: own for own in every.build(bank.read(tmp_path / "runs", tmp_path / "none"))}
+    drawn = {own.name: own for own in every.build(store.read(tmp_path / "runs", tmp_path / "none"))}
     assert drawn[figure].figure is not None
 
 
@@ -203,7 +203,7 @@ def test_a_failed_inspection_is_noted_and_success_removes_the_note(settings: lis
         notes.append([json.loads(path.read_text()) for path in (tmp_path / "runs").glob("failed-*/failed.json")])
         assert bool(outcome.failed) == (layer == 3)
     (note,), after = notes
-    assert note["asked"]["inspected"] == "surface"
+    assert note["asked"]["diagnostics"] == "surface"
     assert after == []
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from larosa_kernels.sparse_gemv.sums import sum_both_columns, sum_columns
+from larosa_kernels.ops.sparse_gemv.sums import sum_both_columns, sum_columns
 from test_kernels import DEVICE, normal
 from torch import Tensor
 
 SHAPES = [
-    (32, 64, 32, 2),  # 4-bit codes, gate and up
+    (32, 64, 32, 2),  # 4-bit weights, gate and up
     (64, 32, 32, 2),
     (128, 16, 32, 2),  # a row shorter than a load
     (16, 64, 16, 2),  # int8
@@ -68,7 +68,7 @@ def test_within_rounding_and_the_same_again(rows: int, columns: int, held: int, 
     assert torch.equal(found, sums(x, x_up, held, warps))
 
 
-def test_what_is_no_number_stays_in_its_column() -> None:
+def test_nan_stays_in_its_column() -> None:
     x, ones = torch.ones(2, 32, 64, dtype=torch.bfloat16, device=DEVICE)
     x[5, 3], x[16, 10], x[31, 63] = float("nan"), float("inf"), float("-inf")
     wanted = torch.full((3, 64), 32.0, device=DEVICE)

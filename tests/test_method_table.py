@@ -21,14 +21,15 @@ from test_pipeline import write_text
 
 from conftest import ROOT
 from larosa.experiment.pipeline import run
-from larosa_analysis import compact, methods
-from larosa_analysis.bars import gains, verdicts
-from larosa_analysis.bootstrap import Increases, draws
-from larosa_analysis.extras import adapter_share, share_at_llama2_7b
-from larosa_analysis.method_markdown import interval, markdown
-from larosa_analysis.readme import marker
-from larosa_analysis.records import Entry, Record, RecordsError, load
-from larosa_analysis.rows import Row, Rows, build
+from larosa_analysis import compact
+from larosa_analysis.comparison import methods
+from larosa_analysis.comparison.criteria import gains, verdicts
+from larosa_analysis.comparison.markdown import interval, markdown
+from larosa_analysis.comparison.overhead import adapter_fraction, overhead_at_llama2_7b
+from larosa_analysis.comparison.rows import Row, Rows, build
+from larosa_analysis.records.entry import Entry, Record, RecordsError, load
+from larosa_analysis.report.marked_tables import marker
+from larosa_analysis.stats.bootstrap import Increases, draws
 
 LAROSA = "larosa/paper (absorbed, pca, per layer)"
 TEXTS = ["other", "text"]
@@ -98,8 +99,8 @@ def lose(line: Record, dense: Record, factors: dict[str, float]) -> None:
         found["block_nll_nats"] = [own + nats for own in dense["metrics"]["perplexity"][text]["block_nll_nats"]]
 
 
-def standing(rows: Rows, target: float, count: Any, label: str) -> Row:
-    return next(row for row in rows.standing(target, count) if row.entry.label == label)
+def standing(rows: Rows, target: float, metric: Any, label: str) -> Row:
+    return next(row for row in rows.standing(target, metric) if row.entry.label == label)
 
 
 START, END = marker("methods")
@@ -194,11 +195,11 @@ def test_rows_are_the_records_numbers(lines: list[Record], tmp_path: Path) -> No
 
     searched = [pick(lines, "magnitude", 0.5, schedule) for schedule in ("official", "uniform", "file")]
     best = min(searched, key=lambda record: sum(increase(record)))
-    row = standing(rows, 0.5, "level", "magnitude")
+    row = standing(rows, 0.5, "weight sparsity", "magnitude")
     assert (row.entry.identity, row.schedules) == (best["identity"], 3)
     assert row.compared.mean.value == 1
     own = min((pick(lines, LAROSA, 0.5, s) for s in ("official", "uniform")), key=lambda r: sum(increase(r)))
-    row = standing(rows, 0.5, "level", LAROSA)
+    row = standing(rows, 0.5, "weight sparsity", LAROSA)
     assert row.entry.identity == own["identity"]
     ratios = [mine / other for mine, other in zip(increase(own), increase(best), strict=True)]
     assert row.compared.mean.value == pytest.approx(np.mean(ratios), rel=1e-5)
@@ -209,14 +210,14 @@ def test_rows_are_the_records_numbers(lines: list[Record], tmp_path: Path) -> No
 
 def test_net_bytes_pay_for_the_extras(lines: list[Record], tmp_path: Path) -> None:
     rows = made(tmp_path, lines)
-    row = standing(rows, 0.5, "net bytes", LAROSA)
-    assert row.entry.asked == 0.5635
-    assert row.entry.extras == pytest.approx(2 / 3 * 64**2 / (64 * (64 * 2 + 2 * 32 + 3 * 160)))
+    row = standing(rows, 0.5, "bytes read", LAROSA)
+    assert row.entry.target == 0.5635
+    assert row.entry.overhead == pytest.approx(2 / 3 * 64**2 / (64 * (64 * 2 + 2 * 32 + 3 * 160)))
     assert row.saved == pytest.approx(0.5, abs=0.006)
-    reference = standing(rows, 0.5, "level", "magnitude").entry
+    reference = standing(rows, 0.5, "weight sparsity", "magnitude").entry
     assert row.compared == rows.increases.ratio(row.entry, reference)
-    assert not [row for row in rows.rows if row.count == "net bytes" and not row.entry.extras]
-    assert not rows.standing(0.4, "net bytes")
+    assert not [row for row in rows.rows if row.metric == "bytes read" and not row.entry.overhead]
+    assert not rows.standing(0.4, "bytes read")
     text = markdown(rows)
     assert text.split("**50 %**")[0].count("| net bytes | no record |") == 1
     assert "| net bytes | official | 56.4 |" in text.split("**50 %**")[1]
@@ -226,15 +227,15 @@ def test_what_misses_its_level_is_listed_and_never_counts(lines: list[Record], t
     line = pick(lines, "magnitude (threshold)", 0.45)
     for found in line["metrics"]["achieved_sparsity"].values():
         found["weight_sparsity_mean"] = 0.5
-    row = standing(made(tmp_path, lines), 0.5, "level", "magnitude (threshold)")
-    assert row.entry.asked == 0.45  # what is realised counts, not what was asked
+    row = standing(made(tmp_path, lines), 0.5, "weight sparsity", "magnitude (threshold)")
+    assert row.entry.target == 0.45  # what is realised counts, not what was asked
     line["metrics"]["accounting"]["target_sparsity"] = 0.5
     for found, level in zip(line["metrics"]["achieved_sparsity"].values(), (0.52, 0.5), strict=True):
         found["weight_sparsity_mean"] = level
     rows = made(tmp_path, lines)
-    assert "magnitude (threshold)" not in [r.entry.label for r in rows.standing(0.5, "level")]
+    assert "magnitude (threshold)" not in [r.entry.label for r in rows.standing(0.5, "weight sparsity")]
     (row,) = [r for r in rows.rows if r.entry.label == "magnitude (threshold)"]
-    assert (row.status, row.ratio) == ("not at this level", None)
+    assert (row.status, row.ratio) == ("off target", None)
     assert f"({line['identity']}): asked 50.0 %, realised 51.0 ± " in markdown(rows)
     assert "(50.0 to 52.0) %" in markdown(rows)
     again = pick(lines, "magnitude", 0.5, "uniform")
@@ -244,7 +245,7 @@ def test_what_misses_its_level_is_listed_and_never_counts(lines: list[Record], t
     assert "Not at this level, and not counted:\n\n* 50 %, level: magnitude (threshold), official" in text
     assert f"another record stands for: 50 %, level: magnitude, uniform ({again['identity']}): asked 50.0 %" in text
     table = list(csv.DictReader(methods.csv_text(rows).splitlines()))
-    (listed,) = [row for row in table if row["status"] == "not at this level"]
+    (listed,) = [row for row in table if row["status"] == "off target"]
     assert (listed["level_realised"], listed["ratio_mean"]) == ("0.51", "")
     with pytest.raises(RecordsError, match="does not count"):
         _ = row.compared
@@ -265,7 +266,7 @@ def test_of_one_schedule_the_record_nearest_to_the_level_counts(lines: list[Reco
         found["weight_sparsity_mean"] -= 0.004
     rows = made(tmp_path, [*lines, far])
     assert {r.entry.identity: r.status for r in rows.rows}["far"] == "further from the target"
-    assert standing(rows, 0.5, "level", LAROSA).entry.identity != "far"
+    assert standing(rows, 0.5, "weight sparsity", LAROSA).entry.identity != "far"
 
 
 def test_coefficients_that_the_schedule_s_name_does_not_tell_stand_with_it(lines: list[Record]) -> None:
@@ -304,7 +305,7 @@ def change(path: str, value: Any) -> Edit:
         ("evaluation tokens of other", change("data/texts/other/sha256", "0")),
         ("block length of text", change("metrics/perplexity/text/block_length", 32)),
         ("semantics_version", change("semantics_version", 2)),
-        ("schema", change("schema", 2)),
+        ("schema", change("schema", 3)),
     ],
 )
 def test_records_of_different_conditions_are_refused(
@@ -384,7 +385,7 @@ def uneven(lines: list[Record]) -> None:
 def test_the_interval_is_a_paired_bootstrap_s(lines: list[Record], tmp_path: Path) -> None:
     uneven(lines)
     rows = made(tmp_path, lines, [0.5])
-    row = standing(rows, 0.5, "level", LAROSA)
+    row = standing(rows, 0.5, "weight sparsity", LAROSA)
     entries = (rows.dense, rows.reference[0.5], row.entry)
     generator, ratios = np.random.default_rng(1), []
     for _ in range(2000):
@@ -462,7 +463,7 @@ def test_bar_a_allows_one_adapter_a_layer_and_bar_b_takes_net_bytes(lines: list[
     kept = prepared(lines, {"text": 0.5, "other": 0.5})
     record = pick(kept, LAROSA, 0.4)
     counted = record["metrics"]["accounting"]
-    one = adapter_share(record)
+    one = adapter_fraction(record)
     assert one == pytest.approx(1.5 * counted["overhead_fraction"])  # two adapters in three layers
     counted["overhead_fraction"] = one
     assert verdicts(made(tmp_path, kept, [0.4]))[0].holds
@@ -497,13 +498,13 @@ def test_extras_at_the_proportions_of_llama2_7b(lines: list[Record]) -> None:
     record = pick(lines, LAROSA, 0.4)
     counted = record["metrics"]["accounting"]
     stated = counted.pop("overhead_fraction_llama2_7b")
-    assert share_at_llama2_7b(record) == pytest.approx(stated)
+    assert overhead_at_llama2_7b(record) == pytest.approx(stated)
     assert stated == pytest.approx(2 / 3 * 4096**2 / (4 * 4096**2 + 3 * 4096 * 11008))
     counted["overhead"]["kind"] = "low-rank remainders, rank 1"
-    assert share_at_llama2_7b(record) is None
+    assert overhead_at_llama2_7b(record) is None
     counted["overhead_fraction_llama2_7b"] = 0.03
-    assert share_at_llama2_7b(record) == 0.03
-    assert share_at_llama2_7b(pick(lines, "magnitude", 0.4)) == 0
+    assert overhead_at_llama2_7b(record) == 0.03
+    assert overhead_at_llama2_7b(pick(lines, "magnitude", 0.4)) == 0
 
 
 def test_the_readme_s_table_is_checked(lines: list[Record], tmp_path: Path, capsys: Any) -> None:
@@ -550,6 +551,6 @@ def test_table_csv_and_figure_are_written(lines: list[Record], tmp_path: Path) -
 
 
 def test_analysis_imports_neither_torch_nor_larosa() -> None:
-    code = "import sys, larosa_analysis.methods, larosa_analysis.compact; print({'torch', 'larosa'} & set(sys.modules))"
+    code = "import sys, larosa_analysis.comparison.methods, larosa_analysis.compact; print({'torch', 'larosa'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

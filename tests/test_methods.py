@@ -17,7 +17,6 @@ from larosa.data.tokens import TokenBlock
 from larosa.evaluation import parity
 from larosa.evaluation.accounting import account
 from larosa.evaluation.sparsity import SparsityMeter
-from larosa.methods import cats
 from larosa.methods.registry import METHODS
 from larosa.models.sites import ModelShape
 from larosa.rotation.online import split_gain
@@ -34,12 +33,10 @@ def cache(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def applied(model: torch.nn.Module, tokens: Tensor, chosen: MethodConfig, sparsity: float = 0.5) -> SparsityHandle:
     shape = ModelShape.of(model.config)
-    if chosen.name == "cats":
-        levels = cats.levels(shape, 0.3)
-    else:
-        levels = make_levels(shape, schedule("uniform"), sparsity, "tiny")
+    sparsity = 0.3 if chosen.name == "cats" else sparsity
+    levels = METHODS[chosen.name].levels(chosen, shape, schedule("uniform"), sparsity, "tiny")
     calibrator = Calibrator(model, TokenBlock(tokens, "t", 1, tokens.numel(), "x"), {"source": "test"}, 2, 0)
-    return apply(model, METHODS[chosen.name](chosen, shape, levels, ALL, calibrator))
+    return apply(model, METHODS[chosen.name].plan(chosen, shape, levels, ALL, calibrator))
 
 
 def inputs(model: torch.nn.Module, tokens: Tensor, path: str) -> Tensor:
@@ -101,9 +98,9 @@ def test_the_official_preset_drops_what_the_official_code_drops(
     model = build_model("llama", dtype=dtype)
     shape, watched = ModelShape.of(model.config), Watched()
     chosen, alphas = method("larosa/official"), {"h1": 0.8, "h2": 1.2, "h3": 0.8, "h4": 1.2}
-    levels = make_levels(shape, schedule("official", count="nominal"), sparsity, "tiny", chosen.top_k.rounding)
+    levels = make_levels(shape, schedule("official", metric="nominal"), sparsity, "tiny", chosen.rounding)
     calibrator = Calibrator(model, TokenBlock(tokens, "t", 1, tokens.numel(), "x"), {"source": "test"}, 2, 0)
-    plan = METHODS["larosa"](chosen, shape, levels, ALL, calibrator)
+    plan = METHODS["larosa"].plan(chosen, shape, levels, ALL, calibrator)
     with apply(model, plan) as handle, handle.observed_by(watched):
         model(tokens)
         overrides = LevelOverrides(handle, None)
@@ -164,11 +161,11 @@ def test_cats_skips_neurons_whose_gate_is_small(tokens: Tensor) -> None:
     gate = inputs(model, tokens, "model.layers.0.mlp.gate_proj")
     mlp = model.model.layers[0].mlp
     hidden = torch.nn.functional.silu(mlp.gate_proj(gate))
-    found = cats.levels(shape, 0.3)
+    found = METHODS["cats"].levels(method("cats"), shape, schedule("uniform"), 0.3, "tiny")
     neurons = found.level["h4"][0]
     assert neurons == pytest.approx(0.3 * shape.layer_weights / (2 * 48 * 80))
     calibrator = Calibrator(model, TokenBlock(tokens, "t", 1, tokens.numel(), "x"), {"source": "test"}, 2, 0)
-    plan = METHODS["cats"](method("cats"), shape, found, ALL, calibrator)
+    plan = METHODS["cats"].plan(method("cats"), shape, found, ALL, calibrator)
     assert plan.thresholds is not None
     threshold = plan.thresholds["gate"][0]
     assert threshold == pytest.approx(float(hidden.abs().float().reshape(-1).quantile(neurons)), rel=5e-3)
@@ -189,7 +186,7 @@ def test_cats_skips_neurons_whose_gate_is_small(tokens: Tensor) -> None:
 def test_thresholds_drop_the_level_on_average_in_the_rotated_basis(more: dict[str, str], tokens: Tensor) -> None:
     model = build_model("llama")
     shape = ModelShape.of(model.config)
-    with applied(model, tokens, method("larosa/paper", rule="threshold", **more), sparsity=0.5) as handle:
+    with applied(model, tokens, method("larosa/paper", selector="threshold", **more), sparsity=0.5) as handle:
         meter = SparsityMeter(shape, shape.weights_per_channel)
         with handle.observed_by(meter):
             model(tokens)
@@ -203,13 +200,13 @@ def test_magnitudes_that_are_no_numbers_are_refused(tokens: Tensor) -> None:
     model = build_model("llama", dtype=torch.float32)
     model.model.layers[3].mlp.up_proj.weight.data[5] = float("inf")
     with pytest.raises(CalibrationError, match="layer 3, h4: the calibration activations hold NaN or infinity"):
-        applied(model, tokens, method("magnitude", rule="threshold"))
+        applied(model, tokens, method("magnitude", selector="threshold"))
 
 
 @pytest.mark.parametrize("other", [{"form": "simulated"}, {"basis": "random"}, {"granularity": "sublayer"}])
 def test_thresholds_of_another_basis_are_refused(other: dict[str, str], tokens: Tensor) -> None:
     model = build_model("llama")
-    with applied(model, tokens, method("larosa/paper", rule="threshold")) as handle:
+    with applied(model, tokens, method("larosa/paper", selector="threshold")) as handle:
         plan = handle.plan
     moved = replace(plan, method=plan.method.model_copy(update=other))
     with pytest.raises(PlanError, match=r"calibrated in absorbed, pca, layer, .* drops entries in"):
@@ -221,7 +218,7 @@ def test_thresholds_of_another_basis_are_refused(other: dict[str, str], tokens: 
 def test_cats_says_how_far_it_goes(tokens: Tensor) -> None:
     shape = ModelShape.of(build_model("llama").config)
     with pytest.raises(ScheduleError, match=r"must stay below 0\.\d+"):
-        cats.levels(shape, 0.6)
+        METHODS["cats"].levels(method("cats"), shape, schedule("uniform"), 0.6, "tiny")
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
@@ -302,9 +299,13 @@ def test_remove_restores_the_model(name: str, tokens: Tensor) -> None:
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
-        ("teal", {"importance": "column_norm"}, "no meaning"),
-        ("wina", {"basis": "pca"}, "wina is plain"),
-        ("wina", {"selector": "threshold"}, "dense and wina top_k"),
+        ("teal", {"importance": "column_norm"}, "teal has no setting importance, which belongs to larosa"),
+        ("wina", {"basis": "weight_svd"}, "wina is plain"),
+        (
+            "wina",
+            {"selector": "threshold"},
+            "wina has no setting selector, which belongs to magnitude, r_sparse, larosa",
+        ),
         ("larosa/paper", {"selector": "threshold", "importance": "column_norm"}, "no meaning"),
         ("larosa/paper", {"basis": "output_aware"}, "go together"),
         ("larosa/paper", {"basis": "weight_svd"}, "absorbed, per sublayer"),

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from larosa_analysis.outcomes import Score, compact_score, pack, unpack
-from larosa_analysis.paired import accuracies_differ, mcnemar, paired_t
-from larosa_analysis.records import RecordsError
+from larosa_analysis.records.entry import RecordsError
+from larosa_analysis.records.outcomes import Score, compact_score, pack, unpack
+from larosa_analysis.stats.paired import accuracies_differ, mcnemar, paired_t
 
 
 def found(correct: list[int], ids: list[int] | None = None, task: str = "piqa") -> dict[str, Any]:

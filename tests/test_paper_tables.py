@@ -10,8 +10,9 @@ import pytest
 from made_records import Record, inspections, made, score, sealed, seven, write
 
 from conftest import ROOT
-from larosa_analysis import bank, build, paper
-from larosa_analysis.records import RecordsError, read_lines
+from larosa_analysis import build, paper
+from larosa_analysis.records import store
+from larosa_analysis.records.entry import RecordsError, read_lines
 from larosa_analysis.tables import every, flops, render
 from larosa_analysis.tables.cells import Block, Cell, Table
 from larosa_analysis.tables.flops import adapters, tflops
@@ -21,7 +22,7 @@ SHAPES = flops.shapes(build.MODELS)
 
 
 def tables(folder: Path, runs: list[Record], inspected: dict[str, Record] | None = None) -> dict[int, Table]:
-    found = bank.read(write(folder, runs, inspected), folder / "no timings")
+    found = store.read(write(folder, runs, inspected), folder / "no timings")
     return {table.number: table for table in every.build(found, SHAPES)}
 
 
@@ -283,10 +284,10 @@ def test_a_damaged_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
         folder = write(tmp_path / name, [made("dense", 0.0)])
         (folder / name).write_text(content)
         with pytest.raises(RecordsError, match=message):
-            bank.read(folder, folder)
+            store.read(folder, folder)
 
     refused("inspect-a.json", sealed({"kind": "other"}), "inspect-a.json is no inspection")
-    refused("inspect-b.json", sealed({"kind": "surface", "values": {}}), "inspect-b.json: expected schema 1 and layer")
+    refused("inspect-b.json", sealed({"kind": "surface", "values": {}}), "inspect-b.json: expected schema 2 and layer")
     refused("other.jsonl", sealed({"kind": "other"}) + "\n", "no compact record")
     refused("inspect-c.json", sealed(inspections()["inspect-surface.json"]).replace("48", "49"), "checksum")
     refused("inspect-d.json", '{"kind": "surface"}', "inspect-d.json: it has no checksum")

@@ -24,7 +24,7 @@ from larosa.experiment.pipeline import run
 from larosa.experiment.results import RecordError, save_record
 from larosa.experiment.tracking import scalars
 from larosa.models.architecture import ModelView
-from larosa_analysis.run_speed import timings
+from larosa_analysis.records.run_timings import timings
 
 SENTENCE = "the cat sat on a mat while seven dogs ran over green hills and nobody asked why it rained"
 WORDS = SENTENCE.split()
@@ -192,7 +192,7 @@ def test_a_run_times_what_it_evaluated(
     assert [row["kind"] for row in dense["metrics"]["speed"]["rows"]] == ["dense"] * 4
     found = larosa["metrics"]["speed"]
     assert found["backend"] == larosa["backend"] == "reference"
-    assert found["gate"]["relative_logits_error"] <= found["gate"]["bound"]
+    assert found["parity"]["relative_logits_error"] <= found["parity"]["bound"]
     assert found["rows"][-1]["name"] == "larosa"
     asked = larosa["metrics"]["accounting"]["planned_sparsity"]
     kept = found["rows"][-1]["kept_share"]

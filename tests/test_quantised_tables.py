@@ -15,9 +15,10 @@ from test_paper_tables import block, rows_of, tables
 from conftest import CONF
 from larosa.errors import LarosaError
 from larosa.records import quantization_label
-from larosa_analysis import bank, methods
-from larosa_analysis.main_result import results
-from larosa_analysis.records import Entry, RecordsError, load
+from larosa_analysis.comparison import methods
+from larosa_analysis.records import store
+from larosa_analysis.records.entry import Entry, RecordsError, load
+from larosa_analysis.report.main_result import results
 from larosa_analysis.tables import added
 from larosa_analysis.tables.cells import Block, Cell
 
@@ -148,9 +149,9 @@ def test_no_other_table_or_figure_holds_them(tmp_path: Path) -> None:
     assert {number for number, table in beside.items() if table != alone[number]} == {9}
     only = tables(tmp_path / "c", better)
     assert all(block.folded for number in (1, 2, 5, 6) for block in only[number].blocks)
-    both = bank.read(tmp_path / "b", tmp_path / "none")
-    assert [own.block for own in results(both)] == [own.block for own in results(bank.read(tmp_path / "a", tmp_path))]
-    assert not results(bank.read(tmp_path / "c", tmp_path))
+    both = store.read(tmp_path / "b", tmp_path / "none")
+    assert [own.block for own in results(both)] == [own.block for own in results(store.read(tmp_path / "a", tmp_path))]
+    assert not results(store.read(tmp_path / "c", tmp_path))
 
 
 def test_unquantised_runs_of_other_methods_and_schedules_stay_out_of_table_9(tmp_path: Path) -> None:

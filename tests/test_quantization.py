@@ -155,7 +155,7 @@ def test_identities_of_runs_without_are_what_they_were(choice: str, monkeypatch:
         return
     assert found["quantization"]["weights"] == run.quantization.weights
     assert ("calibration" in found["quantization"]) == (run.quantization.quantizer != "rtn")
-    assert ("groups" in found["quantization"]) == (run.quantization.weights == "w4")
+    assert ("group_axis" in found["quantization"]) == (run.quantization.weights == "w4")
     folders = {cell.folder for name in ("none", choice) for cell in plan_runs(parse(f"quantization={name}")).values()}
     assert len(folders) == 2 * len(plan_runs(run))
 
@@ -235,14 +235,14 @@ def test_gptq_errs_less_at_first_tokens_that_count_more() -> None:
 def test_a_calibrated_quantiser_errs_less_than_rounding_to_nearest(chosen: str, tokens: Tensor) -> None:
     """On the outputs that its calibration tokens give, and only the weights that read a site move."""
     own = config(chosen)
-    if own.groups == "input":
+    if own.group_axis == "in":
         pytest.importorskip("neural_compressor")
     model = build_model("llama", dtype=torch.float32, hidden_size=128, intermediate_size=192, num_attention_heads=4)
     with applied(model, tokens, method("larosa/paper"), sparsity=0.3) as handle:
         with handle.level_zero():
             exact = model(tokens).logits
         off = {}
-        for choice, more in (("w8" if own.weights == "w8" else "w4_rtn", {"groups": own.groups}), (chosen, {})):
+        for choice, more in (("w8" if own.weights == "w8" else "w4_rtn", {"group_axis": own.group_axis}), (chosen, {})):
             weights = {linear: linear.weight for v, s in ModelView(model).sites() for linear in v.consumers(s)}
             assert quantise(model, handle, config(choice, **more), tokens)["relative_weight_error"] > 0
             with handle.level_zero():
@@ -276,7 +276,7 @@ def test_a_run_quantises_all_its_cells_alike_after_the_proof(overrides: list[str
             assert own["parity"] == record["metrics"]["parity"]  # proved before anything was rounded
             assert 0 < own["quantization"]["relative_weight_error"] < widest
             assert own["accounting"]["quantised"]["total_read_bytes"] < own["accounting"]["projection_bytes"]
-        assert eight[name]["metrics"]["speed"]["gate"]["relative_logits_error"] < 1e-4
+        assert eight[name]["metrics"]["speed"]["parity"]["relative_logits_error"] < 1e-4
         kinds = [row["kind"] for row in eight[name]["metrics"]["speed"]["rows"]]
         assert kinds == ["dense"] * 4 + ["quantised"] + ["sparse"] * (name != "dense")
 

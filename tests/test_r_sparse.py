@@ -25,6 +25,7 @@ from larosa.experiment.pipeline import run
 from larosa.experiment.plan_runs import plan_runs
 from larosa.experiment.results import identity
 from larosa.methods import r_sparse
+from larosa.methods.registry import METHODS
 from larosa.models.architecture import SITES, ModelView
 from larosa.models.sites import ModelShape
 from larosa.sparsity.handle import Plan, apply
@@ -46,7 +47,7 @@ def planned(
     shape = ModelShape.of(model.config)
     calibrator = Calibrator(model, TokenBlock(tokens, "t", 1, tokens.numel(), "x"), {"source": "test"}, 2, 0)
     levels = make_levels(shape, schedule("uniform"), sparsity, "tiny")
-    return r_sparse.plan(chosen, shape, levels, policy, calibrator)
+    return METHODS["r_sparse"].plan(chosen, shape, levels, policy, calibrator)
 
 
 def outputs(model: nn.Module, tokens: Tensor, path: str) -> Tensor:
@@ -70,7 +71,7 @@ def full(model: nn.Module) -> LowRank:
 def test_the_first_layer_is_what_the_paper_says(kind: str, rule: str, tokens: Tensor) -> None:
     """Every projection of the first layer, on what it reads: the kept entries whole, the rest at rank r."""
     model = build_model(kind)
-    plan = planned(model, tokens, method("r_sparse", rule=rule, low_rank_ratio=0.2))
+    plan = planned(model, tokens, method("r_sparse", selector=rule, low_rank_ratio=0.2))
     sites = {"h1": "self_attn.q_proj self_attn.k_proj self_attn.v_proj", "h2": "self_attn.o_proj",
              "h3": "mlp.gate_proj mlp.up_proj", "h4": "mlp.down_proj"}  # fmt: skip
     for site, names in sites.items():
@@ -115,7 +116,7 @@ def test_full_rank_is_dense_at_every_level(rule: str, tokens: Tensor) -> None:
     dense = parity.reference(model, tokens)
     bound = parity.bound(torch.float64, dense.kappa, 80)
     for sparsity in (0.2, 0.9):
-        plan = planned(model, tokens, method("r_sparse", rule=rule), sparsity)
+        plan = planned(model, tokens, method("r_sparse", selector=rule), sparsity)
         with apply(model, plan):
             assert float((parity.logits(model, tokens) - dense.logits).norm() / dense.logits.norm()) > 1e-3
         with apply(model, replace(plan, low_rank=full(model))):
@@ -152,7 +153,7 @@ def test_tokens_that_are_not_sparse_get_no_remainder(rule: str, tokens: Tensor) 
     model = build_model("llama")
     dense = parity.logits(model, tokens)
     policy = TokenPolicyConfig(kind="skip_first_n", n=10, fraction=1.0)
-    with apply(model, planned(model, tokens, method("r_sparse", rule=rule), policy=policy)) as handle:
+    with apply(model, planned(model, tokens, method("r_sparse", selector=rule), policy=policy)) as handle:
         found = parity.logits(model, tokens)
         assert all(site.low_rank._held.rest is None for site in handle.sites)  # nothing is held on to
     assert torch.equal(found[:, :10], dense[:, :10])
@@ -247,7 +248,7 @@ def test_the_search_picks_the_share_that_errs_least(tokens: Tensor) -> None:
         linear.weight.copy_(torch.linalg.qr(random(64, 64)).Q)
     shares = (0.0, 0.13)
     for rule in ("threshold", "top_k"):
-        chosen = method("r_sparse", low_rank_ratio=0.0, low_rank_ratio_grid=shares, rule=rule)
+        chosen = method("r_sparse", low_rank_ratio=0.0, low_rank_ratio_grid=shares, selector=rule)
         plan = planned(model, tokens, chosen, 0.4)
         assert [len(pairs) for pairs in plan.low_rank["h3"][:2]] == [2, 0]
         assert [pair.rank for pair in plan.low_rank["h3"][0]] == [4, 4]
@@ -257,8 +258,8 @@ def test_the_search_picks_the_share_that_errs_least(tokens: Tensor) -> None:
         assert counted["read_fraction"] == pytest.approx(0.6, abs=0.5 / 64)
         assert counted["target_sparsity"] == 0.4 < counted["weight_sparsity"]
         assert "0.13 at" in counted["coefficients"]
-        singles = [planned(model, tokens, method("r_sparse", low_rank_ratio=0.0, low_rank_ratio_grid=(s,), rule=rule), 0.4)
-                   for s in shares]  # fmt: skip
+        alone = [method("r_sparse", low_rank_ratio=0.0, low_rank_ratio_grid=(s,), selector=rule) for s in shares]
+        singles = [planned(model, tokens, one, 0.4) for one in alone]
         calibrator = Calibrator(model, TokenBlock(tokens, "t", 1, 128, "x"), {"source": "test"}, 2, 0)
         *alone, mixed = calibrator.site_errors([*singles, plan])
         for s in SITES:
@@ -301,14 +302,18 @@ def test_rank_of_a_square_projection(share: float, rank: int) -> None:
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
-        ("magnitude", {"low_rank_ratio": 0.1}, "has no low-rank part"),
-        ("larosa/paper", {"low_rank_ratio_grid": (0.1,)}, "has no low-rank part"),
+        ("magnitude", {"low_rank_ratio": 0.1}, "magnitude has no setting low_rank_ratio, which belongs to r_sparse"),
+        (
+            "larosa/paper",
+            {"low_rank_ratio_grid": (0.1,)},
+            "larosa has no setting low_rank_ratio_grid, which belongs to r_sparse",
+        ),
         ("r_sparse", {"low_rank_ratio": 1.0}, "less than 1"),
         ("r_sparse", {"low_rank_ratio_grid": (0.1, -0.1)}, "greater than or equal to 0"),
         ("r_sparse", {"low_rank_ratio_grid": (0.1, 0.1)}, "twice"),
         ("r_sparse", {"low_rank_ratio": 0.0}, "is method=magnitude"),
-        ("r_sparse", {"form": "absorbed"}, "has no rotation"),
-        ("r_sparse", {"importance": "column_norm"}, "no meaning"),
+        ("r_sparse", {"form": "absorbed"}, "r_sparse has no setting form, which belongs to wina, larosa"),
+        ("r_sparse", {"importance": "column_norm"}, "r_sparse has no setting importance, which belongs to larosa"),
     ],
 )
 def test_impossible_combinations_raise(name: str, more: dict[str, object], message: str) -> None:

@@ -75,7 +75,7 @@ CHANGES: dict[str, tuple[Change, bool, str]] = {
     ),
     "sealed under another identity": (lambda r: r.update(identity="0" * 16), True, "another identity"),
     "sealed with another method": (lambda r: r["identity_inputs"]["method"].update(name="teal"), True, "another identity"),
-    "sealed with another schema": (lambda r: r.update(schema=2), True, "schema 2"),
+    "sealed with another schema": (lambda r: r.update(schema=3), True, "schema 3"),
 }  # fmt: skip
 
 CONTENTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
@@ -89,7 +89,7 @@ CONTENTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a number": (lambda _: b"3", "found int"),
     "nested without end": (lambda _: b"[" * 200_000, "not JSON"),
     "a flipped bit": (lambda content: content.replace(b'"seed": 0', b'"seed": 1'), "checksum does not match"),
-    "a key twice": (lambda content: content.replace(b'"schema": 1', b'"schema": 1, "schema": 3', 1), "does not match"),
+    "a key twice": (lambda content: content.replace(b'"schema": 2', b'"schema": 1, "schema": 3', 1), "does not match"),
 }
 
 

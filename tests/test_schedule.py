@@ -12,6 +12,7 @@ from test_config import parse
 from transformers import AutoConfig
 
 from conftest import CONF, ROOT
+from larosa.config.method import method_settings
 from larosa.config.run import MethodConfig, ScheduleConfig, TokenPolicyConfig
 from larosa.evaluation.accounting import account
 from larosa.experiment.plan_runs import plan_runs
@@ -31,7 +32,7 @@ def schedule(name: str, **more: object) -> ScheduleConfig:
 
 
 def method(name: str, **more: object) -> MethodConfig:
-    return MethodConfig(**{**yaml.safe_load((CONF / f"method/{name}.yaml").read_text()), **more})
+    return method_settings({**yaml.safe_load((CONF / f"method/{name}.yaml").read_text()), **more})
 
 
 ALL = TokenPolicyConfig(kind="all", n=0, fraction=1.0)
@@ -61,7 +62,7 @@ def test_paper_count_reproduces_table_5() -> None:
     """Table 5: LLaMA2-7B, 45 / 65 / 40 / 57.5 % is the paper's 50 %, and fewer bytes than that."""
     shape = shape_of("llama2-7b")
     plan = Plan(
-        method("larosa/paper"), shape, make_levels(shape, schedule("paper", count="nominal"), 0.5, "llama2-7b"),
+        method("larosa/paper"), shape, make_levels(shape, schedule("paper", metric="nominal"), 0.5, "llama2-7b"),
         ALL, build_rotation(method("larosa/paper", basis="identity"), None, 32, 1, 0),
     )  # fmt: skip
     counted = account(plan)
@@ -134,7 +135,7 @@ def test_table_11_rows_and_the_rule_for_models_without_one() -> None:
         a2, a4 = table11_constraints(rows[model].h1, rows[model].h3, ratio)
         assert rows[model].h2 == pytest.approx(a2, abs=0.01)
         assert rows[model].h4 == pytest.approx(a4, abs=0.011)
-    levels = make_levels(shape_of("smollm2-135m"), schedule("paper", count="nominal"), 0.5, "smollm2-135m")
+    levels = make_levels(shape_of("smollm2-135m"), schedule("paper", metric="nominal"), 0.5, "smollm2-135m")
     assert "no row for smollm2-135m" in levels.source
     assert levels.level["h2"][0] == pytest.approx(0.8)
     assert levels.level["h4"][0] == pytest.approx(0.5 * (2 + 1536 / 576 - 1.6) / (1536 / 576))
@@ -142,7 +143,7 @@ def test_table_11_rows_and_the_rule_for_models_without_one() -> None:
 
 def test_a_level_of_one_or_more_is_refused_with_the_reach() -> None:
     with pytest.raises(ScheduleError, match=r"site h2, layer 0 would need level 1\.\d+.*must stay below 0\.6"):
-        make_levels(shape_of("llama3-8b"), schedule("paper", count="nominal"), 0.7, "llama3-8b")
+        make_levels(shape_of("llama3-8b"), schedule("paper", metric="nominal"), 0.7, "llama3-8b")
     with pytest.raises(ScheduleError, match="must stay below"):
         make_levels(shape_of("smollm2-135m"), schedule("official"), 0.95, "smollm2-135m")
 

@@ -94,7 +94,7 @@ def test_skipped_tokens_are_dense(tokens: Tensor) -> None:
     dense = model(tokens).logits
     policy = TokenPolicyConfig(kind="skip_first_n", n=10, fraction=1.0)
     for form in ("absorbed", "simulated"):
-        with sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, form=form, tokens=policy)):
+        with sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, form=form, token_policy=policy)):
             sparse = model(tokens).logits
         torch.testing.assert_close(sparse[:, :10], dense[:, :10])
         assert not torch.allclose(sparse[:, 10:], dense[:, 10:])

@@ -16,8 +16,9 @@ from test_pipeline import write_text
 from torch import Tensor
 
 from conftest import CONF, build_model
-from larosa import ArgumentError, LaRoSAConfig, MethodConfig, models, sparsify
+from larosa import ArgumentError, LaRoSAConfig, models, sparsify
 from larosa.api.settings import SparsityConfig, choices
+from larosa.config.method import method_settings
 from larosa.config.run import RunConfig
 from larosa.experiment.plan_runs import plan_runs
 from larosa.experiment.session import Session, open_session, read_documents
@@ -33,10 +34,10 @@ CASES: list[dict[str, Any]] = [
     *({"method": name} for name in choices("method")),
     *({"schedule": name} for name in ("uniform", "constrained")),
     {"schedule": "paper", "model_name": "tiny-llama"},
-    *({"token_policy": name, "method": "larosa/paper"} for name in choices("tokens")),
+    *({"token_policy": name, "method": "larosa/paper"} for name in choices("token_policy")),
     {"method": "larosa/paper", "token_policy": "skip_first_n", "settings": {"token_policy.n": 5}},
     {"method": "larosa/paper", "settings": {"method.selector": "threshold", "schedule.metric": "nominal"}},
-    {"method": "larosa/paper", "settings": {"method.importance": "column_norm", "method.granularity": "block"}},
+    {"method": "larosa/paper", "settings": {"method.importance": "column_norm", "method.granularity": "sublayer"}},
     {"method": "larosa/paper", "settings": {"method.basis": "hadamard", "method.granularity": "model"}, "seed": 3},
     {"method": "larosa/official", "settings": {"method.basis": "random", "method.rotation_dtype": "model"}, "seed": 3},
     {"method": "larosa/output_aware", "settings": {"method.block_size": 16, "method.transform_dtype": "model"}},
@@ -77,7 +78,7 @@ def tuned_shortly(case: dict[str, Any]) -> dict[str, Any]:
 
 def as_run_py(case: dict[str, Any], words: list[str]) -> RunConfig:
     """The same in run.py's words."""
-    groups = {"method": "method", "schedule": "schedule", "tokens": "token_policy"}
+    groups = {"method": "method", "schedule": "schedule", "token_policy": "token_policy"}
     named = [f"{group}={case[key]}" for group, key in groups.items() if key in case]
     changed = [f"{key}={json.dumps(value)}" for key, value in case["settings"].items()]
     evaluated = ["texts=none", "evaluation.zero_shot.tasks=[]"]
@@ -104,7 +105,7 @@ def test_the_plan_is_run_py_s(case: dict[str, Any], runs: Runs) -> None:
     (cell,) = plan_runs(config).values()
     calibrator = copy.copy(session.calibrator)
     calibrator.seed = config.seed
-    plan = METHODS[config.method.name](
+    plan = METHODS[config.method.name].plan(
         cell.config.method, ModelShape.of(session.model.config), cell.levels, config.token_policy, calibrator
     )
     ids = session.calibration.ids
@@ -120,11 +121,11 @@ def test_the_plan_is_run_py_s(case: dict[str, Any], runs: Runs) -> None:
 
 
 def test_every_preset_and_group_of_conf_is_compared() -> None:
-    for group, key in {"method": "method", "schedule": "schedule", "tokens": "token_policy"}.items():
+    for group, key in {"method": "method", "schedule": "schedule", "token_policy": "token_policy"}.items():
         assert {case[key] for case in CASES if key in case} >= set(choices(group)) - {"official", "file"}
     assert SparsityConfig.read(sparsity=0.4).method == parse().method  # the defaults
     assert SparsityConfig.read(sparsity=0.4).schedule == parse().schedule
-    assert SparsityConfig.read(sparsity=0.4).tokens == parse().tokens
+    assert SparsityConfig.read(sparsity=0.4).token_policy == parse().token_policy
 
 
 def test_a_schedule_file_by_path_and_by_name(tokens: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,10 +167,10 @@ def test_settings_can_be_objects_and_mappings(tokens: Tensor) -> None:
     asked = SparsityConfig.read(method="larosa/paper", sparsity=0.4)
     with sparsify(model, tokens, sparsity=0.4, method="larosa/paper") as handle:
         by_name = handle.plan
-    whole = [asked.method, asked.method.model_dump(), MethodConfig(**asked.method.model_dump())]
+    whole = [asked.method, asked.method.model_dump(), method_settings(asked.method.model_dump())]
     for method in whole:
         with sparsify(
-            model, tokens, sparsity=0.4, method=method, schedule=asked.schedule, token_policy=dict(asked.tokens)
+            model, tokens, sparsity=0.4, method=method, schedule=asked.schedule, token_policy=dict(asked.token_policy)
         ) as handle:
             assert same(handle.plan.rotation, by_name.rotation)
             assert handle.plan.levels == by_name.levels
@@ -183,11 +184,11 @@ def test_larosa_config_reaches_every_larosa(name: str, tokens: Tensor) -> None:
     """A LaRoSAConfig with a preset's settings is the preset."""
     settings = {"method.transform_dtype": "model", **(STEPS if "tuned" in name or "learned" in name else {})}
     asked = SparsityConfig.read(method=name, sparsity=0.4, settings=settings)
-    own = asked.method.model_dump(exclude={"name", "preset", "top_k", "low_rank_ratio", "low_rank_ratio_grid"})
+    own = asked.method.model_dump(exclude={"name", "preset"})
     model = build_model("qwen2", dtype=torch.float32)
     with sparsify(model, tokens, sparsity=0.4, method=asked.method, batch_size=2):
         expected = model(tokens).logits
-    config = LaRoSAConfig(sparsity=0.4, ties=asked.method.ties, batch_size=2, **own)
+    config = LaRoSAConfig(sparsity=0.4, batch_size=2, **own)
     with sparsify(model, tokens, config):
         assert torch.equal(model(tokens).logits, expected)
 

@@ -23,8 +23,9 @@ from larosa.config.run import RunConfig
 from larosa.evaluation.tasks.scores import ZeroShotError
 from larosa.experiment.plan_runs import plan_runs
 from larosa.sparsity.schedule import ScheduleError
-from larosa_analysis import bank, build, paper
+from larosa_analysis import build, paper
 from larosa_analysis.figures import every as every_figure
+from larosa_analysis.records import store
 from larosa_analysis.tables import every as every_table
 from larosa_analysis.tables import flops
 from larosa_analysis.tables.commands import command
@@ -201,7 +202,7 @@ def printed(folder: Path) -> set[str]:
     runs = [made(*row, model=name, texts=("lambada",)) for name in ("smollm2-135m", "tiny-llama") for row in _RUNS]
     write(folder / "some", runs)
     for records in (folder / "none", folder / "some"):
-        held = bank.read(records, folder / "none")
+        held = store.read(records, folder / "none")
         tables = every_table.build(held, flops.shapes(build.MODELS))
         found |= {missing.command for table in tables for missing in table.missing if missing.command is not None}
         found |= {word for drawn in every_figure.build(held) for word in drawn.missing.split("`")}

@@ -39,7 +39,7 @@ def plan(model: torch.nn.Module, tokens: Tensor, chosen: MethodConfig) -> Plan:
     shape = ModelShape.of(model.config)
     levels = make_levels(shape, schedule("official"), 0.5, "tiny")
     calibrator = Calibrator(model, TokenBlock(tokens, "t", 1, tokens.numel(), "x"), {"source": "test"}, 2, 0)
-    return METHODS[chosen.name](chosen, shape, levels, ALL, calibrator)
+    return METHODS[chosen.name].plan(chosen, shape, levels, ALL, calibrator)
 
 
 class Inputs:

@@ -1,25 +1,50 @@
 """Triton kernels for decoding with activation sparsity, each beside a readable torch reference.
 
-They know shapes, not models: a `Keep` pair [B, 2] says which entries of a vector stay (select/reference.py), and
-`sparse_gemv` reads the weight rows of those entries only.
+They know shapes, not models: a selection bound [B, 2] says which entries of a vector are selected
+(common/selection.py), and `sparse_gemv` reads the weight rows of those entries only. Names are imported at first use:
+a module that needs no Triton, like the packed layout, is imported without it.
 """
 
-from larosa_kernels.attend.functional import attend
-from larosa_kernels.norm_select.functional import norm_select
-from larosa_kernels.pick.functional import pick
-from larosa_kernels.select.functional import select
-from larosa_kernels.select.reference import kept_mask, limit_from_threshold
-from larosa_kernels.sparse_gemv.functional import select_gemv, sparse_gemv
-from larosa_kernels.swiglu_select.functional import swiglu_select
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from larosa_kernels.common.selection import bound_from_threshold, selected_mask
+    from larosa_kernels.ops.decode_attention.api import decode_attention
+    from larosa_kernels.ops.greedy_sample.api import greedy_sample
+    from larosa_kernels.ops.rmsnorm_topk.api import rmsnorm_topk
+    from larosa_kernels.ops.sparse_gemv.api import fused_sparse_gemv, sparse_gemv
+    from larosa_kernels.ops.swiglu_topk.api import swiglu_topk
+    from larosa_kernels.ops.topk_select.api import topk_select
+
+_MODULES = {
+    "decode_attention": "ops.decode_attention.api",
+    "selected_mask": "common.selection",
+    "bound_from_threshold": "common.selection",
+    "rmsnorm_topk": "ops.rmsnorm_topk.api",
+    "greedy_sample": "ops.greedy_sample.api",
+    "topk_select": "ops.topk_select.api",
+    "fused_sparse_gemv": "ops.sparse_gemv.api",
+    "sparse_gemv": "ops.sparse_gemv.api",
+    "swiglu_topk": "ops.swiglu_topk.api",
+}
 
 __all__ = [
-    "attend",
-    "kept_mask",
-    "limit_from_threshold",
-    "norm_select",
-    "pick",
-    "select",
-    "select_gemv",
+    "bound_from_threshold",
+    "decode_attention",
+    "fused_sparse_gemv",
+    "greedy_sample",
+    "rmsnorm_topk",
+    "selected_mask",
     "sparse_gemv",
-    "swiglu_select",
+    "swiglu_topk",
+    "topk_select",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

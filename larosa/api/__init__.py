@@ -1,1 +1,1 @@
-"""TODO"""
+"""The Python interface: `larosa.sparsify`, its settings and its arguments."""

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from larosa.config.base import readable
+from larosa.config.choices import choice, choices
 from larosa.config.method import LarosaConfig, Method
-from larosa.config.packaged import choice, choices
 from larosa.config.run import (
     CoefficientsConfig,
     Level,

@@ -26,8 +26,7 @@ from larosa.api.settings import SparsityConfig, hub_name
 from larosa.calibration.calibrator import Calibrator
 from larosa.config.run import MethodConfig, ScheduleConfig, TokenPolicyConfig
 from larosa.errors import ArgumentError
-from larosa.methods.planning import check_method, plan_levels
-from larosa.methods.registry import METHODS
+from larosa.methods.planning import check_method, levels_of, plan_of
 from larosa.models.inputs import check_activations
 from larosa.models.sites import ModelShape
 from larosa.rotation import bases
@@ -179,11 +178,10 @@ def sparsify(
     model = checked_model(model)
     block, shape = token_block(tokens, model), ModelShape.of(model.config)
     check_method(asked.method, shape, block.ids.numel(), "give more or longer sequences as tokens")
-    levels = plan_levels(asked.method, shape, asked.schedule, asked.sparsity, _name(asked, model))
+    levels = levels_of(asked, shape, _name(asked, model))
     with frozen(model):
         calibrator = Calibrator(model, block, _fingerprint(model) if cache else None, asked.batch_size, asked.seed)
-        plan = METHODS[asked.method.name](asked.method, shape, levels, asked.token_policy, calibrator)
-        return apply(model, plan, asked.dense_weights_device)
+        return apply(model, plan_of(asked, levels, calibrator), asked.dense_weights_device)
 
 
 def _name(asked: SparsityConfig, model: PreTrainedModel) -> str:

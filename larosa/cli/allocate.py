@@ -25,7 +25,7 @@ from larosa.experiment.plan_runs import plan_runs
 from larosa.experiment.prepare import prepare
 from larosa.experiment.schedule_provenance import made_by
 from larosa.experiment.session import Session, open_session, read_documents
-from larosa.methods.thresholds import thresholds_of
+from larosa.methods.planning import thresholds_of
 from larosa.models.architecture import SITES
 from larosa.search.allocation import AllocationError, Floats, allocate
 from larosa.search.curves import output_curves

@@ -15,12 +15,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from larosa.cli.overrides import explained, fit
 from larosa.config.keys import HELP
-from larosa.config.packaged import packaged
 from larosa.config.run import ConfigError, RunConfig, ScheduleConfig
 from larosa.errors import LarosaError, described
-
-WITH_LEVELS = ("magnitude", "teal", "wina", "larosa")
-"""Methods that take a level for each layer and site."""
+from larosa.methods.registry import METHODS
+from larosa.records.packaged import packaged
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +82,9 @@ def schedule_destination(config: RunConfig) -> Path:
         raise ConfigError("schedule.path is written here, not read: leave out schedule=file")
     if config.sparsity == 0:
         raise ConfigError("sparsity=0 leaves nothing to allocate")
-    if config.method.name not in WITH_LEVELS:
-        raise ConfigError(f"schedules are found for {', '.join(WITH_LEVELS)}, not for {config.method.name}")
+    if not METHODS[config.method.name].searched_schedules:
+        searched = ", ".join(name for name, method in METHODS.items() if method.searched_schedules)
+        raise ConfigError(f"schedules are searched for {searched}, not for {config.method.name}")
     return Path(config.schedule.path).expanduser()
 
 

@@ -1,7 +1,7 @@
 """Measure methods at equal byte-weighted level and at equal net bytes, each at its own best schedule.
 
     python -m larosa.cli.compare sweeps/methods.yaml calibration.batch_size=8
-    python -m larosa_analysis.compact runs records.jsonl && python -m larosa_analysis.methods records.jsonl
+    python -m larosa_analysis.compact runs records.jsonl && python -m larosa_analysis.comparison.methods records.jsonl
 
 The list (YAML) holds `settings`, overrides for all; `levels`; `schedules`, name -> a list of overrides of
 `larosa.cli.allocate` that finds one, the name of a schedule file with `{level}` in it, or nothing for a choice of
@@ -29,7 +29,6 @@ from larosa import models
 from larosa.cli import allocate
 from larosa.cli.command import arguments, fail, read_settings
 from larosa.config.base import Level, Names, Strict, readable
-from larosa.config.packaged import found
 from larosa.config.run import ConfigError, RunConfig
 from larosa.data.tensor_store import digest
 from larosa.errors import LarosaError
@@ -39,6 +38,7 @@ from larosa.experiment.plan_runs import PlannedRun, plan_runs
 from larosa.experiment.results import Record
 from larosa.experiment.session import Session, Sessions, session_settings
 from larosa.models.sites import ModelShape
+from larosa.records.packaged import found
 from larosa.sparsity.schedule import ScheduleError
 from larosa.sparsity.schedule_file import read_schedule
 

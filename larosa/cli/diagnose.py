@@ -36,6 +36,7 @@ from larosa.experiment.diagnostics.kinds import KINDS, Values, text_of
 from larosa.experiment.plan_runs import PlannedRun, plan_runs
 from larosa.experiment.provenance import git_state, hardware, versions
 from larosa.experiment.session import open_session, read_documents
+from larosa.methods.registry import METHODS
 from larosa.models.sites import ModelShape
 from larosa.records import checksum
 from larosa.records.disk import digest, write_atomically
@@ -130,9 +131,9 @@ def _check(kind: str, config: RunConfig) -> dict[str, PlannedRun]:
         return runs
     if not runs:
         raise ConfigError("the dense model drops nothing: choose another method")
-    gated = [name for name, planned in runs.items() if planned.config.method.name == "cats"]
+    gated = [name for name, planned in runs.items() if not METHODS[planned.config.method.name].site_levels]
     if gated:
-        raise ConfigError(f"{', '.join(gated)}: the sites of cats have no levels of their own, leave it out")
+        raise ConfigError(f"{', '.join(gated)}: its sites have no levels of their own, leave it out")
     if kind == "thresholds" and len(runs) > 1:
         raise ConfigError(f"thresholds are shown for one method, not for {', '.join(runs)}: set baseline=none")
     return runs

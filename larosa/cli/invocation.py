@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from larosa.config.packaged import in_checkout, shortened
+from larosa.records.packaged import in_checkout, shortened
 
 
 def command(hydra: Any, sweep: bool) -> str:

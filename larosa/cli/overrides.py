@@ -22,8 +22,8 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from larosa.config import former_names, keys
 from larosa.config.method import foreign_key
-from larosa.config.packaged import packaged
 from larosa.config.run import ConfigError, RunConfig
+from larosa.records.packaged import packaged
 
 _PAIRS = {"[": "]", "(": ")", "{": "}"}
 _PARSER = OverridesParser.create()

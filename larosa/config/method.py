@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    TypeAdapter,
+    model_serializer,
+    model_validator,
+)
 
 from larosa.config.base import Strict
 from larosa.config.tuning import TuningConfig
@@ -281,3 +289,9 @@ Method = Annotated[
     ),
 ]
 """The settings of one method, told apart by `name`."""
+
+
+def method_settings(given: Mapping[str, Any]) -> MethodConfig:
+    """The settings of the method that `name` says. Raises pydantic's ValidationError."""
+    method: MethodConfig = TypeAdapter(Method).validate_python(given)
+    return method

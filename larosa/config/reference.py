@@ -18,9 +18,10 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from larosa.config.choices import choice, choices
 from larosa.config.method import METHOD_CONFIGS, METHOD_NAMES, MethodConfig
-from larosa.config.packaged import choice, choices, packaged
 from larosa.config.run import RunConfig, TextConfig
+from larosa.records.packaged import packaged
 
 HEAD = """# Configuration
 

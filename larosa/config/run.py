@@ -17,6 +17,7 @@ from larosa.config.base import ConfigError as ConfigError
 from larosa.config.base import Filename, Filenames, Seed, readable
 from larosa.config.base import Level as Level
 from larosa.config.base import Strict as Strict
+from larosa.config.choices import choice
 from larosa.config.diagnostics import DiagnosticsConfig
 from larosa.config.evaluation import GENERATING as GENERATING
 from larosa.config.evaluation import EvaluationConfig as EvaluationConfig
@@ -25,11 +26,11 @@ from larosa.config.evaluation import SpeedConfig as SpeedConfig
 from larosa.config.evaluation import ZeroShotConfig as ZeroShotConfig
 from larosa.config.method import Method
 from larosa.config.method import MethodConfig as MethodConfig
-from larosa.config.packaged import choice, found
 from larosa.config.quantization import QuantizationConfig as QuantizationConfig
 from larosa.config.shape import Shape
 from larosa.config.tuning import CoefficientsConfig as CoefficientsConfig
 from larosa.config.tuning import TuningConfig as TuningConfig
+from larosa.records.packaged import found
 
 
 class ModelConfig(Strict):
@@ -228,7 +229,7 @@ class RunConfig(Strict):
             raise ValueError(
                 f"evaluation.speed decodes with token_policy=all or decode_only, not {self.token_policy.kind}"
             )
-        if any(method.name == "r_sparse" for method in (self.method, *self.baseline.values())):
+        if any(m.low_rank_ratio or m.low_rank_ratio_grid for m in (self.method, *self.baseline.values())):
             raise ValueError("evaluation.speed: the decoder does not run the low-rank part of r_sparse")
         self._timed_quantised()
         if self.evaluation.speed.parity_tokens > self.calibration.length:

@@ -1,9 +1,10 @@
 """One token at a time: the sparse step, its static KV cache, and the CUDA graph that holds the whole of it.
 
 Per layer: [adapter] norm, select h1, q k v, attention, select h2, o + residual, [adapter] norm, select h3, gate up,
-SwiGLU, select h4, down + residual; then the final norm, the dense head, and argmax with all bookkeeping (`pick`).
-Nothing waits for the host. With Triton a site is one launch: norm, selection, product and SwiGLU or residual
-(`select_gemv`). A watched step runs them one by one instead, which gives the same bits and shows what lies between.
+SwiGLU, select h4, down + residual; then the final norm, the dense head, and argmax with all bookkeeping
+(`greedy_sample`). Nothing waits for the host. With Triton a site is one launch: norm, selection, product and SwiGLU or
+residual (`fused_sparse_gemv`). A watched step runs them one by one instead, which gives the same bits and shows what
+lies between.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from larosa_kernels.sparse_gemv.config import GemvConfig
+from larosa_kernels.common.gemv import GemvConfig
 from torch import Tensor
 from torch.nn import functional
 
 from larosa.decode import ops
 from larosa.decode.errors import DecodeError
 from larosa.decode.matrix import PackedMatrix
-from larosa.decode.selectors import Rules, SiteRule
+from larosa.decode.selectors import Selectors, SiteSelector
 from larosa.decode.weights import DecodeWeights, LayerWeights
 
 _WARM_UPS = 3
@@ -45,7 +46,7 @@ Watcher = Callable[[SiteEvent], None]
 
 
 class Decoder:
-    """A model that decodes: `weights` under `rules`, for `batch` sequences of equal length up to `max_len`.
+    """A model that decodes: `weights` under `selectors`, for `batch` sequences of equal length up to `max_len`.
 
     `graph`: one CUDA graph a step (GPUs only). Batches above 1 are correct, but not what this is made for.
     """
@@ -53,14 +54,14 @@ class Decoder:
     def __init__(
         self,
         weights: DecodeWeights,
-        rules: Rules,
+        selectors: Selectors,
         max_len: int,
         batch: int = 1,
         backend: str = "auto",
         graph: bool = True,
     ) -> None:
         weights.check_length(max_len)
-        self.weights, self.rules, self.max_len, self.batch = weights, rules, max_len, batch
+        self.weights, self.selectors, self.max_len, self.batch = weights, selectors, max_len, batch
         self.backend = ops.resolve(backend, weights.device, weights.dtype)
         self.length = 0
         shape, device = weights.shape, weights.device
@@ -119,7 +120,7 @@ class Decoder:
 
     def _advance(self) -> None:
         self.logits = self._forward(self.token)  # of a graph, the memory that every replay writes
-        ops.pick(self.logits, self.token, self.tokens, self.position, backend=self.backend)
+        ops.greedy_sample(self.logits, self.token, self.tokens, self.position, backend=self.backend)
 
     @torch.no_grad()
     def _capture(self) -> None:
@@ -148,8 +149,8 @@ class Decoder:
         eps, width = float(self.weights.config.rms_norm_eps), h.shape[1]
         matrix = self.weights.head
         if isinstance(matrix, PackedMatrix) and self.fused and backend == self.backend:
-            return ops.select_gemv(h, matrix, norm=self.weights.final_norm, eps=eps, backend=backend)
-        z, _ = ops.norm_select(h, self.weights.final_norm, eps, width, backend=backend)
+            return ops.fused_sparse_gemv(h, matrix, norm=self.weights.final_norm, eps=eps, backend=backend)
+        z, _ = ops.rmsnorm_topk(h, self.weights.final_norm, eps, width, backend=backend)
         if isinstance(matrix, PackedMatrix):
             return z @ matrix.dense(z.dtype)
         return functional.linear(z, matrix)
@@ -164,7 +165,7 @@ class Decoder:
         if self.fused and watch is None:
             h = self.adapt(layer, "h1", h, self.backend)
             qkv = self._site(layer, "h1", h)
-            mixed = ops.attend(
+            mixed = ops.decode_attention(
                 qkv, self.cos, self.sin, k_cache, v_cache, self.position, self.weights.packed, self.backend
             )
             h = self._site(layer, "h2", mixed, h)
@@ -172,16 +173,19 @@ class Decoder:
             return self._site(layer, "h4", activated, h)
         h = self.adapt(layer, "h1", h, self.backend)
         qkv = self._read(layer, "h1", h, None, watch)
-        mixed = ops.attend(qkv, self.cos, self.sin, k_cache, v_cache, self.position, backend=self.backend)
+        mixed = ops.decode_attention(qkv, self.cos, self.sin, k_cache, v_cache, self.position, backend=self.backend)
         h = self._read(layer, "h2", mixed, h, watch)
         gate_up = self._read(layer, "h3", self.adapt(layer, "h3", h, self.backend), None, watch)
         return self._read(layer, "h4", gate_up, h, watch)
 
     def _site(self, layer: int, site: str, before: Tensor, residual: Tensor | None = None) -> Tensor:
         """One site in one launch, or two with a transform; h3 goes on to what h4 ranks."""
-        own, rule = self.weights.layers[layer], self.rules[site][layer]
-        limit = None if rule.limit is None else self._limit(rule, before.dtype)
-        more: dict[str, Any] = {"ties": rule.ties, "bracket": self._pair(*rule.bracket) if rule.bracket else None}
+        own, selector = self.weights.layers[layer], self.selectors[site][layer]
+        threshold = None if selector.threshold is None else self._threshold(selector, before.dtype)
+        more: dict[str, Any] = {
+            "ties": selector.ties,
+            "search_range": self._pair(*selector.search_range) if selector.search_range else None,
+        }
         if site in ("h1", "h3") and site in own.transforms:
             before = self._transformed(own, site, before, self.backend)
         elif site in ("h1", "h3"):
@@ -189,23 +193,23 @@ class Decoder:
         elif site == "h2" and own.scale is not None:
             before = before * own.scale
         if site == "h3":
-            after = self.rules["h4"][layer]
-            more |= {"swiglu": True, "gate_limit": self._limit(after, before.dtype) if after.gated else None}
-        if rule.gated:
-            limit = self._pair(0, -1)  # what did not pass its gate is zero by now
+            after = self.selectors["h4"][layer]
+            more |= {"swiglu": True, "gate_threshold": self._threshold(after, before.dtype) if after.gated else None}
+        if selector.gated:
+            threshold = self._pair(0, -1)  # what did not pass its gate is zero by now
         more |= {"bias": own.biases.get(site), "residual": residual, "overlap": True, "backend": self.backend}
-        k, shape = rule.k if limit is None else None, self._launch_shape(layer, site)
-        return ops.select_gemv(before, own.matrices[site], k, limit=limit, config=shape, **more)
+        k, shape = selector.k if threshold is None else None, self._launch_shape(layer, site)
+        return ops.fused_sparse_gemv(before, own.matrices[site], k, threshold=threshold, config=shape, **more)
 
     def _launch_shape(self, layer: int, site: str) -> GemvConfig:
         """The same for a site's fused and single product, whose sums then have one order."""
         matrix = self.weights.layers[layer].matrices[site]
         width, columns = matrix.shape
-        kept = self.rules[site][layer].expected(width)
+        kept = self.selectors[site][layer].expected(width)
         return ops.launch_shape(matrix, columns // 2 if site == "h3" else columns, kept)
 
-    def _limit(self, rule: SiteRule, dtype: torch.dtype) -> Tensor:
-        return self._pair(ops.limit_bits(float(rule.limit or 0.0), dtype), -1)
+    def _threshold(self, selector: SiteSelector, dtype: torch.dtype) -> Tensor:
+        return self._pair(ops.threshold_bits(float(selector.threshold or 0.0), dtype), -1)
 
     def _read(self, layer: int, site: str, before: Tensor, residual: Tensor | None, watch: Watcher | None) -> Tensor:
         x, keep = self.enter(layer, site, before, self.backend)
@@ -217,30 +221,32 @@ class Decoder:
     def adapt(self, layer: int, site: str, h: Tensor, backend: str) -> Tensor:
         """h [B, D] in the basis of the site, by its residual adapter if there is one."""
         matrix = self.weights.layers[layer].adapters.get(site)
-        return h if matrix is None else ops.select_gemv(h, matrix, backend=backend)
+        return h if matrix is None else ops.fused_sparse_gemv(h, matrix, backend=backend)
 
     def enter(
-        self, layer: int, site: str, before: Tensor, backend: str, rule: SiteRule | None = None
+        self, layer: int, site: str, before: Tensor, backend: str, selector: SiteSelector | None = None
     ) -> tuple[Tensor, Tensor]:
         """From a site's raw material [B, ...] to its vector x [B, width] and what stays of it.
 
         h1, h3: the residual stream; h2: the attention's output; h4: gate and up side by side.
-        `rule` takes the place of the decoder's own.
+        `selector` takes the place of the decoder's own.
         """
-        own, rule = self.weights.layers[layer], rule or self.rules[site][layer]
-        bracket = self._pair(*rule.bracket) if rule.bracket else None
-        limit = None if rule.limit is None else self._limit(rule, before.dtype)
+        own, selector = self.weights.layers[layer], selector or self.selectors[site][layer]
+        search_range = self._pair(*selector.search_range) if selector.search_range else None
+        threshold = None if selector.threshold is None else self._threshold(selector, before.dtype)
         if site in ("h1", "h3"):
             if site not in own.transforms:
                 eps = float(self.weights.config.rms_norm_eps)
-                return ops.norm_select(before, own.norms[site], eps, rule.k, rule.ties, bracket, limit, backend)
+                return ops.rmsnorm_topk(
+                    before, own.norms[site], eps, selector.k, selector.ties, search_range, threshold, backend
+                )
             x = self._transformed(own, site, before, backend)
-            return x, self._selected(x, rule, bracket, limit, backend)
+            return x, self._selected(x, selector, search_range, threshold, backend)
         if site == "h2":
             x = before if own.scale is None else before * own.scale
-            return x, self._selected(x, rule, bracket, limit, backend)
-        plain, gate = (None, limit) if rule.gated else (limit, None)
-        return ops.swiglu_select(before, rule.k, rule.ties, bracket, plain, gate, backend)
+            return x, self._selected(x, selector, search_range, threshold, backend)
+        plain, gate = (None, threshold) if selector.gated else (threshold, None)
+        return ops.swiglu_topk(before, selector.k, selector.ties, search_range, plain, gate, backend)
 
     def product(self, layer: int, site: str, x: Tensor, keep: Tensor, residual: Tensor | None) -> Tensor:
         """The kept entries of x [B, width] times what reads the site, plus bias and residual."""
@@ -252,21 +258,21 @@ class Decoder:
         """norm(before) behind the site's transform."""
         transform, eps = own.transforms[site], float(self.weights.config.rms_norm_eps)
         if transform.matrix.dim() == 2:
-            return ops.select_gemv(
+            return ops.fused_sparse_gemv(
                 before, transform.matrix, norm=own.norms[site], eps=eps, scale=transform.scale, backend=backend
             )
-        x, _ = ops.norm_select(before, own.norms[site], eps, before.shape[1], backend=backend)
+        x, _ = ops.rmsnorm_topk(before, own.norms[site], eps, before.shape[1], backend=backend)
         blocks = x.view(len(x), len(transform.matrix), -1).transpose(0, 1)
         return torch.bmm(blocks, transform.matrix).transpose(0, 1).reshape(x.shape)
 
     def _selected(
-        self, x: Tensor, rule: SiteRule, bracket: Tensor | None, limit: Tensor | None, backend: str
+        self, x: Tensor, selector: SiteSelector, search_range: Tensor | None, threshold: Tensor | None, backend: str
     ) -> Tensor:
-        if limit is not None:
-            return limit.repeat(len(x), 1) if len(x) > 1 else limit[None]
-        if rule.k >= x.shape[1]:
+        if threshold is not None:
+            return threshold.repeat(len(x), 1) if len(x) > 1 else threshold[None]
+        if selector.k >= x.shape[1]:
             return self._pair(0, x.shape[1], rows=len(x))
-        return ops.select(x, rule.k, rule.ties, bracket, backend)
+        return ops.topk_select(x, selector.k, selector.ties, search_range, backend)
 
     def _pair(self, first: int, second: int, rows: int = 0) -> Tensor:
         """A constant [2], or [rows, 2], made once: a graph replays no copy from the host."""

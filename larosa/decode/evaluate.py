@@ -6,24 +6,24 @@ import logging
 from typing import Any
 
 import torch
-from larosa_kernels.dispatch import INTERPRETED
+from larosa_kernels.common.checks import INTERPRETED
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from larosa.config.run import SpeedConfig
-from larosa.decode.calibrate import bracketed, kth_bits
+from larosa.decode.calibrate import kth_bits, with_search_ranges
 from larosa.decode.decoder import Decoder
 from larosa.decode.from_model import weights_of
 from larosa.decode.parity_model import check_model
 from larosa.decode.prefill import prefill
-from larosa.decode.selectors import Rules, rules_of
+from larosa.decode.selectors import Selectors, selectors_of
 from larosa.decode.timing import Row, compare
 from larosa.decode.weights import DecodeWeights
 from larosa.sparsity.handle import SparsityHandle
 
 log = logging.getLogger(__name__)
 
-_BRACKET_TOKENS = 16
+_SEARCH_RANGE_TOKENS = 16
 
 
 @torch.no_grad()
@@ -35,20 +35,22 @@ def speed(
     config: SpeedConfig,
     backend: str = "auto",
 ) -> dict[str, Any]:
-    """The gate's findings, a row for every decoder and length, and a summary at the first length.
+    """The parity check's findings, a row for every decoder and length, and a summary at the first length.
 
     `caveat` says why the times are no speed of the product's, see :func:`caveat`; None on its kernels and a GPU.
-    prompt: [T] ids, for the gate, for brackets and to fill the cache; kappa: the dense model's. Raises GateError.
+    prompt: [T] ids, for the parity check, for search ranges and to fill the cache; kappa: the dense model's. Raises ParityError.
     """
     weights = weights_of(model, handle)
-    gate = check_model(model, handle, weights, prompt[: config.parity_tokens], kappa, backend=backend)
-    rules, label = rules_of(handle), handle.plan.method.preset
-    plans = {} if handle.plan.method.name == "dense" else {label: _bracketed(weights, rules, prompt, backend)}
+    parity = check_model(model, handle, weights, prompt[: config.parity_tokens], kappa, backend=backend)
+    selectors, label = selectors_of(handle), handle.plan.method.preset
+    plans = (
+        {} if handle.plan.method.name == "dense" else {label: _with_search_ranges(weights, selectors, prompt, backend)}
+    )
     rows = compare(weights, plans, config.contexts, config.new_tokens, config.repeats, prompt, backend=backend)
-    doubt = caveat(gate["backend"], weights.device.type)
+    doubt = caveat(parity["backend"], weights.device.type)
     if doubt is not None:
         log.warning("the times are those of the %s", doubt)
-    return {"backend": gate["backend"], "caveat": doubt, "gate": gate, "rows": rows, "summary": _summary(rows)}
+    return {"backend": parity["backend"], "caveat": doubt, "parity": parity, "rows": rows, "summary": _summary(rows)}
 
 
 def caveat(backend: str, device: str) -> str | None:
@@ -64,11 +66,11 @@ def caveat(backend: str, device: str) -> str | None:
     return None
 
 
-def _bracketed(weights: DecodeWeights, rules: Rules, prompt: Tensor, backend: str) -> Rules:
-    tokens = min(_BRACKET_TOKENS, len(prompt) // 2)
-    decoder = Decoder(weights, rules, len(prompt), backend=backend, graph=False)
+def _with_search_ranges(weights: DecodeWeights, selectors: Selectors, prompt: Tensor, backend: str) -> Selectors:
+    tokens = min(_SEARCH_RANGE_TOKENS, len(prompt) // 2)
+    decoder = Decoder(weights, selectors, len(prompt), backend=backend, graph=False)
     prefill(decoder, prompt[None, :-tokens])
-    return bracketed(rules, kth_bits(decoder, prompt[-tokens:], len(prompt) - tokens))
+    return with_search_ranges(selectors, kth_bits(decoder, prompt[-tokens:], len(prompt) - tokens))
 
 
 def _summary(rows: list[Row]) -> dict[str, dict[str, float]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from larosa_kernels.sparse_gemv.packing import GROUP, pack_codes, pack_scales, unpacked
+from larosa_kernels.ops.sparse_gemv_quantised.packing import GROUP, dequantise, pack_qweight, pack_scales
 from torch import Tensor
 
 from larosa.decode.errors import DecodeError
@@ -16,7 +16,7 @@ from larosa.models.formats import Quantised
 @dataclass(frozen=True)
 class PackedMatrix:
     """weight: int8 [n, m] with scale [m] float32, or uint8, two codes a byte, with scale [blocks, n, 4] bfloat16
-    (larosa_kernels.sparse_gemv.packing), paired where gates and ups alternate. largest_scale: no |scale| exceeds it."""
+    (sparse_gemv_quantised/packing.py), paired where gates and ups alternate. largest_scale: no |scale| exceeds it."""
 
     weight: Tensor
     scale: Tensor
@@ -37,7 +37,7 @@ class PackedMatrix:
             return cls(found.qweight.contiguous(), found.scale.contiguous(), m, 1.0)
         paired = paired and m % (2 * GROUP) == 0
         scale = pack_scales(found.scale, m, paired)
-        return cls(pack_codes(found.qweight, paired), scale, m, float(scale.abs().max()), paired)
+        return cls(pack_qweight(found.qweight, paired), scale, m, float(scale.abs().max()), paired)
 
     @property
     def shape(self) -> torch.Size:
@@ -49,13 +49,13 @@ class PackedMatrix:
         """What the sparse product is told besides the weight."""
         around: dict[str, Any] = {"scale": self.scale}
         if self.weight.dtype == torch.uint8:
-            around |= {"m": self.outputs, "largest_scale": self.largest_scale, "paired": self.paired}
+            around |= {"out_features": self.outputs, "max_scale": self.largest_scale, "paired": self.paired}
         return around
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """[n, m] in `dtype`."""
         if self.weight.dtype == torch.uint8:
-            return unpacked(self.weight, self.scale, self.outputs, self.paired).to(dtype)
+            return dequantise(self.weight, self.scale, self.outputs, self.paired).to(dtype)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         return (self.weight.to(wide) * self.scale.to(wide)).to(dtype)
 

@@ -1,7 +1,7 @@
 """The operations of a decode step are larosa_kernels'; here is what only the decoder says about them.
 
-`keep` [B, 2] int32 says which entries of x [B, n] stay, see larosa_kernels/select/reference.py. On a CPU and with
-`backend=reference` the kernels' torch references run.
+A selection bound [B, 2] int32 says which entries of x [B, n] are selected, see larosa_kernels/common/selection.py. On
+a CPU and with `backend=reference` the kernels' torch references run.
 """
 
 from __future__ import annotations
@@ -9,34 +9,32 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from larosa_kernels import attend, kept_mask, pick, select
-from larosa_kernels import norm_select as _norm_select
-from larosa_kernels import select_gemv as _select_gemv
+from larosa_kernels import decode_attention, greedy_sample, selected_mask, topk_select
+from larosa_kernels import fused_sparse_gemv as _fused_sparse_gemv
+from larosa_kernels import rmsnorm_topk as _rmsnorm_topk
 from larosa_kernels import sparse_gemv as _sparse_gemv
-from larosa_kernels import swiglu_select as _swiglu_select
-from larosa_kernels.attend.reference import rotate_heads
-from larosa_kernels.select.reference import keep_all, magnitude_bits
-from larosa_kernels.sparse_gemv.config import GemvConfig, launch_config
+from larosa_kernels import swiglu_topk as _swiglu_topk
+from larosa_kernels.common.gemv import GemvConfig
+from larosa_kernels.common.selection import bound_of_all, magnitude_bits
+from larosa_kernels.ops.decode_attention.reference import rotate_heads
+from larosa_kernels.ops.sparse_gemv.config import launch_config
 from torch import Tensor
 
 from larosa.decode.errors import DecodeError
 from larosa.decode.matrix import Matrix, PackedMatrix
 
 __all__ = [
-    "attend",
-    "keep_all",
-    "kept",
+    "bound_of_all",
+    "decode_attention",
+    "fused_sparse_gemv",
+    "greedy_sample",
     "launch_shape",
     "magnitude_bits",
-    "pick",
-    "rotate",
-    "select",
-    "select_gemv",
+    "rotate_heads",
+    "selected_mask",
     "sparse_gemv",
+    "topk_select",
 ]
-
-kept = kept_mask
-rotate = rotate_heads
 
 
 def check_backend(backend: str) -> None:
@@ -56,65 +54,67 @@ def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
     return backend
 
 
-def limit_bits(limit: float, dtype: torch.dtype) -> int:
-    """The bits of a calibrated limit, rounded as torch rounds it when a tensor of `dtype` is compared with it."""
-    return int(magnitude_bits(torch.tensor([limit], dtype=torch.float64).to(dtype)))
+def threshold_bits(threshold: float, dtype: torch.dtype) -> int:
+    """The bits of a calibrated threshold, rounded as torch does when it compares a tensor of `dtype` with it."""
+    return int(magnitude_bits(torch.tensor([threshold], dtype=torch.float64).to(dtype)))
 
 
-def norm_select(
+def rmsnorm_topk(
     h: Tensor,
     weight: Tensor,
     eps: float,
     k: int,
     ties: str = "strict",
-    bracket: Tensor | None = None,
-    limit: Tensor | None = None,
+    search_range: Tensor | None = None,
+    threshold: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """z = RMSNorm(h) * weight and its keep; `limit` [2] int32 takes the place of k."""
-    known = k if limit is None else None
-    found: tuple[Tensor, Tensor] = _norm_select(
-        h, weight, eps, known, ties=ties, bracket=bracket, limit=limit, backend=backend
+    """z = RMSNorm(h) * weight and its selection bound; `threshold` [2] int32 takes the place of k."""
+    result: tuple[Tensor, Tensor] = _rmsnorm_topk(
+        h, weight, eps, k if threshold is None else None, ties, search_range, threshold, backend
     )
-    return found
+    return result
 
 
-def swiglu_select(
+def swiglu_topk(
     gate_up: Tensor,
     k: int,
     ties: str = "strict",
-    bracket: Tensor | None = None,
-    limit: Tensor | None = None,
-    gate_limit: Tensor | None = None,
+    search_range: Tensor | None = None,
+    threshold: Tensor | None = None,
+    gate_threshold: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """h = silu(gate) * up [B, I] from gate_up [B, 2I] and its keep; `limit` or `gate_limit` (CATS) in k's place."""
-    known = k if limit is None and gate_limit is None else None
-    found: tuple[Tensor, Tensor] = _swiglu_select(
-        gate_up, known, ties=ties, bracket=bracket, limit=limit, gate_limit=gate_limit, backend=backend
+    """h = silu(gate) * up [B, I] from gate_up [B, 2I], and its selection bound.
+
+    `threshold` or `gate_threshold` (CATS) take the place of k.
+    """
+    by_k = threshold is None and gate_threshold is None
+    result: tuple[Tensor, Tensor] = _swiglu_topk(
+        gate_up, k if by_k else None, ties, search_range, threshold, gate_threshold, backend
     )
-    return found
+    return result
 
 
-def select_gemv(x: Tensor, matrix: Matrix, k: int | None = None, **more: Any) -> Tensor:
-    """larosa_kernels.select_gemv on a tensor or on codes."""
+def fused_sparse_gemv(x: Tensor, matrix: Matrix, k: int | None = None, **more: Any) -> Tensor:
+    """larosa_kernels.fused_sparse_gemv on a tensor or a quantised matrix."""
     weight, around = _parts(matrix)
-    found: Tensor = _select_gemv(x, weight, k, **around, **more)
-    return found
+    y: Tensor = _fused_sparse_gemv(x, weight, k, **around, **more)
+    return y
 
 
 def sparse_gemv(
-    x: Tensor, keep: Tensor, matrix: Matrix, bias: Tensor | None = None, residual: Tensor | None = None, **more: Any
+    x: Tensor, bound: Tensor, matrix: Matrix, bias: Tensor | None = None, residual: Tensor | None = None, **more: Any
 ) -> Tensor:
-    """larosa_kernels.sparse_gemv on a tensor or on codes."""
+    """larosa_kernels.sparse_gemv on a tensor or a quantised matrix."""
     weight, around = _parts(matrix)
-    found: Tensor = _sparse_gemv(x, keep, weight, bias, residual, **around, **more)
-    return found
+    y: Tensor = _sparse_gemv(x, bound, weight, bias, residual, **around, **more)
+    return y
 
 
-def launch_shape(matrix: Matrix, outputs: int, kept: int | None) -> GemvConfig:
-    """What a fused launch that gives `outputs` takes for this matrix of which `kept` rows stay; None: unknown."""
-    return launch_config(outputs, _parts(matrix)[0], kept)
+def launch_shape(matrix: Matrix, outputs: int, selected: int | None) -> GemvConfig:
+    """The launch shape of a fused product with `outputs`, of which `selected` rows are read; None: unknown."""
+    return launch_config(outputs, _parts(matrix)[0], selected)
 
 
 def _parts(matrix: Matrix) -> tuple[Tensor, dict[str, Any]]:
@@ -124,5 +124,5 @@ def _parts(matrix: Matrix) -> tuple[Tensor, dict[str, Any]]:
 def heads_of(qkv: Tensor, kv_heads: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """q [..., H, hd], k and v [..., KV, hd] of qkv [..., (H + 2 KV) hd]."""
     heads = qkv.view(*qkv.shape[:-1], -1, width)
-    own = heads.shape[-2] - 2 * kv_heads
-    return heads[..., :own, :], heads[..., own : own + kv_heads, :], heads[..., own + kv_heads :, :]
+    queries = heads.shape[-2] - 2 * kv_heads
+    return heads[..., :queries, :], heads[..., queries : queries + kv_heads, :], heads[..., queries + kv_heads :, :]

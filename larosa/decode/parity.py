@@ -1,6 +1,6 @@
-"""No time without this: the decoder computes what it is said to compute, or GateError.
+"""No time without this: the decoder computes what it is said to compute, or ParityError.
 
-:func:`check_plain` needs no transformers model: masks are bit for bit those of the rules, every product and every
+:func:`check_plain` needs no transformers model: masks are bit for bit those of the selectors, every product and every
 vector is within rounding of float64, and so are the logits of the whole; the graph repeats its bits.
 :func:`larosa.decode.parity_model.check_model` holds the decoder against the evaluated model.
 """
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from larosa.decode import ops, plain
 from larosa.decode.decoder import Decoder, SiteEvent
-from larosa.decode.errors import GateError
-from larosa.decode.selectors import Rules, SiteRule
+from larosa.decode.errors import ParityError
+from larosa.decode.selectors import Selectors, SiteSelector
 from larosa.decode.weights import DecodeWeights
 from larosa.evaluation.parity import LARGEST_BOUND, bound
 from larosa.models.architecture import SITES
@@ -40,28 +40,28 @@ def distance(found: Tensor, expected: Tensor) -> float:
 
 
 def require(what: str, found: float, allowed: float) -> None:
-    """Raise GateError where `found` exceeds `allowed`."""
+    """Raise ParityError where `found` exceeds `allowed`."""
     if not found <= allowed:
-        raise GateError(f"{what} is {found:.2e}, rounding explains at most {allowed:.2e}: the decoder is wrong")
+        raise ParityError(f"{what} is {found:.2e}, rounding explains at most {allowed:.2e}: the decoder is wrong")
 
 
-def expected_mask(x: Tensor, rule: SiteRule) -> Tensor:
-    """What the rule keeps of x [B, width] itself; a gated rule acts before x, see :func:`_check_gate`."""
-    if rule.limit is not None:
-        return x.abs() > rule.limit
-    return keep_mask(x, rule.k, rule.ties)
+def expected_mask(x: Tensor, selector: SiteSelector) -> Tensor:
+    """What the selector keeps of x [B, width] itself; a gated selector acts before x, see :func:`_check_mlp_gate`."""
+    if selector.threshold is not None:
+        return x.abs() > selector.threshold
+    return keep_mask(x, selector.k, selector.ties)
 
 
-def _check_gate(layer: int, event: SiteEvent, rule: SiteRule) -> None:
-    """Neurons stay where |silu(gate)|, in float64, exceeds the limit, but for a rounding of either."""
+def _check_mlp_gate(layer: int, event: SiteEvent, selector: SiteSelector) -> None:
+    """Neurons stay where |silu(gate)|, in float64, exceeds the threshold, but for a rounding of either."""
     gate, up = event.before.double().chunk(2, -1)
-    size, limit = torch.nn.functional.silu(gate).abs(), float(rule.limit or 0.0)
-    slack = 2 * torch.finfo(event.x.dtype).eps * limit
-    lost = (size > limit + slack) & (up != 0) & (event.x == 0)
-    kept = (size < limit - slack) & (event.x != 0)
+    size, threshold = torch.nn.functional.silu(gate).abs(), float(selector.threshold or 0.0)
+    slack = 2 * torch.finfo(event.x.dtype).eps * threshold
+    lost = (size > threshold + slack) & (up != 0) & (event.x == 0)
+    kept = (size < threshold - slack) & (event.x != 0)
     tiny = torch.finfo(event.x.dtype).tiny  # a product may vanish
     if bool((lost & ((size * up).abs() > tiny)).any()) or bool(kept.any()):
-        raise GateError(f"layer {layer}, {event.site}: the neurons are not those of {rule}")
+        raise ParityError(f"layer {layer}, {event.site}: the neurons are not those of {selector}")
 
 
 def stepped(decoder: Decoder, ids: Tensor) -> Tensor:
@@ -73,22 +73,22 @@ def stepped(decoder: Decoder, ids: Tensor) -> Tensor:
 class _SiteChecks:
     """Watches a decoder and holds every site against float64."""
 
-    def __init__(self, weights: DecodeWeights, rules: Rules) -> None:
-        self.weights, self.rules = weights, rules
+    def __init__(self, weights: DecodeWeights, selectors: Selectors) -> None:
+        self.weights, self.selectors = weights, selectors
         self.masks: dict[tuple[int, str], list[Tensor]] = {}
         self.worst = {"vector": 0.0, "product": 0.0}
 
     def __call__(self, event: SiteEvent) -> None:
         layer, site, own = event.layer, event.site, self.weights.layers[event.layer]
-        mask, rule = ops.kept(event.x, event.keep), self.rules[event.site][event.layer]
-        if rule.gated:
-            _check_gate(layer, event, rule)
-        elif not torch.equal(mask, expected_mask(event.x, rule)):
-            raise GateError(f"layer {layer}, {site}: the mask is not that of {rule}")
+        mask, selector = ops.selected_mask(event.x, event.keep), self.selectors[event.site][event.layer]
+        if selector.gated:
+            _check_mlp_gate(layer, event, selector)
+        elif not torch.equal(mask, expected_mask(event.x, selector)):
+            raise ParityError(f"layer {layer}, {site}: the mask is not that of {selector}")
         self.masks.setdefault((layer, site), []).append(mask)
         allowed = site_bound(self.weights.dtype, event.x.shape[1])
         exact = plain.entered(own, site, event.before.double(), float(self.weights.config.rms_norm_eps))
-        if rule.gated:
+        if selector.gated:
             exact = exact * mask
         self._hold("vector", event, distance(event.x, exact), allowed)
         expected = plain.product(own, site, event.x.double() * mask)
@@ -102,21 +102,23 @@ class _SiteChecks:
 
 
 @torch.no_grad()
-def check_plain(weights: DecodeWeights, rules: Rules, tokens: int = 8, seed: int = 0, **how: Any) -> dict[str, Any]:
-    """Hold the decoder against float64 torch on random tokens; `how` goes to it. Raises GateError.
+def check_plain(
+    weights: DecodeWeights, selectors: Selectors, tokens: int = 8, seed: int = 0, **how: Any
+) -> dict[str, Any]:
+    """Hold the decoder against float64 torch on random tokens; `how` goes to it. Raises ParityError.
 
     The weights are converted one by one, so it is meant for a cut of a large model.
     """
     draw = torch.Generator().manual_seed(seed)
     ids = torch.randint(len(weights.embedding), (tokens,), generator=draw).to(weights.device)
-    decoder = Decoder(weights, rules, tokens, **how)
-    checks = _SiteChecks(weights, rules)
+    decoder = Decoder(weights, selectors, tokens, **how)
+    checks = _SiteChecks(weights, selectors)
     watched = torch.cat([decoder.watched(token[None], checks) for token in ids])
     once, twice = stepped(decoder, ids), stepped(decoder, ids)
     if not torch.equal(once, twice):
-        raise GateError("two runs of the same tokens differ in their bits")
+        raise ParityError("two runs of the same tokens differ in their bits")
     if not torch.equal(once, watched):
-        raise GateError("the graph's logits differ from those of the same step outside of it")
+        raise ParityError("the graph's logits differ from those of the same step outside of it")
     masks = {key: torch.cat(rows) for key, rows in checks.masks.items()}
     exact, kappa = plain.logits(weights, ids, masks)
     longest = max(site.width for site in weights.shape.sites.values())
@@ -130,7 +132,7 @@ def check_plain(weights: DecodeWeights, rules: Rules, tokens: int = 8, seed: int
         "relative_logits_error": error,
         "bound": allowed,
         "worst_site_error": checks.worst,
-        "level_measured": levels(masks),
+        "achieved_sparsity": levels(masks),
         "bit_identical": True,
     }
 

@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 
 from larosa.decode import ops
 from larosa.decode.decoder import Decoder, SiteEvent
-from larosa.decode.errors import GateError
+from larosa.decode.errors import ParityError
 from larosa.decode.parity import distance, levels, require, site_bound, stepped
-from larosa.decode.selectors import Rules, dense_rules, rules_of
+from larosa.decode.selectors import Selectors, dense_selectors, selectors_of
 from larosa.decode.weights import DecodeWeights
 from larosa.evaluation import parity
 from larosa.models.architecture import SITES, ModelView
@@ -107,20 +107,20 @@ def check_model(
     kappa: list[float] | None = None,
     **how: Any,
 ) -> dict[str, Any]:
-    """Hold a decoder of `weights` against `model` on ids [T]; `how` goes to the decoder. Raises GateError.
+    """Hold a decoder of `weights` against `model` on ids [T]; `how` goes to the decoder. Raises ParityError.
 
     kappa: the dense model's (parity.reference), else that of the model as it stands is measured.
     """
     ids = ids.to(weights.device)
-    rules = rules_of(handle)
+    selectors = selectors_of(handle)
     found = {"against": "the evaluated model", "tokens": len(ids)}
     found |= _level_zero(model, handle, weights, ids, kappa, how)
-    decoder = Decoder(weights, rules, len(ids), **how)
+    decoder = Decoder(weights, selectors, len(ids), **how)
     traces = _Traces(model, handle)
     evaluated = traces.run(ids)
     found |= {"backend": decoder.backend, "sites": _sites(decoder, traces)}
     found |= _agreement(stepped(decoder, ids), evaluated)
-    found["level_measured"] = _measured(decoder, rules, ids, traces)
+    found["achieved_sparsity"] = _measured(decoder, selectors, ids, traces)
     return found
 
 
@@ -134,7 +134,7 @@ def _level_zero(
 ) -> dict[str, float]:
     with handle.level_zero():
         dense = parity.reference(model, ids[None])
-    decoder = Decoder(weights, dense_rules(weights.shape), len(ids), **how)
+    decoder = Decoder(weights, dense_selectors(weights.shape), len(ids), **how)
     logits = stepped(decoder, ids)
     error = distance(logits.cpu(), dense.logits[0])
     longest = max(site.width for site in weights.shape.sites.values())
@@ -175,11 +175,11 @@ def _entered(decoder: Decoder, layer: int, name: str, trace: _Trace, up: Tensor 
     if name == "h4" and up is not None:
         before = torch.cat([before[:, : len(up)], before[:, len(up) :] * up], -1)
     pairs = [decoder.enter(layer, name, row[None].contiguous(), decoder.backend) for row in before]
-    return torch.cat([x for x, _ in pairs]), torch.cat([ops.kept(x, keep) for x, keep in pairs])
+    return torch.cat([x for x, _ in pairs]), torch.cat([ops.selected_mask(x, keep) for x, keep in pairs])
 
 
 def _shown(site: SparseSite | None, trace: _Trace) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Of the evaluated model: what its rule ranked (None behind a gate), the masked vector, the mask."""
+    """Of the evaluated model: what its selector ranked (None behind a gate), the masked vector, the mask."""
     assert trace.read is not None
     if site is None:
         return trace.read, trace.read, torch.ones_like(trace.read, dtype=torch.bool)
@@ -201,28 +201,28 @@ def _flips(
     mask: Tensor,
     kept: Tensor,
 ) -> int:
-    """Entries on which the masks differ. Raises GateError where one is not next to the limit."""
+    """Entries on which the masks differ. Raises ParityError where one is not next to the threshold."""
     if site is None or trace.z is None:
         return 0
     differ = (mask != kept) & (x != 0) & (trace.z != 0) if ranked is not None else (mask != kept) & (_up(trace) != 0)
-    limit = site.rule.thresholds(trace.z)
-    if limit is None or not bool(differ.any()):
+    threshold = site.rule.thresholds(trace.z)
+    if threshold is None or not bool(differ.any()):
         if bool(differ.any()):
-            raise GateError(f"{where}: entries are dropped where the rule drops none")
+            raise ParityError(f"{where}: entries are dropped where the selector drops none")
         return 0
     own = trace.z if ranked is None else ranked
-    unit = torch.finfo(x.dtype).eps * torch.exp2(limit.double().abs().clamp_min(1e-30).log2().floor())
+    unit = torch.finfo(x.dtype).eps * torch.exp2(threshold.double().abs().clamp_min(1e-30).log2().floor())
     slack = unit
     if ranked is not None:
         slack = slack + (x - ranked).double().abs()
         if isinstance(site.rule, TopKSparsification):
             moved = x.abs().topk(site.rule.k, -1).values[:, -1:]
-            slack = slack + (moved - limit).double().abs()
-    beyond = differ & ((own.abs().double() - limit.double()).abs() > slack)
+            slack = slack + (moved - threshold).double().abs()
+    beyond = differ & ((own.abs().double() - threshold.double()).abs() > slack)
     if bool(beyond.any()):
-        raise GateError(
+        raise ParityError(
             f"{where}: {int(beyond.sum())} entries are kept by one and dropped by the other whose magnitudes are not "
-            "within a unit in the last place of the limit"
+            "within a unit in the last place of the threshold"
         )
     return int(differ.sum())
 
@@ -249,30 +249,30 @@ def _agreement(found: Tensor, evaluated: Tensor) -> dict[str, float]:
     own, theirs = found.double().cpu().log_softmax(-1), evaluated.log_softmax(-1)
     kl = float((theirs.exp() * (theirs - own)).sum(-1).mean())
     if not kl < float("inf"):
-        raise GateError("the decoder's logits are not finite")
+        raise ParityError("the decoder's logits are not finite")
     return {"top1_agreement": float((own.argmax(-1) == theirs.argmax(-1)).double().mean()), "kl_nats": kl}
 
 
-def _measured(decoder: Decoder, rules: Rules, ids: Tensor, traces: _Traces) -> dict[str, float]:
+def _measured(decoder: Decoder, selectors: Selectors, ids: Tensor, traces: _Traces) -> dict[str, float]:
     """Site -> the decoder's level on ids, which must be the plan's; of thresholds, the evaluated model's."""
     masks: dict[tuple[int, str], list[Tensor]] = {}
 
     def watch(event: SiteEvent) -> None:
-        masks.setdefault((event.layer, event.site), []).append(ops.kept(event.x, event.keep))
+        masks.setdefault((event.layer, event.site), []).append(ops.selected_mask(event.x, event.keep))
 
     decoder.place(0)
     for token in ids:
         decoder.watched(token[None], watch)
     whole = {key: torch.cat(rows) for key, rows in masks.items()}
     for (layer, site), mask in whole.items():
-        rule, counts = rules[site][layer], mask.sum(-1)
-        short, over = bool((counts < rule.k).any()), bool((counts > rule.k).any()) and rule.ties == "strict"
-        if rule.limit is None and (short or over):
-            raise GateError(f"layer {layer}, {site}: {counts.tolist()} entries stay, the plan says {rule.k}")
+        selector, counts = selectors[site][layer], mask.sum(-1)
+        short, over = bool((counts < selector.k).any()), bool((counts > selector.k).any()) and selector.ties == "strict"
+        if selector.threshold is None and (short or over):
+            raise ParityError(f"layer {layer}, {site}: {counts.tolist()} entries stay, the plan says {selector.k}")
     found = levels(whole)
     for site in SITES:
         shown = [t.z_sparse for (_, s), t in traces.found.items() if s == site and t.z_sparse is not None]
-        if rules[site][0].limit is not None and shown:
+        if selectors[site][0].threshold is not None and shown:
             theirs = sum(float((z == 0).double().mean()) for z in shown) / len(shown)
             require(f"{site}: the level's distance from the evaluated model's", abs(found[site] - theirs), _LEVEL_SLACK)
     return found

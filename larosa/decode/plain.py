@@ -54,7 +54,7 @@ def attention(weights: DecodeWeights, qkv: Tensor) -> Tensor:
     cos, sin = (each.to(qkv.dtype)[:, None] for each in weights.rotary(len(qkv)))
     q, k, v = ops.heads_of(qkv, weights.kv_heads, weights.head_dim)
     groups = q.shape[1] // k.shape[1]
-    q, k = ops.rotate(q, cos, sin), ops.rotate(k, cos, sin).repeat_interleave(groups, 1)
+    q, k = ops.rotate_heads(q, cos, sin), ops.rotate_heads(k, cos, sin).repeat_interleave(groups, 1)
     scores = torch.einsum("qhd,khd->hqk", q, k) * weights.head_dim**-0.5
     hidden = torch.ones_like(scores, dtype=torch.bool).triu(1)
     chances = scores.masked_fill(hidden, float("-inf")).softmax(-1)

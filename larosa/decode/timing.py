@@ -22,7 +22,7 @@ from larosa.decode.dense import LAYOUTS, DenseDecoder, transposed
 from larosa.decode.errors import DecodeError
 from larosa.decode.matrix import dense
 from larosa.decode.prefill import prefill
-from larosa.decode.selectors import Rules, dense_rules
+from larosa.decode.selectors import Selectors, dense_selectors
 from larosa.decode.traffic import peak_bandwidth, realised, step_bytes
 from larosa.decode.weights import DecodeWeights
 
@@ -90,7 +90,7 @@ def prefill_rows(weights: DecodeWeights, lengths: Iterable[int], repeats: int = 
     rows: list[Row] = []
     for layout in ("input_major", "output_major"):
         own = weights if layout == "input_major" else _output_major(weights)
-        decoder = Decoder(own, dense_rules(own.shape), max(lengths), **how, graph=False)
+        decoder = Decoder(own, dense_selectors(own.shape), max(lengths), **how, graph=False)
         for length in lengths:
             ids = torch.randint(len(weights.embedding), (1, length), generator=draw)
             call = partial(prefill, decoder, ids, "dense")
@@ -135,7 +135,7 @@ def _event() -> torch.cuda.Event:
 
 def compare(
     weights: DecodeWeights,
-    plans: dict[str, Rules],
+    plans: dict[str, Selectors],
     contexts: Iterable[int] = (1024,),
     outputs: Iterable[int] = (64,),
     repeats: int = 5,
@@ -163,13 +163,13 @@ def compare(
         copy = None if layout == "input_major" else second
         add(f"dense, torch {layout}", "dense", DenseDecoder(bare, layout, longest, copy, **how))
     del second, copy
-    add("dense, sparse kernels", "dense", Decoder(bare, dense_rules(weights.shape), longest, **how))
+    add("dense, sparse kernels", "dense", Decoder(bare, dense_selectors(weights.shape), longest, **how))
     del bare
     if weights.packed:
-        quantised = Decoder(weights.bare(), dense_rules(weights.shape), longest, **how)
+        quantised = Decoder(weights.bare(), dense_selectors(weights.shape), longest, **how)
         add("quantised dense, sparse kernels", "quantised", quantised)
-    for name, rules in plans.items():
-        add(name, "sparse", Decoder(weights, rules, longest, **how))
+    for name, selectors in plans.items():
+        add(name, "sparse", Decoder(weights, selectors, longest, **how))
     return with_speedups(rows)
 
 

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import torch
+from larosa_kernels.common.timing import peak_bytes_per_s
 from torch import Tensor
 
 from larosa.decode.decoder import Decoder, SiteEvent
 from larosa.decode.matrix import read_bytes, stored_bytes
-from larosa.decode.ops import kept
+from larosa.decode.ops import selected_mask
 from larosa.models.architecture import SITES
-
-PEAK_BYTES_S = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.04e12}
-"""Datasheets, by a part of the device's name."""
 
 
 def peak_bandwidth(device: torch.device) -> float | None:
     """Bytes a second of the GPU's datasheet; None for a device that is not listed."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_BYTES_S.items() if part in name), None)
+    return peak_bytes_per_s(torch.cuda.get_device_name(device))
 
 
 def _size(tensor: Tensor) -> int:
@@ -29,16 +26,20 @@ def _size(tensor: Tensor) -> int:
 def realised(decoder: Decoder, steps: int) -> dict[str, list[float]]:
     """Site -> the share of entries that stay in each layer, mean over `steps` from where the decoder stands.
 
-    Of Top-K with strict ties it is known; what a limit keeps is seen on the decoder's own greedy tokens.
+    Of Top-K with strict ties it is known; what a threshold keeps is seen on the decoder's own greedy tokens.
     """
     shape = decoder.weights.shape
-    known = {site: [rule.k / shape.sites[site].width for rule in decoder.rules[site]] for site in SITES}
-    if not any(rule.limit is not None or rule.ties == "keep" for own in decoder.rules.values() for rule in own):
+    known = {site: [selector.k / shape.sites[site].width for selector in decoder.selectors[site]] for site in SITES}
+    if not any(
+        selector.threshold is not None or selector.ties == "keep"
+        for own in decoder.selectors.values()
+        for selector in own
+    ):
         return known
     found = {site: [0.0] * shape.layers for site in SITES}
 
     def watch(event: SiteEvent) -> None:
-        found[event.site][event.layer] += float(kept(event.x, event.keep).double().mean()) / steps
+        found[event.site][event.layer] += float(selected_mask(event.x, event.keep).double().mean()) / steps
 
     start = decoder.length
     for _ in range(steps):

@@ -15,6 +15,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from larosa_kernels.ops.sparse_gemv_quantised.packing import BLOCK
+
 from larosa.config.quantization import QuantizationConfig
 from larosa.models.architecture import SITES
 from larosa.models.formats import GROUP
@@ -25,8 +27,6 @@ from larosa.sparsity.low_rank import LowRank
 from larosa.sparsity.schedule import byte_weighted
 
 COUNTED_BYTES = 2
-_PACKED = 256
-"""Outputs per block of packed 4-bit weights (larosa_kernels.sparse_gemv.packing, whose import would load Triton)."""
 _WEIGHT_BITS = {"none": 8 * COUNTED_BYTES, "w8": 8, "w4": 4}
 LLAMA2_7B = ModelShape(
     layers=32,
@@ -194,8 +194,8 @@ def _outputs(name: str, site: Site, config: QuantizationConfig) -> int:
     if config.weights != "w4" or config.group_axis != "out":
         return site.out_features
     if name == "h3":  # half of a block belongs to gate, the other half to up
-        return -(-site.out_features // 2 // (_PACKED // 2)) * _PACKED
-    return -(-site.out_features // _PACKED) * _PACKED
+        return -(-site.out_features // 2 // (BLOCK // 2)) * BLOCK
+    return -(-site.out_features // BLOCK) * BLOCK
 
 
 def _stored(name: str, site: Site, config: QuantizationConfig) -> int:

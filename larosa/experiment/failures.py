@@ -48,12 +48,12 @@ def asked(config: RunConfig) -> dict[str, Any]:
         "sparsity": config.sparsity,
         "quantization": quantization,
         "schedule": config.schedule.name,
-        "count": config.schedule.metric,
+        "metric": config.schedule.metric,
         "calibration": config.calibration.text.name,
         "texts": list(config.texts),
         "tasks": list(config.evaluation.zero_shot.tasks),
         "timed": config.evaluation.speed is not None,
-        "inspected": config.diagnostics.kind,
+        "diagnostics": config.diagnostics.kind,
     }
 
 

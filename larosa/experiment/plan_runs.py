@@ -14,7 +14,7 @@ from larosa import models
 from larosa.config.run import ConfigError, MethodConfig, RunConfig
 from larosa.evaluation.tasks.zero_shot import check_room, check_tasks
 from larosa.experiment import results
-from larosa.methods.planning import check_method, plan_levels
+from larosa.methods.planning import check_method, levels_of
 from larosa.models.sites import ModelShape
 from larosa.quantization.external import check_installed
 from larosa.sparsity.schedule import Levels, byte_weighted, make_levels
@@ -55,7 +55,7 @@ def _own(config: RunConfig, method: MethodConfig, byte_level: float) -> RunConfi
     if method.name == "dense":
         changes["sparsity"] = 0.0
     elif method is not config.method and config.schedule.metric == "nominal":
-        changes["schedule"] = config.schedule.model_copy(update={"count": "bytes"})
+        changes["schedule"] = config.schedule.model_copy(update={"metric": "weight_bytes"})
         changes["sparsity"] = byte_level
     return config.model_copy(update=changes)
 
@@ -84,7 +84,7 @@ def require_unchanged(planned: PlannedRun) -> None:
 
 
 def _planned_run(config: RunConfig, shape: ModelShape) -> PlannedRun:
-    levels = plan_levels(config.method, shape, config.schedule, config.sparsity, config.model.name)
+    levels = levels_of(config, shape, config.model.name)
     identity = identity_of(config)
     return PlannedRun(config, levels, identity, results.record_folder(config, identity))
 

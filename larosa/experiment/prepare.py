@@ -12,8 +12,7 @@ from larosa.evaluation import parity
 from larosa.experiment.plan_runs import PlannedRun
 from larosa.experiment.provenance import Stages
 from larosa.experiment.schedule_provenance import doubts
-from larosa.methods.registry import METHODS
-from larosa.models.sites import ModelShape
+from larosa.methods.planning import plan_of
 from larosa.quantization.apply import quantise
 from larosa.sparsity.handle import SparsityHandle, apply
 
@@ -34,11 +33,8 @@ def prepare(
     config, stages = planned.config, stages or Stages()
     for doubt in doubts(config, session.texts):
         log.warning(doubt)
-    shape = ModelShape.of(session.model.config)
     with stages("calibrate"):
-        plan = METHODS[config.method.name](
-            config.method, shape, planned.levels, config.token_policy, session.calibrator
-        )
+        plan = plan_of(config, planned.levels, session.calibrator)
     with stages("apply"):
         handle = apply(session.model, plan, config.model.dense_weights_device)
     try:

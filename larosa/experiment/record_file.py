@@ -25,16 +25,16 @@ NUMERIC = ("torch", "transformers", "tokenizers", "datasets")
 """Packages whose other versions change numbers, if only by rounding."""
 
 UNITS = {
-    "level_*, *_share, byte_weighted_*": "fraction",
+    "*_sparsity, weight_sparsity_*, site_*, *_fraction, *_share": "fraction",
     "*_bytes, bytes": "bytes; per token where they are read",
     "flops_per_token": "floating-point operations, a multiply-add counts two",
     "wall_s": "seconds",
-    "perplexity": "exp of nats a predicted token; its standard error in the same unit",
+    "perplexity": "exp of nats per predicted token; its standard error in the same unit",
     "block_nll_nats": "nats, summed over a block",
     "thresholds": "magnitude of the activation in the site's basis",
     "site_error, layer_error, relative_logits_error, bound": "relative, Euclidean norm",
     "ms_per_token": "milliseconds of one decode step, batch 1",
-    "tokens_per_s, read_bytes_per_s": "a second",
+    "tokens_per_s, read_bytes_per_s": "per second",
     "zero_shot value, standard_error": "fraction right",
 }
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from larosa.config.base import readable
 from larosa.records.disk import digest
 
-SCHEMA = 1
+SCHEMA = 2
 
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0 + 1e-9)]
@@ -35,8 +35,8 @@ class _Perplexity(_Part):
 
 
 class _Measured(_Part):
-    level_mean: dict[str, list[float]]
-    level_std_over_tokens: dict[str, list[float]]
+    site_mean: dict[str, list[float]]
+    site_std_over_tokens: dict[str, list[float]]
     weight_sparsity_mean: Share
     weight_sparsity_std_over_tokens: float
     weight_sparsity_min: Share
@@ -57,7 +57,7 @@ class _Score(_Part):
     correct: list[Share]
 
 
-class _Extras(_Part):
+class _Overhead(_Part):
     kind: Nonempty
     products: Count
     bytes: Count
@@ -69,13 +69,13 @@ class _Accounting(_Part):
     nominal_sparsity: Share
     planned_sparsity: dict[str, list[float]]
     projection_bytes: Count
-    extras: _Extras
+    overhead: _Overhead
     overhead_fraction: float
     read_fraction: float
     flops_per_token: dict[str, int | None]
 
 
-class _Invariance(_Part):
+class _Parity(_Part):
     relative_logits_error: float
     bound: Positive
     tokens: Count
@@ -91,14 +91,14 @@ class _Errors(_Part):
 
 class _Speed(_Part):
     backend: Nonempty
-    gate: dict[str, Any]
+    parity: dict[str, Any]
     rows: Annotated[list[dict[str, Any]], Field(min_length=1)]
     summary: dict[str, dict[str, float]]
 
 
 class _Metrics(_Part):
     accounting: _Accounting
-    invariance: _Invariance
+    parity: _Parity
     perplexity: dict[str, _Perplexity]
     achieved_sparsity: dict[str, _Measured]
     zero_shot: dict[str, _Score]

@@ -66,7 +66,7 @@ def identity(config: RunConfig, fingerprint: dict[str, str], device: str) -> dic
             "sparsity": config.sparsity,
             "schedule": config.schedule.model_dump(mode="json", exclude={"path"}),
             "schedule_file": _file_hash(config.schedule.path),
-            "tokens": config.token_policy.model_dump(mode="json"),
+            "token_policy": config.token_policy.model_dump(mode="json"),
             "calibration": _calibration_identity(config),
         }
     return shaping
@@ -85,7 +85,7 @@ def _quantization_identity(config: RunConfig) -> dict[str, Any]:
     """What is rounded, without what is not used, and the tokens where a quantiser reads them."""
     own = config.quantization.model_dump(mode="json")
     if config.quantization.weights != "w4":
-        del own["groups"]
+        del own["group_axis"]
         if not config.quantization.calibrated:
             del own["quantizer"]
     if config.quantization.calibrated:

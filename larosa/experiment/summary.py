@@ -25,11 +25,11 @@ def comparison(records: dict[str, Record]) -> list[dict[str, Any]]:
         measured = list(metrics["achieved_sparsity"].values())
         row: dict[str, Any] = {
             "method": name,
-            "asked %": _percent(counted["target_sparsity"]),
-            "byte-weighted %": _percent(counted["weight_sparsity"]),
-            "measured %": _percent(_mean([m["weight_sparsity_mean"] for m in measured])),
-            "extras %": _percent(counted["overhead_fraction"]),
-            "net bytes %": _percent(counted["read_fraction"]),
+            "target %": _percent(counted["target_sparsity"]),
+            "planned %": _percent(counted["weight_sparsity"]),
+            "achieved %": _percent(_mean([m["weight_sparsity_mean"] for m in measured])),
+            "overhead %": _percent(counted["overhead_fraction"]),
+            "weight bytes read %": _percent(counted["read_fraction"]),
         }
         if "speed" in metrics:
             timed = metrics["speed"]["summary"].get("sparse", metrics["speed"]["summary"]["dense"])
@@ -119,14 +119,14 @@ def _show_details(console: Console, name: str, record: Record) -> None:
     check = metrics["parity"]
     console.print(
         f"[bold]{name}[/]: level-0 logits error {check['relative_logits_error']:.1e} (bound {check['bound']:.0e}); "
-        f"{metrics['accounting']['extras']['products']} extra products, {metrics['accounting']['extras']['kind']}; "
+        f"overhead: {metrics['accounting']['overhead']['products']} products, {metrics['accounting']['overhead']['kind']}; "
         f"{seconds}"
     )
     for task, score in metrics["zero_shot"].items():
         if score.get("excluded"):
             console.print(
-                f"{task}: {score['excluded']} of {score['population']} examples left out, whose articles were "
-                "calibrated on"
+                f"{task}: {score['excluded']} of {score['num_available']} examples excluded: the model was calibrated on "
+                "their articles"
             )
     errors = metrics.get("errors")
     if not errors:

@@ -124,7 +124,7 @@ def _identity(
 ) -> dict[str, Any]:
     """What decides a rounded layer: its weights, and what they are given, by the tokens and all that the first
     sequence makes its sites see."""
-    own = config.model_dump(mode="json", include={"weights", "quantizer", "groups", "attention_sink_weight"})
+    own = config.model_dump(mode="json", include={"weights", "quantizer", "group_axis", "attention_sink_weight"})
     if config.group_axis == "in":
         own["library"] = library_version()
     weights = [linear.weight for site in SITES for linear in layer.consumers(site)]

@@ -1,4 +1,4 @@
-"""What of a run's weights stands on a grid, in the words of rows, labels and captions.
+"""What of a run's weights is quantised, in the words of rows, labels and captions.
 
 `w8`, `w8 gptq`, `w4 rtn`, `w4 gptq`, `w4 awq`; `along outputs` where 64 outputs of one input share a scale, the other
 w4 have groups of 64 along the input. `none` also of records from before there was any.
@@ -14,10 +14,10 @@ Record = dict[str, Any]
 NONE = "none"
 GROUP = 64
 """Weights of a group of w4 (larosa.models.formats)."""
-_GRIDS = {
+_FORMATS = {
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53": "4 bits in blocks of 32 (Q4_1)",
 }
-"""SHA-256 of a GGUF file -> the grid that its weights stood on before anything here rounded them."""
+"""SHA-256 of a GGUF file -> the format of its weights."""
 
 
 def name(config: Record) -> str:
@@ -30,7 +30,7 @@ def name(config: Record) -> str:
 def _weights(own: Record) -> str:
     weights = str(own.get("weights", NONE))
     if weights == "w4":
-        return f"w4 {own['quantizer']}{' along outputs' if own['groups'] == 'output' else ''}"
+        return f"w4 {own['quantizer']}{' along outputs' if own['group_axis'] == 'out' else ''}"
     return f"{weights} {own['quantizer']}" if calibrated({"quantization": own}) else weights
 
 
@@ -63,7 +63,7 @@ def joined(label: str, quantization: str) -> str:
 
 
 def caption(records: Iterable[Record]) -> str:
-    """What was rounded, and on which grid the weights stood before; nothing where no record is quantised."""
+    """What was quantised, and the format of the source; nothing where no record is quantised."""
     records = list(records)
     names = sorted({name(record["config"]) for record in records} - {NONE})
     if not names:
@@ -71,7 +71,7 @@ def caption(records: Iterable[Record]) -> str:
     groups = f", w4 in groups of {GROUP}" if any("w4" in own for own in names) else ""
     files = sorted({str(record["model"]["gguf_sha256"]) for record in records if "gguf_sha256" in record["model"]})
     source = "".join(
-        f"; the source was already quantised, to {_GRIDS.get(own, 'a grid that is not recorded')}" for own in files
+        f"; the source was already quantised, to {_FORMATS.get(own, 'a format that is not recorded')}" for own in files
     )
     told = sorted({f"; {name(own)}: {words}" for own in (r["config"] for r in records) if (words := settings(own))})
-    return f"weights rounded after the method turned them ({', '.join(names)}{groups}{''.join(told)}{source})"
+    return f"weights quantised after rotation ({', '.join(names)}{groups}{''.join(told)}{source})"

@@ -27,14 +27,14 @@ def rotation_index(layers: int, granularity: str, group_size: int) -> list[tuple
     match granularity:
         case "layer":
             return [(i, i) for i in range(layers)]
-        case "block":
+        case "sublayer":
             return [(2 * i, 2 * i + 1) for i in range(layers)]
         case "group":
             return [(i // group_size, i // group_size) for i in range(layers)]
         case "model":
             return [(0, 0)] * layers
         case _:
-            raise ValueError(f"granularity must be layer, block, group or model, got {granularity!r}")
+            raise ValueError(f"granularity must be layer, sublayer, group or model, got {granularity!r}")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import yaml
 
-from larosa.config.packaged import packaged
+from larosa.records.packaged import packaged
 from larosa_analysis import paper
 
 SWEEPS = packaged("sweeps")

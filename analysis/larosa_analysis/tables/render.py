@@ -21,13 +21,13 @@ def heading(table: Table) -> str:
 
 
 def missing(table: Table) -> list[str]:
-    """One line a model: how many cells, and the command."""
+    """One line per model: how many cells, and the command."""
     return [f"{m.what}: {m.cells} cell{'s' * (m.cells > 1)}: {in_words(m.command)}" for m in table.missing]
 
 
 def excluded(table: Table) -> str:
     """What was not shown, and why; empty if nothing."""
-    return f"Left out, because they differ from the rows shown in: {'; '.join(table.excluded)}." * bool(table.excluded)
+    return f"Excluded, because they differ from the rows shown in: {'; '.join(table.excluded)}." * bool(table.excluded)
 
 
 def markdown(table: Table) -> str:
@@ -80,7 +80,7 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def latex(table: Table) -> str:
-    """A longtable a block (packages longtable and booktabs), text around it as paragraphs."""
+    """A longtable per block (packages longtable and booktabs), text around it as paragraphs."""
     parts = [rf"\subsection*{{{_escaped(heading(table))}}}", _escaped(table.reading)]
     for block in table.blocks:
         parts += [_latex_rows(block), _escaped(block.caption)]

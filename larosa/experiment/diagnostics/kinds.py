@@ -17,7 +17,7 @@ from larosa.experiment.diagnostics.surface import pooling, surface
 from larosa.experiment.plan_runs import PlannedRun
 from larosa.experiment.prepare import prepare
 from larosa.experiment.session import Session
-from larosa.methods.thresholds import thresholds_of
+from larosa.methods.planning import thresholds_of
 from larosa.models.architecture import SITES
 from larosa.sparsity.handle import Plan, SparsityHandle
 from larosa.sparsity.level_override import LevelOverrides, ThresholdAt
@@ -121,7 +121,7 @@ def _error_curve(config: RunConfig, runs: dict[str, PlannedRun], session: Sessio
         "levels": config.diagnostics.levels,
         "theory": [theoretical_error(level) for level in config.diagnostics.levels],
         "measured": measured,
-        "realised": realised,
+        "achieved": realised,
     }
 
 

@@ -1,1 +1,0 @@
-"""The op `attend`: reference, kernel and functional."""

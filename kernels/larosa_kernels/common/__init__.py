@@ -1,0 +1,1 @@
+"""What the ops share: the top-k search, packed half precision, compaction, checks, launch shapes, timing, tests."""

@@ -1,1 +1,0 @@
-"""The op `norm_select`: reference, kernel and functional."""

@@ -1,0 +1,1 @@
+"""RMSNorm, and the selection of its largest outputs; see README.md."""

@@ -1,0 +1,1 @@
+"""SwiGLU, and the selection of its largest outputs; see README.md."""

@@ -1,1 +1,0 @@
-"""The op `pick`: reference, kernel and functional."""

@@ -1,1 +1,0 @@
-"""The op `select`: reference, kernel and functional."""

@@ -1,1 +1,0 @@
-"""The op `sparse_gemv`: reference, kernel and functional."""

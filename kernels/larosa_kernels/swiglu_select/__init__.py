@@ -1,1 +1,0 @@
-"""The op `swiglu_select`: reference, kernel and functional."""
