@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from larosa.calibration.histograms import Histograms, histograms
-from larosa.calibration.statistics import ALL_READERS, WINA_READERS, second_moments, weight_moments, with_gamma
+from larosa.calibration.statistics import ALL_CONSUMERS, WINA_CONSUMERS, second_moments, weight_moments, with_gamma
 from larosa.calibration.thresholds import MagnitudeCounter, count_magnitudes
 from larosa.config.method import MagnitudeConfig
 from larosa.config.run import MethodConfig, ScheduleConfig, TokenPolicyConfig
@@ -74,7 +74,7 @@ class Calibrator:
         def build() -> dict[str, Tensor]:
             moments = None
             if method.basis == "weight_svd":
-                moments = weight_moments(self.model, WINA_READERS)
+                moments = weight_moments(self.model, WINA_CONSUMERS)
             elif method.basis == "pca":
                 moments = self.second_moments()
                 if method.form == "simulated":
@@ -109,7 +109,7 @@ class Calibrator:
         identity = {**self._identity(), "what": "output-aware transforms", "block": method.block_size}
 
         def build() -> dict[str, Tensor]:
-            moments, grams, device = self.second_moments(), weight_moments(self.model, ALL_READERS), self.model.device
+            moments, grams, device = self.second_moments(), weight_moments(self.model, ALL_CONSUMERS), self.model.device
             rows = []
             for moment, gram in tqdm(
                 zip(moments, grams, strict=True), desc="transforms", total=len(grams), leave=False
@@ -138,7 +138,7 @@ class Calibrator:
         index = rotation_index(layers, method.granularity, method.group_size)
         count = max(max(pair) for pair in index) + 1
         start = Rotation(torch.eye(D, dtype=torch.float64).repeat(count, 1, 1), index)
-        grams = weight_moments(self.model, ALL_READERS) if method.importance == "column_norm" else None
+        grams = weight_moments(self.model, ALL_CONSUMERS) if method.importance == "column_norm" else None
         return self._tune(method, TunedBases(start, grams, self.model.device))
 
     def _tune(self, method: MethodConfig, tuned: Tuned) -> Tensor:
@@ -156,7 +156,7 @@ class Calibrator:
         # Strict ties would wait for the GPU at every site.
         plain = MagnitudeConfig(name="magnitude", preset="magnitude", selector="top_k", ties="keep", rounding="nearest")
         tokens = TokenPolicyConfig(kind="all", n=0, fraction=1.0)
-        grams = weight_moments(self.model, ALL_READERS) if config.objective == "output_error" else None
+        grams = weight_moments(self.model, ALL_CONSUMERS) if config.objective == "output_error" else None
         return tune(self.model, tuned, Plan(plain, shape, levels, tokens, None), self.tokens, config, grams, self.seed)
 
     def with_thresholds(self, plan: Plan) -> Plan:

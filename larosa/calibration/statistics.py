@@ -77,9 +77,9 @@ def with_gamma(moments: Tensor, model: PreTrainedModel) -> Tensor:
     return scaled
 
 
-WINA_READERS = {"h1": slice(1, 2), "h3": slice(0, 1)}
+WINA_CONSUMERS = {"h1": slice(1, 2), "h3": slice(0, 1)}
 """k and gate: their right singular vectors are WINA's transform (arXiv 2505.19427)."""
-ALL_READERS = {"h1": slice(None), "h3": slice(None)}
+ALL_CONSUMERS = {"h1": slice(None), "h3": slice(None)}
 
 
 def weight_moments(model: PreTrainedModel, chosen: dict[str, slice]) -> Tensor:

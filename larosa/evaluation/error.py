@@ -42,7 +42,7 @@ class ErrorProbe:
     def observe(self, site: SparseSite, x: Tensor, y: Tensor, z: Tensor, _z_sparse: Tensor) -> None:
         """Keep one threshold a token, and the error of the site's readers."""
         key = (site.site, site.layer)
-        threshold = site.rule.thresholds(z) if len(z) else None
+        threshold = site.selector.thresholds(z) if len(z) else None
         if threshold is not None:
             self.thresholds[key].append(threshold.reshape(-1).float().cpu())
         if site.gated:  # what down reads is gate times up: the layer's error tells
