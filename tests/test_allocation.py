@@ -287,7 +287,7 @@ def test_a_search_runs_the_checks_of_a_run(
     with pytest.raises(OverlapError, match="not held out"):
         command.run(parse(*chosen, f"texts.text.files=[{marked}]"))
     monkeypatch.setattr(parity, "bound", lambda *_: 0.0)
-    with pytest.raises(parity.InvarianceError, match="at level 0"):
+    with pytest.raises(parity.ParityError, match="at level 0"):
         command.run(parse(*chosen))
     assert not (tmp_path / "mine.json").exists()
 

@@ -1,6 +1,6 @@
 """The decoder against the evaluated model: the transformers model that a handle made sparse.
 
-* level 0: logits token by token, within the bound that rounding explains (evaluation.invariance);
+* level 0: logits token by token, within the bound that rounding explains (evaluation.parity);
 * the plan's levels, site by site on the evaluated model's own inputs: masks differ only where a magnitude is within one
   unit in the last place of the k-th (beyond what the two vectors differ by, which is itself bounded), and products of
   the same masked vector are within rounding;

@@ -27,7 +27,7 @@ def prepare(
 ) -> tuple[SparsityHandle, dict[str, Any]]:
     """Make the session's model sparse as `planned` says; returns its handle and what was found, as records hold it.
 
-    `quantised=False` leaves the weights as they are, for searches. Raises LarosaError, InvarianceError where the
+    `quantised=False` leaves the weights as they are, for searches. Raises LarosaError, ParityError where the
     model at level 0 is not the dense one; the model is then dense again.
     """
     config, stages = planned.config, stages or Stages()
