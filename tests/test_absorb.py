@@ -95,7 +95,7 @@ def test_a_wrong_rotation_is_caught(tokens: torch.Tensor, monkeypatch: pytest.Mo
         found = parity.check(model, handle, dense)
         assert found["relative_logits_error"] <= found["bound"] < 0.01
         handle.adapters[0].matrix.mul_(1.01)
-        with pytest.raises(parity.InvarianceError, match="level 0"):
+        with pytest.raises(parity.ParityError, match="level 0"):
             parity.check(model, handle, dense)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,13 @@ from transformers import PreTrainedModel
 from conftest import build_model
 from larosa.calibration.calibrator import Calibrator
 from larosa.cli import allocate as command
-from larosa.cli import coefficients
-from larosa.config.run import ConfigError, RunConfig
+from larosa.config.run import ConfigError
 from larosa.data.overlap import OverlapError
 from larosa.data.tokens import TokenBlock
 from larosa.evaluation import parity
 from larosa.experiment.measure import measure
 from larosa.experiment.pipeline import run
-from larosa.experiment.plan_runs import Cell, plan_runs
+from larosa.experiment.plan_runs import PlannedRun, plan_runs
 from larosa.experiment.prepare import prepare
 from larosa.experiment.session import Session, open_session, read_documents
 from larosa.methods.planning import thresholds_of
@@ -131,16 +130,16 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("around", ["dense", "sparse"])
-def test_curves_are_what_applied_plans_measure(form: str, around: str, calibrator: Calibrator) -> None:
+@pytest.mark.parametrize("other_sites", ["dense", "sparse"])
+def test_curves_are_what_applied_plans_measure(form: str, other_sites: str, calibrator: Calibrator) -> None:
     model, ids = calibrator.model, calibrator.tokens.ids[:2]
     name, more = FORMS[form]
-    base = {(i, s): 0.3 for i in range(3) for s in SITES} if around == "sparse" else {}
+    base = {(i, s): 0.3 for i in range(3) for s in SITES} if other_sites == "sparse" else {}
     plan, grid = plan_at(base, model, calibrator, name, **more), (0.0, 0.4, 0.8)
     thresholds = thresholds_of(plan, calibrator)
     with apply(model, plan) as handle:
-        kl = divergence_curves(model, handle, ids, grid, thresholds, around)
-        output = output_curves(model, handle, ids, grid, thresholds, around)
+        kl = divergence_curves(model, handle, ids, grid, thresholds, other_sites)
+        output = output_curves(model, handle, ids, grid, thresholds, other_sites)
     dense = model(ids).logits.log_softmax(-1)
     for layer, site, i in ((0, "h3", 1), (1, "h2", 2), (2, "h4", 1), (2, "h1", 0)):
         single = plan_at({**base, (layer, site): grid[i]}, model, calibrator, name, **more)
@@ -157,8 +156,8 @@ def test_one_pass_gives_the_limits_of_all_levels(calibrator: Calibrator, monkeyp
     plan = plan_at({}, calibrator.model, calibrator, "magnitude", selector="threshold")
     monkeypatch.setattr("larosa.calibration.calibrator.count_magnitudes", lambda *_: pytest.fail("counted again"))
     thresholds = thresholds_of(plan, calibrator)
-    assert limits is not None
-    assert limits(0, "h1", 0.2) < limits(0, "h1", 0.5) < limits(0, "h1", 0.9)
+    assert thresholds is not None
+    assert thresholds(0, "h1", 0.2) < thresholds(0, "h1", 0.5) < thresholds(0, "h1", 0.9)
 
 
 @pytest.mark.parametrize("form", ["magnitude", "teal"])
@@ -198,19 +197,25 @@ def test_greedy_stops_a_site_at_the_highest_level() -> None:
 
 SEARCHES = [
     ("magnitude", "top_k", "algorithm=marginal"),
-    ("teal", "threshold", "algorithm=greedy"),
-    ("wina/transform", "top_k", "error=kl"),
-    ("larosa/official", "threshold", "around=sparse"),
+    ("teal", None, "algorithm=greedy"),
+    ("wina/transform", None, "error=kl"),
+    ("larosa/official", "threshold", "other_sites=sparse"),
     ("larosa/output_aware", "threshold", "error=kl"),
 ]
 
 
-@pytest.mark.parametrize(("name", "rule", "search"), SEARCHES)
+@pytest.mark.parametrize(("name", "selector", "search"), SEARCHES)
 def test_the_command_writes_a_schedule_that_runs_use(
-    name: str, rule: str, search: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    name: str, selector: str | None, search: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    more = [f"method={name}", f"method.selector={rule}", "sparsity=0.5", "baseline=none", "schedule.path=mine"]
+    more = [
+        f"method={name}",
+        *([f"method.selector={selector}"] if selector else []),
+        "sparsity=0.5",
+        "baseline=none",
+        "schedule.path=mine",
+    ]
     config = parse(*overrides, *more, f"allocation.{search}", "allocation.grid=[0,0.3,0.6,0.9]", "allocation.step=0.5")
     path = command.run(config)
     assert path == Path("schedules/tiny-llama/mine.json")
@@ -274,18 +279,17 @@ def test_a_schedule_found_on_an_evaluation_text_or_another_model_is_doubted(
     assert "found on text" in warnings[1]
 
 
-@pytest.mark.parametrize("search", [command.run, coefficients.run])
 def test_a_search_runs_the_checks_of_a_run(
-    search: Callable[[RunConfig], Path], overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip
     chosen = [*overrides, "method=larosa/paper", "baseline=none", f"schedule.path={tmp_path / 'mine.json'}"]
     marked = tmp_path / "marked.txt"
     marked.write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.txt").read_bytes())
     with pytest.raises(OverlapError, match="not held out"):
-        search(parse(*chosen, f"texts.text.files=[{marked}]"))
+        command.run(parse(*chosen, f"texts.text.files=[{marked}]"))
     monkeypatch.setattr(parity, "bound", lambda *_: 0.0)
-    with pytest.raises(parity.InvarianceError, match="at level 0"):
-        search(parse(*chosen))
+    with pytest.raises(parity.ParityError, match="at level 0"):
+        command.run(parse(*chosen))
     assert not (tmp_path / "mine.json").exists()
 
 
@@ -295,8 +299,8 @@ def test_levels_are_not_found_among_nan(
 ) -> None:  # fmt: skip
     chosen = [*overrides, "method=magnitude", "baseline=none", f"schedule.path={tmp_path / 'mine.json'}"]
 
-    def broken(cell: Cell, session: Session, **more: bool) -> Any:
-        found = prepare(cell, session, **more)
+    def broken(planned: PlannedRun, session: Session, **more: bool) -> Any:
+        found = prepare(planned, session, **more)
         session.model.model.layers[1].mlp.up_proj.weight.data[3] = float("inf")  # behind the check at level 0
         return found
 

@@ -145,9 +145,9 @@ def test_a_state_that_says_nothing_of_its_rotation_is_refused() -> None:
         (lambda _, x: LayerwiseRotationMatrix(3, torch.eye(4)), r"matrix \[3, 3\], got \[4, 4\]"),
         (lambda _, x: TopKSparsification(8, 1.5), r"\[0, 1\], got 1\.5"),
         (lambda _, x: TopKSparsification(8, 0.5, "first"), "'strict' or 'keep', got 'first'"),
-        (lambda _, x: TopKSparsification(8, 0.5, score=-torch.ones(8)), "not negative"),
-        (lambda _, x: TopKSparsification(8, 0.5, score=[1] * 8), "got list"),
-        (lambda _, x: TopKSparsification(8, 0.5, score=torch.ones(2, 8)), r"score must be \[8\]"),
+        (lambda _, x: TopKSparsification(8, 0.5, importance=-torch.ones(8)), "not negative"),
+        (lambda _, x: TopKSparsification(8, 0.5, importance=[1] * 8), "got list"),
+        (lambda _, x: TopKSparsification(8, 0.5, importance=torch.ones(2, 8)), r"importance must be \[8\]"),
         (lambda _, x: LayerwiseRotationMatrix(3, "eye"), "got str"),
         (
             lambda _, x: ResidualAdapter(torch.ones(4, 5), torch.eye(5), torch.float32, x.device),

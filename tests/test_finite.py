@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from conftest import build_model
 from larosa.api.sparsify import LaRoSAConfig, sparsify
 from larosa.evaluation import parity
-from larosa.evaluation.parity import InvarianceError
+from larosa.evaluation.parity import ParityError
 from larosa.evaluation.perplexity import perplexity
 from larosa.evaluation.tasks.likelihood import likelihoods
 from larosa.evaluation.tasks.wrapper import callable_of
@@ -74,7 +74,7 @@ def test_a_transformation_that_breaks_a_sound_model_is_named(dtype: torch.dtype,
     advice = "float16 overflows" if dtype == torch.float16 else "check the weights"
     with sparsify(model, tokens, LaRoSAConfig(sparsity=0.4)) as handle:
         model.model.layers[1].mlp.up_proj.weight.data[5] = float("inf")
-        with pytest.raises(InvarianceError, match=f"hold NaN or infinity, the dense model's do not: {advice}"):
+        with pytest.raises(ParityError, match=f"hold NaN or infinity, the dense model's do not: {advice}"):
             parity.check(model, handle, dense)
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
-from larosa.config.packaged import choice, choices
 
 from conftest import CONF
 from larosa.cli.command import read_settings
 from larosa.cli.overrides import settings
 from larosa.config import keys
+from larosa.config.choices import choice, choices
 from larosa.config.former_names import CHOICES, KEYS, VALUES
 from larosa.config.method import METHOD_CONFIGS, METHOD_NAMES, MethodConfig
 from larosa.config.run import ConfigError, RunConfig

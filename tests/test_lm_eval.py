@@ -214,7 +214,7 @@ def test_a_transformation_that_is_wrong_scores_nothing(
     from larosa.evaluation import parity
 
     monkeypatch.setattr(parity, "bound", lambda *_: 0.0)
-    with pytest.raises(parity.InvarianceError, match="at level 0"):
+    with pytest.raises(parity.ParityError, match="at level 0"):
         lm_eval.SparseLM(**arguments)
 
 

@@ -105,7 +105,7 @@ def test_the_official_preset_drops_what_the_official_code_drops(
         model(tokens)
         overrides = LevelOverrides(handle, None)
         for site in handle.sites:
-            assert overrides.rule(site, sparsity * alphas[site.site]).k == levels.kept[site.site][site.layer]
+            assert overrides.selector(site, sparsity * alphas[site.site]).k == levels.kept[site.site][site.layer]
     assert len(watched.found) == 5 * 4
     for (layer, site), (z, z_sparse) in watched.found.items():
         k = int((1 - sparsity * alphas[site]) * z.shape[-1])

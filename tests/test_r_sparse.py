@@ -80,9 +80,9 @@ def test_the_first_layer_is_what_the_paper_says(kind: str, rule: str, tokens: Te
             linear = model.get_submodule(path)
             with apply(model, plan) as handle:
                 sparse, found = inputs(model, tokens, path), outputs(model, tokens, path)
-                rule_there = next(s for s in handle.sites if (s.layer, s.site) == (0, site)).rule
+                selector_there = next(s for s in handle.sites if (s.layer, s.site) == (0, site)).selector
                 whole: list[Tensor] = []
-                rule_there.register_forward_pre_hook(lambda _m, args, whole=whole: whole.append(args[0]))
+                selector_there.register_forward_pre_hook(lambda _m, args, whole=whole: whole.append(args[0]))
                 model(tokens)
             x = whole[0]  # before anything is dropped, everything in front of it sparse
             if rule == "threshold":

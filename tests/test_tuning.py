@@ -11,7 +11,7 @@ from torch import Tensor
 
 from conftest import build_model
 from larosa.calibration.calibrator import Calibrator
-from larosa.calibration.statistics import ALL_READERS, weight_moments
+from larosa.calibration.statistics import ALL_CONSUMERS, weight_moments
 from larosa.config.run import ConfigError, MethodConfig, TuningConfig
 from larosa.data.tokens import TokenBlock
 from larosa.errors import LarosaError
@@ -125,7 +125,7 @@ def test_blocks_are_the_transforms_of_their_own_channels(tokens: Tensor) -> None
     found = plan(model, tokens, method("larosa/output_aware", block_size=16, transform_dtype="model"))
     assert found.transforms is not None
     assert found.transforms.shape == (5, 2, 4, 16, 16)
-    G = weight_moments(model, ALL_READERS)[2, 1]
+    G = weight_moments(model, ALL_CONSUMERS)[2, 1]
     for i in range(4):
         T, own = found.transforms[2, 1, i], slice(16 * i, 16 * i + 16)
         torch.testing.assert_close(T.T @ T, G[own, own], rtol=1e-6, atol=1e-9)

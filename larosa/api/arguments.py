@@ -96,7 +96,7 @@ def token_block(given: object, model: PreTrainedModel) -> TokenBlock:
     """
     ids = _integers(given)
     if ids.dim() != 2 or ids.numel() == 0 or ids.shape[1] < 2:
-        hint = ": tokens[None] makes one sequence a batch" if ids.dim() == 1 else ""
+        hint = ": tokens[None] makes a batch of one sequence" if ids.dim() == 1 else ""
         raise ArgumentError(
             f"tokens must be [N, T] int64, N sequences of T >= 2 token ids, got {list(ids.shape)} {ids.dtype}{hint}"
         )
@@ -129,7 +129,7 @@ def _tensor(given: object) -> Tensor:
 
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Within: no weight asks for a gradient, and gradients can be had, whatever mode the caller is in."""
+    """Within: no weight requires a gradient, and gradients can be computed in any mode of the caller."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in learning:
         parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""What `larosa.sparsify` is asked for: the settings of `run.py` that shape a sparse model, from the same `conf/`.
+"""Settings of `larosa.sparsify`: those of `run.py` that determine a sparse model, from the same `conf/`.
 
 Neither torch nor Hydra is needed to read them.
 """
@@ -30,19 +30,19 @@ LARGEST_SEED = 2**63 - 1
 
 
 class SparsityConfig(Strict):
-    """A method at one level, and how it is calibrated and applied."""
+    """A method at one target sparsity, and how it is calibrated and applied."""
 
     method: Method
     sparsity: Level
-    """Level asked for, a fraction in [0, 1)."""
+    """Target sparsity, a fraction in [0, 1)."""
     schedule: ScheduleConfig
     token_policy: TokenPolicyConfig
     model_name: str | None = None
     """The model's name in `conf/model`: the row of `schedule=paper`, the folder of a bare `schedule.path`."""
     dense_weights_device: Literal["device", "cpu"] = "device"
-    """Where the dense weights wait for `remove()`."""
+    """Where the dense weights are kept until `remove()`."""
     batch_size: int = Field(default=1, ge=1)
-    """Calibration sequences a forward pass."""
+    """Calibration sequences per forward pass."""
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     """Of random bases and of the order in which tuning draws sequences."""
 
@@ -66,9 +66,9 @@ class SparsityConfig(Strict):
         }
         _change(tree, {} if settings is None else settings)
         if tree["method"].get("name") == "dense":
-            other["sparsity"] = 0.0  # as run.py does: nothing is dropped, whatever level is asked for beside it
+            other["sparsity"] = 0.0  # as run.py does: the dense model drops nothing at any target
         if "sparsity" not in other:
-            raise ArgumentError("say how sparse the model shall be: sparsity=0.4, a fraction in [0, 1)")
+            raise ArgumentError("give the target sparsity: sparsity=0.4, a fraction in [0, 1)")
         try:
             return cls.model_validate(tree | other)._named()
         except ValidationError as error:
@@ -94,11 +94,11 @@ class LaRoSAConfig(Strict):
     """Settings of LaRoSA, named as in `conf/method` and `conf/schedule`; defaults as in `method=larosa/paper`."""
 
     sparsity: Level
-    """Level asked for, a fraction in [0, 1)."""
+    """Target sparsity, a fraction in [0, 1)."""
     coefficients: CoefficientsConfig = CoefficientsConfig(h1=0.8, h2=1.2, h3=0.8, h4=1.2)
     """Per site; the official code's by default."""
     metric: Literal["weight_bytes", "nominal"] = "weight_bytes"
-    """`weight_bytes`: `sparsity` is the byte-weighted level of the seven projections (whole models only)."""
+    """`weight_bytes`: `sparsity` is the weight sparsity of the seven projections (whole models only)."""
     form: Literal["absorbed", "simulated", "online"] = "absorbed"
     basis: Literal["pca", "random", "hadamard", "identity", "weight_svd", "output_aware", "learned"] = "pca"
     granularity: Literal["layer", "sublayer", "group", "model"] = "layer"
@@ -114,7 +114,7 @@ class LaRoSAConfig(Strict):
     token_policy: TokenPolicyConfig = TokenPolicyConfig(kind="all", n=0, fraction=1.0)
     dense_weights_device: Literal["device", "cpu"] = "device"
     batch_size: int = Field(default=1, ge=1)
-    """Calibration sequences a forward pass."""
+    """Calibration sequences per forward pass."""
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
 
     @classmethod
@@ -135,8 +135,8 @@ class LaRoSAConfig(Strict):
 
     def whole(self) -> SparsityConfig:
         """The same in the sections of a run. Raises ValidationError where settings do not go together."""
-        own = LarosaConfig.own_keys() - {"name", "preset"}
-        method = LarosaConfig(name="larosa", preset="larosa", **self.model_dump(include=set(own)))
+        settings = LarosaConfig.own_keys() - {"name", "preset"}
+        method = LarosaConfig(name="larosa", preset="larosa", **self.model_dump(include=set(settings)))
         schedule = ScheduleConfig(
             name="given", kind="coefficients", coefficients=self.coefficients, table={}, path=None, metric=self.metric
         )
@@ -174,7 +174,7 @@ def _group(group: str, given: object) -> dict[str, Any]:
 
 
 def _change(tree: dict[str, Any], settings: object) -> None:
-    """Put values in the place of others by their dotted names; what comes of it is checked with the rest."""
+    """Replace values by their dotted names; the result is validated with the rest."""
     if not isinstance(settings, Mapping):
         raise ArgumentError(f"settings must map names to values, got {type(settings).__name__}")
     for key, value in settings.items():

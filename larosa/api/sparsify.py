@@ -40,8 +40,8 @@ _BASES = ("pca", "random", "hadamard", "identity")
 class LaRoSAActivationSparsifier(nn.Module):
     """Rotate, keep the largest magnitudes, rotate back: LaRoSA on one activation tensor.
 
-    The level of a block is coefficient * sparsity: h1's coefficient for "attention", h3's for "mlp". (A rescaling
-    to byte-weighted levels needs a model's shape: see :func:`sparsify`.) Of the configuration, sparsity,
+    The level of a block is coefficient * sparsity: h1's coefficient for "attention", h3's for "mlp". (Rescaling to a
+    weight sparsity needs a model's shape: see :func:`sparsify`.) Of the configuration, sparsity,
     coefficients, basis, ties and seed apply to a single tensor; settings that need a model are refused.
 
     The state holds the rotation, that it is fitted, and which basis and seed it is of. It loads into a sparsifier of
@@ -57,7 +57,8 @@ class LaRoSAActivationSparsifier(nn.Module):
         plain = (config.selector, config.importance, config.token_policy.kind) == ("top_k", "magnitude", "all")
         if config.basis not in _BASES or not plain:
             raise ArgumentError(
-                f"one activation tensor takes basis {', '.join(_BASES)}, selector=top_k, importance=magnitude and all tokens; "
+                f"one activation tensor takes basis {', '.join(_BASES)}, selector=top_k, importance=magnitude and all "
+                "tokens; "
                 "larosa.sparsify takes the rest"
             )
         self.rotation = LayerwiseRotationMatrix(hidden_size)
@@ -150,7 +151,7 @@ def sparsify(
         model: a causal model, with floating weights in memory and without dropout at work (`model.eval()`).
         tokens: calibration token ids, [N, T] int64 or anything that is one (see :mod:`larosa.api.arguments`).
         config: LaRoSA's settings, or a mapping of them; then `cache` is the only keyword.
-        sparsity: the level, a fraction in [0, 1); byte-weighted over the seven projections unless `schedule.metric` is
+        sparsity: the target, a fraction in [0, 1); weight sparsity of the seven projections unless `schedule.metric` is
             `nominal`.
         method: a name in `conf/method` (default `larosa`), or a method's settings.
         schedule: a name in `conf/schedule` (default `official`), or a schedule's settings.
@@ -159,7 +160,7 @@ def sparsify(
         model_name: the model's name in `conf/model`, for `schedule=paper` and bare names of schedule files; found out
             for a model from the hub.
         dense_weights_device: where the dense weights wait for `remove()`: `device` (default) or `cpu`.
-        batch_size: calibration sequences a forward pass, 1 by default; a larger one is faster and takes more memory.
+        batch_size: calibration sequences per forward pass, 1 by default; a larger one is faster and takes more memory.
         seed: of random bases and of tuning, 0 by default.
         cache: keep calibration tensors in larosa's cache folder, by a hash of the weights, and read them from there.
 
@@ -174,25 +175,25 @@ def sparsify(
     named = {key: value for key, value in given.items() if value is not None}
     if config is not None and named:
         raise ArgumentError(f"config says everything already: leave out {', '.join(named)}, or config")
-    asked = SparsityConfig.read(**named) if config is None else LaRoSAConfig.parse(config).whole()
+    chosen = SparsityConfig.read(**named) if config is None else LaRoSAConfig.parse(config).whole()
     model = checked_model(model)
     block, shape = token_block(tokens, model), ModelShape.of(model.config)
-    check_method(asked.method, shape, block.ids.numel(), "give more or longer sequences as tokens")
-    levels = levels_of(asked, shape, _name(asked, model))
+    check_method(chosen.method, shape, block.ids.numel(), "give more or longer sequences as tokens")
+    levels = levels_of(chosen, shape, _name(chosen, model))
     with frozen(model):
-        calibrator = Calibrator(model, block, _fingerprint(model) if cache else None, asked.batch_size, asked.seed)
-        return apply(model, plan_of(asked, levels, calibrator), asked.dense_weights_device)
+        calibrator = Calibrator(model, block, _fingerprint(model) if cache else None, chosen.batch_size, chosen.seed)
+        return apply(model, plan_of(chosen, levels, calibrator), chosen.dense_weights_device)
 
 
-def _name(asked: SparsityConfig, model: PreTrainedModel) -> str:
+def _name(chosen: SparsityConfig, model: PreTrainedModel) -> str:
     """What the schedule calls the model. Raises ArgumentError where it must know and does not."""
-    if asked.schedule.kind != "paper_table11" or asked.model_name is not None:
-        return asked.model_name or model.config.model_type
+    if chosen.schedule.kind != "paper_table11" or chosen.model_name is not None:
+        return chosen.model_name or model.config.model_type
     name = hub_name(model.config.name_or_path or "")
     if name is None:
         raise ArgumentError(
             "schedule=paper has coefficients for each model, and the name of this one is not known: "
-            f"say model_name=... ({', '.join(asked.schedule.table)}), or take schedule='constrained'"
+            f"say model_name=... ({', '.join(chosen.schedule.table)}), or take schedule='constrained'"
         )
     return name
 

@@ -1,8 +1,8 @@
-"""Thresholds in a plan's own coordinates: a calibrated threshold for each site instead of Top-K.
+"""Thresholds in a plan's own coordinates: a calibrated threshold per site instead of Top-K.
 
-The plan is applied at level 0 and the calibration tokens run through it, so the magnitudes counted are those that the
-rule will see, whatever rotation or transform stands before it. Counts are kept in 256 bins an octave: a threshold is
-exact to 0.3 %.
+The plan is applied at level 0 and the calibration tokens run through it, so the counted magnitudes are those
+that the selector will see, after any rotation or transform. There are 256 bins per octave: a threshold is exact to
+0.3 %.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class MagnitudeCounter:
     """An observer of sparse sites that counts the magnitudes in the site's own coordinates."""
 
     def __init__(self, counted: dict[str, Tensor] | None = None) -> None:
-        """Empty, or what :meth:`tensors` gave."""
+        """Empty, or from the tensors of :meth:`tensors`."""
         self._counts: dict[tuple[str, int], Tensor] = {}
         for name, counts in (counted or {}).items():
             site, layer = name.split(".")
@@ -61,7 +61,7 @@ class MagnitudeCounter:
 
 @torch.no_grad()
 def count_magnitudes(model: PreTrainedModel, plan: Plan, tokens: TokenBlock, batch_size: int) -> MagnitudeCounter:
-    """Count what the rules of `plan` see on the calibration tokens with nothing dropped: thresholds of all levels."""
+    """Count the magnitudes that the selectors of `plan` see on the calibration tokens, with nothing dropped."""
     counter, decoder = MagnitudeCounter(), ModelView(model).decoder
     device = ModelView(model).embedding.weight.device
     with apply(model, plan) as handle, handle.level_zero(), handle.observed_by(counter):

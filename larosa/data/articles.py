@@ -1,7 +1,7 @@
 """Which passages of BoolQ come from one article: for splitting them, and for leaving out what was calibrated on.
 
 BoolQ names no article, so links are read off the texts: a shared word 8-gram, a TF-IDF cosine of at least MAX_COSINE,
-or SUBJECT_WORDS rare words that the passages' questions share.
+or SUBJECT_WORDS rare words common to the questions of the passages.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ def linked(passages: Sequence[str], questions: Sequence[str], used: NDArray[np.b
     from sklearn.feature_extraction.text import CountVectorizer
 
     other = np.flatnonzero(~used)
-    codes, owners = hash_ngrams(passages, NGRAM)
-    copied = np.isin(other, owners[np.isin(codes, codes[used[owners]])])
+    hashes, owners = hash_ngrams(passages, NGRAM)
+    copied = np.isin(other, owners[np.isin(hashes, hashes[used[owners]])])
     rows = tfidf(passages)
     near = largest_products(rows[other], rows[used]) >= MAX_COSINE
     words = CountVectorizer(binary=True, stop_words="english", max_df=RARE).fit_transform(questions)
-    asked = largest_products(words[other], words[used]) >= SUBJECT_WORDS
+    on_subject = largest_products(words[other], words[used]) >= SUBJECT_WORDS
     found = np.zeros(len(passages), dtype=bool)
-    found[other[copied | near | asked]] = True
+    found[other[copied | near | on_subject]] = True
     return found
 
 

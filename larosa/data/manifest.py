@@ -132,7 +132,7 @@ def read(folder: Path, content: str | None = None) -> Files:
 
 
 def strays(folder: Path) -> list[Path]:
-    """What stands in the folder although its manifest does not name it. Raises as :func:`read`."""
+    """Files of the folder that its manifest does not name. Raises as :func:`read`."""
     known = read(folder)
     names = (path.relative_to(folder).as_posix() for path in _entries(folder))
     return [folder / name for name in names if name not in known]

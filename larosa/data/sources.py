@@ -1,6 +1,6 @@
-"""What stands behind a text of `source: hub`: the content of local data files, or the commit of a data set on the hub.
+"""The version of a text of `source: hub`: the content of local data files, or the commit of a data set on the hub.
 
-Both shape a result and neither stands in the settings: `main` moves, and files are edited.
+Both determine a result and neither is a setting: `main` moves, and files are edited.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _told(file: str, origin: tuple[str, ...]) -> Any:
-    """The hash of a local file, or of the archive that it stands in; of a remote one what its server tells."""
+    """The hash of a local file, or of the archive that contains it; for a remote file, its server's version."""
     place = Path(file.rpartition("::")[2])
     return content_hash(place) if place.is_file() else list(origin)
 
@@ -84,7 +84,7 @@ def commit(dataset: str, subset: str | None = None, data_files: str | None = Non
 
 @functools.cache
 def _commit(dataset: str, subset: str | None, data_files: str | None) -> str | None:
-    """The commit of `main`, asked once a process; without the hub, that of the rows in the library's cache.
+    """The commit of `main`, requested once per process; without the hub, that of the rows in the library's cache.
 
     Raises the cache's error where there is neither.
     """

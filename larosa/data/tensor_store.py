@@ -1,4 +1,4 @@
-"""Calibration tensors and quantised layers on disk: safetensors, a JSON sidecar with identity and hash beside each.
+"""Calibration tensors and quantised layers on disk: safetensors, each with a JSON sidecar of identity and hash.
 
 A file whose hash does not match its sidecar (truncated, corrupted, half written), or whose sidecar is damaged or of
 something else, is named, ignored and built again. Writing goes through a temporary file and one rename; a lock keeps

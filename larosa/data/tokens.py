@@ -1,7 +1,7 @@
 """From documents to a fixed block of token ids, with a hash that names it.
 
 Documents are joined and tokenised once, with the special tokens that the tokenizer puts around any text by
-default: for Llama one BOS at the very front, as GPTQ's and LaRoSA's code does. The block is cut from that
+default: for Llama one BOS at the beginning, as in the code of GPTQ and LaRoSA. The block is cut from that
 stream of tokens, so all of its rows but perhaps the first begin in mid-sentence.
 """
 

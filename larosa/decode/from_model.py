@@ -94,7 +94,7 @@ def _layer(
         if transform is not None:
             transforms[name] = transform
     for name, site in sites.items():
-        score = getattr(site.rule, "score", None) if site is not None else None
+        score = getattr(site.selector, "importance", None) if site is not None else None
         if score is None:
             continue
         _divide_rows(_tensor(matrices[name]), score)

@@ -1,6 +1,6 @@
 """The decoder against the evaluated model: the transformers model that a handle made sparse.
 
-* level 0: logits token by token, within the bound that rounding explains (evaluation.invariance);
+* level 0: logits token by token, within the bound that rounding explains (evaluation.parity);
 * the plan's levels, site by site on the evaluated model's own inputs: masks differ only where a magnitude is within one
   unit in the last place of the k-th (beyond what the two vectors differ by, which is itself bounded), and products of
   the same masked vector are within rounding;
@@ -165,7 +165,7 @@ def _sites(decoder: Decoder, traces: _Traces) -> dict[str, Any]:
 
 
 def _score(site: SparseSite | None) -> Tensor | None:
-    return getattr(site.rule, "score", None) if site is not None else None
+    return getattr(site.selector, "importance", None) if site is not None else None
 
 
 def _entered(decoder: Decoder, layer: int, name: str, trace: _Trace, up: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -205,7 +205,7 @@ def _flips(
     if site is None or trace.z is None:
         return 0
     differ = (mask != kept) & (x != 0) & (trace.z != 0) if ranked is not None else (mask != kept) & (_up(trace) != 0)
-    threshold = site.rule.thresholds(trace.z)
+    threshold = site.selector.thresholds(trace.z)
     if threshold is None or not bool(differ.any()):
         if bool(differ.any()):
             raise ParityError(f"{where}: entries are dropped where the selector drops none")
@@ -215,8 +215,8 @@ def _flips(
     slack = unit
     if ranked is not None:
         slack = slack + (x - ranked).double().abs()
-        if isinstance(site.rule, TopKSparsification):
-            moved = x.abs().topk(site.rule.k, -1).values[:, -1:]
+        if isinstance(site.selector, TopKSparsification):
+            moved = x.abs().topk(site.selector.k, -1).values[:, -1:]
             slack = slack + (moved - threshold).double().abs()
     beyond = differ & ((own.abs().double() - threshold.double()).abs() > slack)
     if bool(beyond.any()):

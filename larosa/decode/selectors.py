@@ -58,7 +58,7 @@ def selectors_of(handle: SparsityHandle) -> Selectors:
     """
     selectors = {site: list(layers) for site, layers in dense_selectors(handle.plan.shape).items()}
     for site in handle.sites:
-        selector, width = site.rule, site.rule.width
+        selector, width = site.selector, site.selector.width
         threshold = getattr(selector, "threshold", None)
         if threshold is not None:
             planned = handle.plan.levels.kept[site.site][site.layer]

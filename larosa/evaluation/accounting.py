@@ -193,7 +193,7 @@ def _outputs(name: str, site: Site, config: QuantizationConfig) -> int:
     """Stored outputs of a site's consumers: the decoder pads 4-bit weights to whole blocks (packing.py)."""
     if config.weights != "w4" or config.group_axis != "out":
         return site.out_features
-    if name == "h3":  # half of a block are gates, the other half their ups
+    if name == "h3":  # half of a block belongs to gate, the other half to up
         return -(-site.out_features // 2 // (BLOCK // 2)) * BLOCK
     return -(-site.out_features // BLOCK) * BLOCK
 

@@ -1,4 +1,4 @@
-"""The proof in every run: at level 0 the transformed model gives the dense model's logits.
+"""Parity check of every run: at level 0 the transformed model gives the logits of the dense model.
 
 The bound on the relative error follows from rounding, to first order. Between two norms both models round
 about 12 results (weights, sums, products), each by `u`, the dtype's unit roundoff; a product over K channels
@@ -34,13 +34,13 @@ LARGEST_BOUND = 0.3
 """Beyond this a half-precision model of great depth could hide a mistake behind its rounding."""
 
 
-class InvarianceError(LarosaError):
+class ParityError(LarosaError):
     """The transformation changed the model: the run stops."""
 
 
 @dataclass(frozen=True)
 class DenseReference:
-    """What the untouched model says on `ids` [N, T]: logits [N, T, vocabulary] float64, kappa of each norm."""
+    """The dense model on `ids` [N, T]: logits [N, T, vocabulary] float64, kappa of each norm."""
 
     ids: Tensor
     logits: Tensor
@@ -98,12 +98,12 @@ def _blame(dtype: torch.dtype) -> str:
 def check(model: PreTrainedModel, handle: SparsityHandle, dense: DenseReference) -> dict[str, Any]:
     """Compare level-0 logits with the dense ones.
 
-    Raises InvarianceError where the relative error exceeds the bound or the logits are not finite.
+    Raises ParityError where the relative error exceeds the bound or the logits are not finite.
     """
     with handle.level_zero():
         transformed = logits(model, dense.ids)
     if not bool(transformed.isfinite().all()):
-        raise InvarianceError(
+        raise ParityError(
             "at level 0 the transformed model's logits hold NaN or infinity, the dense model's do not: "
             f"{advice(model.dtype)}"
         )
@@ -111,7 +111,7 @@ def check(model: PreTrainedModel, handle: SparsityHandle, dense: DenseReference)
     longest = max(site.width for site in handle.plan.shape.sites.values())
     allowed = min(bound(model.dtype, dense.kappa, longest), LARGEST_BOUND)
     if not error <= allowed:
-        raise InvarianceError(
+        raise ParityError(
             f"at level 0 the transformed model's logits differ from the dense model's by {error:.2e} "
             f"(relative), rounding in {model.dtype} explains at most {allowed:.2e}: {_blame(model.dtype)}"
         )

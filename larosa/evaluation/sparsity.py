@@ -1,4 +1,4 @@
-"""Measured sparsity: the zeros that really stand in the activations, a token, a site and a layer."""
+"""Achieved sparsity: zeros counted in the activations, per token, site and layer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SparsityMeter:
         self._zeros[site.site, site.layer].append((z_sparse == 0).sum(-1, dtype=torch.int32))
 
     def summary(self) -> dict[str, Any]:
-        """Fractions: per site and layer mean and standard deviation over tokens; byte-weighted over all."""
+        """Fractions: mean and standard deviation over tokens per site and layer; weight sparsity over all."""
         layers, sites = self._shape.layers, self._shape.sites
         mean: dict[str, list[float]] = {site: [] for site in SITES}
         std: dict[str, list[float]] = {site: [] for site in SITES}
@@ -39,20 +39,20 @@ class SparsityMeter:
                 mean[site].append(float(level.mean()))
                 std[site].append(float(level.std(correction=0)))
                 skipped += zeros * self._weights_per_channel[site]
-        share = skipped / (layers * self._shape.layer_weights)
+        sparsity = skipped / (layers * self._shape.layer_weights)
         return {
             "site_mean": mean,
             "site_std_over_tokens": std,
-            "weight_sparsity_mean": float(share.mean()),
-            "weight_sparsity_std_over_tokens": float(share.std(correction=0)),
-            "weight_sparsity_min": float(share.min()),
-            "weight_sparsity_max": float(share.max()),
-            "sparse_tokens": len(share),
+            "weight_sparsity_mean": float(sparsity.mean()),
+            "weight_sparsity_std_over_tokens": float(sparsity.std(correction=0)),
+            "weight_sparsity_min": float(sparsity.min()),
+            "weight_sparsity_max": float(sparsity.max()),
+            "sparse_tokens": len(sparsity),
         }
 
 
 def over_texts(measured: dict[str, dict[str, Any]]) -> dict[str, float] | None:
-    """Mean, smallest and largest byte-weighted level of the texts' summaries; None without texts."""
+    """Mean, smallest and largest weight sparsity over the texts; None without texts."""
     levels = [summary["weight_sparsity_mean"] for summary in measured.values()]
     if not levels:
         return None

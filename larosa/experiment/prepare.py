@@ -25,7 +25,7 @@ def prepare(
 ) -> tuple[SparsityHandle, dict[str, Any]]:
     """Make the session's model sparse as `planned` says; returns its handle and what records say of it.
 
-    `quantised=False` does not quantise, for searches. Raises LarosaError, InvarianceError where the
+    `quantised=False` does not quantise, for searches. Raises LarosaError, ParityError where the
     model at level 0 is not the dense one; the model is then dense again.
     """
     config, stages = planned.config, stages or Stages()

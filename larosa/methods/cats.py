@@ -31,8 +31,8 @@ class Cats(Method):
         Raises ScheduleError with the reach where even all neurons are not enough.
         """
         width = shape.sites["h4"].width
-        skips = {**dict.fromkeys(SITES, 0), "h4": 2 * shape.hidden_size}
-        reach = width * skips["h4"] / shape.layer_weights
+        weights_per_channel = {**dict.fromkeys(SITES, 0), "h4": 2 * shape.hidden_size}
+        reach = width * weights_per_channel["h4"] / shape.layer_weights
         neurons = sparsity / reach
         if kept_channels(min(neurons, 1.0), width) < 1:
             raise ScheduleError(
@@ -41,7 +41,7 @@ class Cats(Method):
             )
         level = {site: (neurons if site == "h4" else 0.0,) * shape.layers for site in SITES}
         kept = {site: (kept_channels(level[site][0], shape.sites[site].width),) * shape.layers for site in SITES}
-        return Levels(sparsity, level, kept, "CATS: neurons of the MLP only", skips)
+        return Levels(sparsity, level, kept, "CATS: neurons of the MLP only", weights_per_channel)
 
     def plan(
         self,

@@ -1,8 +1,8 @@
 """Levels per layer and site by equal marginal error.
 
-Given how much the block's output errs when one site of one layer alone is sparse, the levels that reach a byte-weighted
-target with the smallest sum of errors equalise the error that one more byte costs. Each curve is replaced by its lower
-convex hull, its segments are taken in order of slope, and the last one only as far as the target needs.
+Given the error of each site of each layer as a function of its level, the levels that reach a target weight sparsity
+with the smallest sum of errors have equal marginal error per byte. Each curve is replaced by its lower convex hull.
+Segments are taken in order of slope; the last one is cut at the target.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Floats = NDArray[np.float64]
 
 
 class AllocationError(LarosaError):
-    """The curves cannot give the target."""
+    """The curves do not reach the target."""
 
 
 def allocate(curves: Floats, grid: Floats, weights: Floats, target: float) -> Floats:
-    """Levels [layers, sites] whose byte-weighted mean is `target`.
+    """Levels [layers, sites] whose weight sparsity is `target`.
 
     curves [layers, sites, points]: error at the levels `grid` [points], which starts at 0; weights [sites]: weights
-    behind each site. Raises AllocationError where the target lies beyond the grid.
+    of each site. Raises AllocationError where the target is above the grid.
     """
     if grid[0] != 0.0 or target > grid[-1]:
         raise AllocationError(f"the levels tried run from {grid[0]} to {grid[-1]}; a target of {target} needs more")

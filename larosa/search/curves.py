@@ -1,7 +1,7 @@
-"""How much a layer's output errs at each level of one of its sites.
+"""The error of a layer's output at each level of one of its sites.
 
-The error of a layer is the mean over tokens of `||layer(x) - dense layer(x)||^2 / ||dense layer(x)||^2`, a token at a
-time because in sums over tokens the few with massive activations would drown the others.
+The error is the mean over tokens of `||layer(x) - dense layer(x)||^2 / ||dense layer(x)||^2`. It is relative per token,
+because the few tokens with massive activations would dominate a sum over tokens.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ def output_curves(
     ids: Tensor,
     grid: Sequence[float],
     thresholds: ThresholdAt | None,
-    around: str,
+    other_sites: str,
 ) -> Floats:
     """[layers, sites, levels]: the layer's error with one site at each level of `grid`; ids [N, T].
 
-    around=dense: x is the dense model's stream in the plan's coordinates, and the other sites of the layer drop
-    nothing. around=sparse: x is the stream of the model at the plan's levels, and the other sites of the layer
-    stand there too; what they cost is in every point of a curve, so only differences along it mean something.
+    other_sites=dense: x is the dense model's stream in the plan's coordinates, and the other sites of the layer drop
+    nothing. other_sites=sparse: x is the stream of the model at the plan's levels, and the other sites of the layer
+    keep those levels. Their error is in every point of a curve, so only differences along a curve are meaningful.
     """
     view = ModelView(model)
     sums = np.zeros((len(view.layers), len(SITES), len(grid)))
     overrides = LevelOverrides(handle, thresholds)
-    with overrides.others(around):
+    with overrides.others(other_sites):
         hooks = []
         for layer in view.layers:
             measure = _measure(overrides, layer.index, sums[layer.index], grid)

@@ -1,7 +1,7 @@
-"""How far the model's next-token distribution moves from the dense model's at each level of one site.
+"""The divergence of the model's next-token distribution from the dense one at each level of one site.
 
-`KL(dense || sparse) = sum_v p_v (log p_v - log q_v)` in nats, mean over tokens: what a level costs in the loss, not in
-a layer's output. The layers before the site do not change, so each measurement starts at the site's own layer.
+`KL(dense || sparse) = sum_v p_v (log p_v - log q_v)` in nats, mean over tokens: the cost of a level in the loss,
+not in a layer's output. The layers before the site do not change, so each measurement starts at the site's own layer.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def divergence_curves(
     ids: Tensor,
     grid: Sequence[float],
     thresholds: ThresholdAt | None,
-    around: str,
+    other_sites: str,
 ) -> Floats:
-    """[layers, sites, levels] of nats a token, with one site at each level of `grid`; ids [N, T].
+    """[layers, sites, levels] of nats per token, with one site at each level of `grid`; ids [N, T].
 
-    around=dense: all other sites drop nothing. around=sparse: they stand at the plan's levels; what they cost is in
-    every point of a curve, so only differences along it mean something. The dense distribution is that of the
-    transformed model with nothing dropped. Keeps one sequence's log-probabilities, [T, vocabulary].
+    other_sites=dense: all other sites drop nothing. other_sites=sparse: they keep the plan's levels; their cost
+    is in every point of a curve, so only differences along a curve are meaningful. The dense distribution is that of
+    the transformed model with nothing dropped. Keeps one sequence's log-probabilities, [T, vocabulary].
     """
     view = ModelView(model)
     sums = np.zeros((len(view.layers), len(SITES), len(grid)))
@@ -47,7 +47,7 @@ def divergence_curves(
         for row in torch.split(ids, 1):
             with handle.level_zero():
                 dense = torch.cat(list(_log_probabilities(view, _Stream(view, row).after(0))))
-            with overrides.others(around):
+            with overrides.others(other_sites):
                 stream = _Stream(view, row)
                 for layer, i, j in points:
                     with overrides.at_levels(layer, {SITES[i]: grid[j]}):
@@ -96,7 +96,7 @@ def _log_probabilities(view: ModelView, hidden: Tensor) -> Any:
 
 
 def divergence(view: ModelView, dense: Tensor, hidden: Tensor) -> float:
-    """Nats a token between log-probabilities [T, vocabulary] of the dense model and the head's on hidden [T, D].
+    """Nats per token between log-probabilities [T, vocabulary] of the dense model and the head's on hidden [T, D].
 
     Raises EvaluationError where they are not finite.
     """

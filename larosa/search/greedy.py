@@ -1,9 +1,9 @@
 """TEAL's block-wise greedy levels (arXiv 2408.14690, Algorithm 1), for one layer.
 
-Start with every site at 0 and raise, again and again, the site whose raise leaves the layer's output with the
-smallest error, all sites at their levels so far. Each raise drops equally many weights, so a site with fewer weights
-takes a bigger step: as in TEAL's code, `step` of one D x D matrix. The last raise is trimmed to the target, which TEAL
-oversteps. TEAL raises the seven projections one by one; here q, k and v share a mask, as do gate and up.
+Start with every site at level 0. Repeatedly raise the site whose raise gives the smallest error of the layer's output,
+with all other sites at their current levels. Each step drops the same number of weights (as in TEAL's code, a fraction
+`step` of a D x D matrix), so a site with fewer weights takes a larger step. The last step is cut at the target, which
+TEAL oversteps. TEAL raises the seven projections separately; here q, k and v share a mask, as do gate and up.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Callable, Mapping
 from larosa.search.allocation import AllocationError
 
 LayerError = Callable[[dict[str, float]], float]
-"""The error of a layer's output with its sites at these levels."""
+"""Levels per site -> the error of the layer's output."""
 
 
 def greedy_levels(
     error: LayerError, weights: Mapping[str, int], target: float, raise_weights: float, highest: float
 ) -> dict[str, float]:
-    """Site -> level, none above `highest`, with `target` as their mean weighted by `weights` (behind each site).
+    """Site -> level, none above `highest`, with `target` as their mean weighted by `weights` (of each site).
 
-    One raise drops `raise_weights` weights. Raises AllocationError where the target lies above `highest`.
+    One step drops `raise_weights` weights. Raises AllocationError where the target is above `highest`.
     """
     if target > highest:
         raise AllocationError(f"levels may rise to {highest}; a target of {target} needs more")

@@ -1,7 +1,7 @@
-"""TEAL's greedy levels for every layer of a model, on the dense model's hidden states.
+"""TEAL's greedy levels for every layer of a model, on the hidden states of the dense model.
 
-The error is that of evaluation.curves. (TEAL's code leaves out the first three quarters of a sequence, and with them
-the massive activations that an error relative to each token's output need not avoid.)
+The error is that of search.curves. TEAL's code excludes the first three quarters of a sequence and so its massive
+activations; an error relative to each token's output need not exclude them.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def greedy_allocation(
     step: float,
     highest: float,
 ) -> Floats:
-    """Levels [layers, sites]; every layer meets `target`. All of ids [N, T] passes in one batch.
+    """Levels [layers, sites]; every layer reaches `target`. All of ids [N, T] passes in one batch.
 
-    `step`: weights dropped by one raise, as a fraction of D x D; no level rises above `highest`.
+    `step`: weights dropped per step, as a fraction of a D x D matrix; no level exceeds `highest`.
     """
     view, shape = ModelView(model), handle.plan.shape
     weights = {site: shape.sites[site].weights for site in SITES}

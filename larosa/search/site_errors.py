@@ -1,7 +1,8 @@
-"""How much the readers of each site err under a plan, on the activations of the dense model: what R-Sparse chooses by.
+"""Output error of the consumers of each site under a plan, on the activations of the dense model; R-Sparse selects by
+it.
 
-One site does not see what others drop, so plans can be compared, and mixed, site by site. A token's error is relative
-to its dense output, as in evaluation.error, and averaged over the calibration tokens.
+A site does not see what other sites drop, so plans can be compared and combined per site. The error is relative to the
+dense output per token, as in evaluation.error, and averaged over the calibration tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ SiteErrors = dict[str, list[float]]
 
 
 class _Sums:
-    """An observer of sites that drop nothing, which asks what they would lose if they did."""
+    """An observer of sites at level 0 that computes the error that dropping would cause."""
 
     def __init__(self, layers: int) -> None:
         self.errors = {site: [0.0] * layers for site in SITES}
@@ -30,7 +31,7 @@ class _Sums:
 
     def observe(self, site: SparseSite, x: Tensor, _y: Tensor, _z: Tensor, _z_sparse: Tensor) -> None:
         """Add the errors of x, [tokens, width]."""
-        found = output_error(site, x, site.rule(x)).double()
+        found = output_error(site, x, site.selector(x)).double()
         self.errors[site.site][site.layer] += float(found.sum())
         self.tokens[site.site][site.layer] += len(found)
 

@@ -1,13 +1,13 @@
-"""Bases tuned on what Top-K really does: gradient steps on calibration tokens, the weights frozen.
+"""Bases tuned with Top-K in the loop: gradient steps on calibration tokens, with frozen weights.
 
-Two families of what may be tuned, both exact at level 0 whatever the steps do:
+Two families can be tuned. Both are exact at level 0 after any step:
 
-* :class:`TunedBases`: orthogonal Q = Q0 cayley(A), A skew, to be absorbed (per model, group, layer or block);
-* :class:`TunedTransforms`: explicit T' = (I + E) T'0 in diagonal blocks, rounded as it will be stored.
+* :class:`TunedBases`: orthogonal Q = Q0 cayley(A), A skew, to be absorbed (per model, group, layer or sublayer);
+* :class:`TunedTransforms`: online T' = (I + E) T'0, full or block-diagonal, rounded as it will be stored.
 
-The model is sparse at all four sites while it learns, so statistics see the sparsity of the layers before. Two losses:
-`kl`, the divergence of the next-token distribution from the dense model's, in nats a token; `output_error`, the
-squared error of what reads h1 and h3, relative to its size, mean over sites. Masks and roundings are constants in the
+The model is sparse at all four sites during tuning, so each layer sees the sparsity of the layers before it. Two
+losses: `kl`, the divergence of the next-token distribution from the dense one, in nats per token; `output_error`, the
+relative squared error of the consumers of h1 and h3, mean over sites. Masks and roundings are constants in the
 gradient (straight through). Adam, ten steps of warm-up, then a cosine.
 """
 
@@ -35,8 +35,8 @@ from larosa.sparsity.site import SparseSite
 from larosa.sparsity.top_k import TopKSparsification
 
 TUNING_VERSION = 2
-"""Part of the identity of what is tuned: raise it when a change of the code moves the result. 1: steps saw a transform
-rounded before its columns were scaled."""
+"""Part of the identity of a tuned basis: raise it when a change of the code changes results. In version 1, steps saw a
+transform rounded before its columns were scaled."""
 _WARM_UP = 10
 _BETAS = (0.9, 0.95)
 
@@ -46,24 +46,25 @@ class TuningError(LarosaError):
 
 
 @dataclass
-class Turn:
-    """What a site does before and after Top-K, at this step: z = rotate(x), y = unrotate(z); `score` ranks z."""
+class StepRotation:
+    """The rotation of a site at this step: z = rotate(x), y = unrotate(z); z is ranked by |z| * `importance`."""
 
     forward: Tensor
     back: Tensor
-    score: Tensor | None = None
+    importance: Tensor | None = None
 
     def rotate(self, x: Tensor) -> Tensor:
         """x: [..., D] -> z, by the blocks [n, b, b] of `forward`."""
         return block_product(x.to(self.forward.dtype), self.forward.to(x.device))
 
     def unrotate(self, z: Tensor) -> Tensor:
-        """z: [..., D] -> what the readers see, by the blocks of `back`."""
+        """z: [..., D] -> the input of the consumers, by the blocks of `back`."""
         return block_product(z, self.back.to(z.device))
 
 
 class TunedBases(nn.Module):
-    """Orthogonal bases. `start` says which layers share one; grams [layers, 2, D, D] give column norms to rank by."""
+    """Orthogonal bases. `start` says which layers share one; grams [layers, 2, D, D] give column norms for the
+    importance."""
 
     def __init__(self, start: Rotation, grams: Tensor | None, device: torch.device) -> None:
         super().__init__()
@@ -71,36 +72,36 @@ class TunedBases(nn.Module):
         self._index, self._grams = start.index, None if grams is None else grams.float().to(device)
         self.skew = nn.Parameter(torch.zeros_like(self._start))
 
-    def _turned(self, start: Tensor, skew: Tensor) -> Tensor:
+    def _rotated(self, start: Tensor, skew: Tensor) -> Tensor:
         own = skew - skew.transpose(-1, -2)
         one = torch.eye(own.shape[-1], dtype=own.dtype, device=own.device)
-        turned: Tensor = start @ torch.linalg.solve(one + own, one - own)
-        return turned
+        rotated: Tensor = start @ torch.linalg.solve(one + own, one - own)
+        return rotated
 
-    def refresh(self) -> dict[tuple[int, str], Turn]:
-        """The turns of this step."""
-        Q, turns = self._turned(self._start, self.skew), {}
+    def refresh(self) -> dict[tuple[int, str], StepRotation]:
+        """The rotations of this step, by layer and site."""
+        Q, rotations = self._rotated(self._start, self.skew), {}
         for layer, pair in enumerate(self._index):
             for i, site in enumerate(("h1", "h3")):
-                own, score = Q[pair[i]], None
+                own, importance = Q[pair[i]], None
                 if self._grams is not None:
                     fixed = own.detach()
-                    score = (fixed * (self._grams[layer, i] @ fixed)).sum(0).clamp_min(0).sqrt()
-                turns[layer, site] = Turn(own.T[None], own[None], score)
-        return turns
+                    importance = (fixed * (self._grams[layer, i] @ fixed)).sum(0).clamp_min(0).sqrt()
+                rotations[layer, site] = StepRotation(own.T[None], own[None], importance)
+        return rotations
 
     def gains(self, _layer: int, _i: int) -> Tensor | None:
-        """What the norms multiply by: nothing, gamma is in the weights."""
+        """The gain of the norms: None, gamma is in the weights."""
         return None
 
     @torch.no_grad()
     def result(self) -> Tensor:
         """[M, D, D] float64, orthogonal to rounding."""
-        return self._turned(self._start.double(), self.skew.double()).cpu()
+        return self._rotated(self._start.double(), self.skew.double()).cpu()
 
 
 class TunedTransforms(nn.Module):
-    """Explicit transforms. start [layers, 2, n, b, b] and gain [layers, 2, D]: T' and c, see rotation.explicit."""
+    """Online transforms. start [layers, 2, n, b, b] and gain [layers, 2, D]: T' and c, see rotation.online."""
 
     def __init__(self, start: Tensor, gain: Tensor, storage: str, device: torch.device) -> None:
         super().__init__()
@@ -111,18 +112,20 @@ class TunedTransforms(nn.Module):
         one = torch.eye(self._start.shape[-1], device=self._start.device)
         return (one + self.change) @ self._start
 
-    def refresh(self) -> dict[tuple[int, str], Turn]:
-        """The turns of this step."""
+    def refresh(self) -> dict[tuple[int, str], StepRotation]:
+        """The rotations of this step, by layer and site."""
         T = self._current()
         if self._storage != "model":
             unit, lengths = split_gain(T.detach())  # rounded as it will be: columns of length 1, the rest in the norm
             rounded = restored(*quantise(unit, self._storage), T.dtype)
             T = T + (rounded * lengths.reshape(*T.shape[:-2], 1, -1) - T).detach()
         back = torch.linalg.inv(T.double()).float()
-        return {(layer, site): Turn(T[layer, i], back[layer, i]) for layer in range(len(T)) for i, site in _SITES}
+        return {
+            (layer, site): StepRotation(T[layer, i], back[layer, i]) for layer in range(len(T)) for i, site in _SITES
+        }
 
     def gains(self, layer: int, i: int) -> Tensor | None:
-        """What the norms multiply by."""
+        """The gain of the norms."""
         return self._gain[layer, i]
 
     @torch.no_grad()
@@ -163,8 +166,8 @@ def tune(
 ) -> Tensor:
     """Take the steps and return `tuned.result()`.
 
-    plan: plain Top-K at the level to tune for; grams [layers, 2, D, D]: W^T W of the readers with gamma folded in, for
-    `output_error`.
+    plan: plain Top-K at the sparsity to tune for; grams [layers, 2, D, D]: W^T W of the consumers with gamma folded in,
+    for `output_error`.
     Raises TuningError where the loss is not finite.
     """
     if (grams is None) == (config.objective == "output_error"):
@@ -203,15 +206,15 @@ def _rate(step: int, steps: int) -> float:
 def _loss(model: PreTrainedModel, handle: SparsityHandle, tuned: Tuned, ids: Tensor, grams: Tensor | None) -> Tensor:
     view = ModelView(model)
     ids = ids.to(view.embedding.weight.device)
-    turns = tuned.refresh()
+    rotations = tuned.refresh()
     for site in handle.sites:
-        if (site.layer, site.site) in turns:
-            turn = turns[site.layer, site.site]
-            site.rotation = turn
-            if isinstance(site.rule, TopKSparsification):
-                site.rule.score = turn.score
+        if (site.layer, site.site) in rotations:
+            rotation = rotations[site.layer, site.site]
+            site.rotation = rotation
+            if isinstance(site.selector, TopKSparsification):
+                site.selector.importance = rotation.importance
     if grams is not None:
-        # the folded norms show x without gamma, or with the gain; the grams must speak of the same vector
+        # the folded norms give x without gamma, or with the gain; the grams must be of the same vector
         errors = _OutputErrors(_seen_grams(grams, tuned), view.embedding.weight.device)
         with handle.observed_by(errors):
             view.decoder(input_ids=ids, use_cache=False)
@@ -232,7 +235,7 @@ def _seen_grams(grams: Tensor, tuned: Tuned) -> Tensor:
 
 @contextmanager
 def _tf32() -> Iterator[None]:
-    """Within: float32 products may run in TF32. Steps only look for a direction; nothing is measured here."""
+    """Within: float32 products may run in TF32. Steps only need a direction; nothing is measured here."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
@@ -243,7 +246,7 @@ def _tf32() -> Iterator[None]:
 
 @contextmanager
 def _dense(handle: SparsityHandle) -> Iterator[None]:
-    """Within: the sites let everything pass as it is."""
+    """Within: the sites pass their inputs unchanged."""
     with ExitStack() as stack:
         for site in handle.sites:
             stack.callback(setattr, site, "enabled", site.enabled)
@@ -253,7 +256,7 @@ def _dense(handle: SparsityHandle) -> Iterator[None]:
 
 @contextmanager
 def _folded(model: PreTrainedModel, tuned: Tuned) -> Iterator[None]:
-    """Within: norms multiply by the gain alone, so that a site sees what the tuned basis will see."""
+    """Within: norms multiply by the gain only, so that a site sees the input that the tuned basis will see."""
     swaps, D = WeightSwaps(), model.config.hidden_size
     try:
         with torch.no_grad():

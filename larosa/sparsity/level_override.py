@@ -1,6 +1,6 @@
-"""The sites of a sparse model, each turned to any level for a while, without planning or applying anew.
+"""Level overrides: sites of a sparse model held at other levels for a while, without a new plan.
 
-A Top-K site keeps the plan's ties and scores; a threshold site takes the threshold that was calibrated for the level.
+A Top-K site keeps the plan's ties and importance; a threshold site takes the threshold calibrated for the level.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from larosa.models.architecture import SITES
 from larosa.sparsity.handle import PlanError, SparsityHandle
-from larosa.sparsity.site import Rule, SparseSite
+from larosa.sparsity.site import Selector, SparseSite
 from larosa.sparsity.threshold import ThresholdSparsification
 from larosa.sparsity.top_k import TopKSparsification, kept_channels
 
 ThresholdAt = Callable[[int, str, float], float]
-"""(layer, site, level) -> the magnitude up to which entries are dropped there."""
+"""(layer, site, level) -> the magnitude up to which entries are dropped."""
 
 
 class LevelOverrides:
-    """One dial a site of a handle's model. `thresholds` is needed where the plan has thresholds."""
+    """Level overrides of a handle's model. `thresholds` is needed where the plan has thresholds."""
 
     def __init__(self, handle: SparsityHandle, thresholds: ThresholdAt | None) -> None:
         self._handle, self._thresholds = handle, thresholds
@@ -27,30 +27,30 @@ class LevelOverrides:
         if any(site.gated for site in handle.sites):
             raise PlanError("the sites of a gated method (cats) have no levels of their own")
 
-    def rule(self, site: SparseSite, level: float) -> Rule:
-        """What drops `level` of the entries at a site."""
-        if isinstance(site.rule, TopKSparsification):
-            width = site.rule.width
+    def selector(self, site: SparseSite, level: float) -> Selector:
+        """The selector that drops a fraction `level` of the entries at a site."""
+        if isinstance(site.selector, TopKSparsification):
+            width = site.selector.width
             kept = kept_channels(level, width, self._handle.plan.method.rounding)
-            return TopKSparsification(width, 1 - kept / width, site.rule.ties, site.rule.score)
+            return TopKSparsification(width, 1 - kept / width, site.selector.ties, site.selector.importance)
         if self._thresholds is None:
             raise PlanError("a threshold at another level needs the thresholds of all levels")
-        return ThresholdSparsification(site.rule.width, self._thresholds(site.layer, site.site, level))
+        return ThresholdSparsification(site.selector.width, self._thresholds(site.layer, site.site, level))
 
     @contextmanager
     def at_levels(self, layer: int, levels: Mapping[str, float]) -> Iterator[None]:
-        """Within: these sites of a layer drop at these levels; all others go on as they are."""
+        """Within: these sites of a layer drop at these levels; other sites are unchanged."""
         with ExitStack() as stack:
             for name, level in levels.items():
                 site = self._sites[layer, name]
-                stack.callback(setattr, site, "rule", site.rule)
+                stack.callback(setattr, site, "selector", site.selector)
                 stack.enter_context(site.dropping(True))
-                site.rule = self.rule(site, level)
+                site.selector = self.selector(site, level)
             yield
 
     @contextmanager
     def all_at_levels(self, levels: Mapping[str, Sequence[float]]) -> Iterator[None]:
-        """Within: every site drops at its level; site -> one a layer."""
+        """Within: every site drops at its level; site -> one level per layer."""
         with ExitStack() as stack:
             for layer, _ in enumerate(levels["h1"]):
                 stack.enter_context(self.at_levels(layer, {site: levels[site][layer] for site in SITES}))
@@ -65,6 +65,7 @@ class LevelOverrides:
                     stack.enter_context(site.dropping(False))
             yield
 
-    def others(self, around: str) -> AbstractContextManager[None]:
-        """Within, at every token: sites that are not turned drop nothing (`dense`) or the plan's levels (`sparse`)."""
-        return self._handle.level_zero() if around == "dense" else self._handle.policy.everywhere()
+    def others(self, other_sites: str) -> AbstractContextManager[None]:
+        """Within, at every token: sites without override drop nothing (`dense`) or keep the plan's levels
+        (`sparse`)."""
+        return self._handle.level_zero() if other_sites == "dense" else self._handle.policy.everywhere()

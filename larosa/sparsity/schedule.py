@@ -1,9 +1,8 @@
-"""From the level asked for to a level per layer and site.
+"""From the target sparsity to a level per layer and site.
 
-A schedule gives every site a coefficient alpha (section 2 of the paper); site level = alpha * level. With
-`count=bytes` all levels are then multiplied by one factor so that the byte-weighted level, weights not read /
-weights of the seven projections, equals the level asked for; with `count=nominal` they stay as the paper
-means them.
+A schedule gives every site a coefficient alpha (section 2 of the paper); site level = alpha * target. With
+`metric=weight_bytes` all levels are then multiplied by one factor, so that the weight sparsity (weights not read /
+weights of the seven projections) equals the target. With `metric=nominal` they are not rescaled, as in the paper.
 
 Coefficients per layer come from a file: see :mod:`larosa.sparsity.schedule_file`.
 """
@@ -23,18 +22,18 @@ from larosa.sparsity.top_k import kept_channels
 
 @dataclass(frozen=True)
 class Levels:
-    """The levels of a plan. `kept` counts channels; site -> one entry a layer."""
+    """The levels of a plan. `kept` counts channels; site -> one entry per layer."""
 
     target: float
     level: dict[str, tuple[float, ...]]
     kept: dict[str, tuple[int, ...]]
     source: str
-    """Where the coefficients come from, in words."""
+    """Source of the coefficients, in words."""
     weights_per_channel: dict[str, int]
-    """Site -> weights that one dropped channel leaves unread."""
+    """Site -> weights that one dropped channel saves."""
 
     def planned(self, site: str, layer: int, shape: ModelShape) -> float:
-        """The level that the kept channels of a site really are."""
+        """The planned level of a site: that of its integer number of kept channels."""
         return 1.0 - self.kept[site][layer] / shape.sites[site].width
 
 
@@ -51,9 +50,9 @@ def byte_weighted(
 def make_levels(
     shape: ModelShape, schedule: ScheduleConfig, sparsity: float, model_name: str, rounding: str = "nearest"
 ) -> Levels:
-    """The levels of a run; `rounding` makes channels of them (top_k.kept_channels).
+    """The levels of a run; `rounding`: from levels to channels (top_k.kept_channels).
 
-    Raises ScheduleError where a site would reach 1 or keep no channel, or on a foreign file.
+    Raises ScheduleError where a site would reach 1 or keep no channel, or a schedule file is of another model.
     """
     coefficients, source = _coefficients(shape, schedule, model_name)
     raw = {site: tuple(alpha * sparsity for alpha in coefficients[site]) for site in SITES}
@@ -84,7 +83,8 @@ def table11_constraints(alpha1: float, alpha3: float, ratio: float) -> tuple[flo
 
 
 def constrained(alphas: CoefficientsConfig, ratio: float) -> CoefficientsConfig:
-    """The coefficients with those of h2 and h4 that are open filled in; `ratio` = I / D. Raises ScheduleError."""
+    """The coefficients, with h2 and h4 from the constraints where they are None; `ratio` = I / D. Raises
+    ScheduleError."""
     a2, a4 = table11_constraints(alphas.h1, alphas.h3, ratio)
     a2, a4 = a2 if alphas.h2 is None else alphas.h2, a4 if alphas.h4 is None else alphas.h4
     if min(a2, a4) < 0:

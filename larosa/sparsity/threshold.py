@@ -1,6 +1,6 @@
-"""Calibrated thresholds: an entry stays where its magnitude exceeds a constant (TEAL, CATS).
+"""Calibrated thresholds: an entry is kept where its magnitude exceeds a constant (TEAL, CATS).
 
-The number of zeros then varies from token to token and from text to text; records carry its spread.
+The number of zeros therefore varies by token and text; records hold its spread.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from larosa.models.inputs import check_floating
 
 
 class ThresholdSparsification(nn.Module):
-    """Keeps what exceeds `threshold` in magnitude. Args: `width` channels, `threshold` >= 0 in the activation's unit."""
+    """Keeps what exceeds `threshold` in magnitude. Args: `width` channels, `threshold` >= 0 in the activation's
+    unit."""
 
     def __init__(self, width: int, threshold: float) -> None:
         super().__init__()

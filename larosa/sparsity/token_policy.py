@@ -1,12 +1,12 @@
-"""Which tokens are made sparse.
+"""Which tokens are sparsified.
 
-A policy is one object that all sites of a model share. A hook before the decoder sets the mask of the tokens
-at hand, for its thread alone; `all` needs neither mask nor hook. Positions and fractions count real tokens: padding is
-read off the attention mask, in the two-dimensional form that callers pass or the four-dimensional one that `generate`
-makes for a static cache.
+All sites of a model share one policy object. A hook before the decoder sets the mask of the current tokens, per thread;
+`all` needs neither mask nor hook. Positions and fractions count real tokens: padding is read from the attention mask,
+two-dimensional as callers pass it, or four-dimensional as `generate` makes it for a static cache.
 
 Within the model's `generate` the policy knows where the prompt ends, so that generation with and without a KV cache,
-and with draft tokens, makes the same tokens sparse. A forward pass of its own is a prompt where the cache is empty.
+and with draft tokens, makes the same tokens sparse. A forward pass outside `generate` is a prompt where the cache is
+empty.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TokenPolicyError(LarosaError):
 
 
 class _Pass(threading.local):
-    """What a thread's forward pass is at."""
+    """State of a thread's forward pass."""
 
     mask: Tensor | None = None
     prompt: int | None = None
@@ -53,7 +53,7 @@ class TokenPolicy:
 
     @contextmanager
     def everywhere(self) -> Iterator[None]:
-        """Within: every token is sparse, whatever the policy says."""
+        """Within: every token is sparse, under any policy."""
         self._everywhere, self._pass.mask = True, None
         try:
             yield
@@ -72,7 +72,8 @@ class TokenPolicy:
         prompt = self._pass.prompt
         if self.config.kind == "decode_only" and prompt is None and cache is None and kwargs.get("use_cache") is False:
             raise TokenPolicyError(
-                "token_policy=decode_only tells generated tokens by the KV cache: call model.generate(), or keep a cache"
+                "token_policy=decode_only recognises generated tokens by the KV cache: call model.generate(), or "
+                "pass a cache"
             )
         offset = int(cache.get_seq_length()) if cache is not None else 0
         batch, length = tokens.shape[:2]

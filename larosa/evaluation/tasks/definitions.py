@@ -1,4 +1,4 @@
-"""What stands behind the tasks of a run: lm-eval's version and definitions, data sets of the hub, recorded requests."""
+"""Versions behind the tasks of a run: lm-eval's version and definitions, data sets of the hub, recorded requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INCLUDE = re.compile(r"""^["']?include["']?:\s*["']?([^"'#\n]+?)["']?\s*$""", r
 
 
 def behind_tasks(config: ZeroShotConfig) -> dict[str, Any]:
-    """What scores come from, JSON-able; None in place of what cannot be told, which scoring explains."""
+    """Sources of the scores, JSON-able; None where a version is unknown, which scoring explains."""
     if not config.tasks:
         return {}
     if config.requests is not None:

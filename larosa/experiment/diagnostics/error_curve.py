@@ -23,7 +23,7 @@ def error_curve(
     """Errors at each of `levels`, and the achieved sparsities. x, z: [T, width], see evaluation.tap."""
     errors, achieved = [], []
     for level in levels:
-        kept = overrides.rule(site, level)(z)
+        kept = overrides.selector(site, level)(z)
         y = kept if site.rotation is None else site.rotation.unrotate(kept).to(x.dtype)
         errors.append(float(output_error(site, x, y).double().mean()))
         achieved.append(float((kept == 0).double().mean()))
