@@ -23,7 +23,8 @@ from larosa.config.run import ConfigError
 from larosa.data.overlap import OverlapError
 from larosa.data.tokens import TokenBlock
 from larosa.evaluation import parity
-from larosa.experiment.pipeline import measure, run
+from larosa.experiment.measure import measure
+from larosa.experiment.pipeline import run
 from larosa.experiment.plan_runs import PlannedRun, plan_runs
 from larosa.experiment.prepare import prepare
 from larosa.experiment.session import Session, open_session, read_documents

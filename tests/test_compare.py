@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,9 @@ from larosa.cli import compare as command
 from larosa.cli.command import read_settings
 from larosa.cli.compare import Comparison, compare
 from larosa.config.run import ConfigError
+from larosa.experiment import runner
 from larosa.experiment.plan_runs import plan_runs
+from larosa.records.disk import claimed
 
 SETTINGS = [
     "model=tiny-llama", "model.shape.hidden_size=64", "model.shape.num_attention_heads=4",
@@ -45,7 +50,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*/result.json"))]
 
 
-def realised(record: dict[str, Any]) -> float:
+def kept_fractions(record: dict[str, Any]) -> float:
     return float(record["metrics"]["achieved_sparsity"]["text"]["weight_sparsity_mean"])
 
 
@@ -95,20 +100,20 @@ def test_thresholds_are_corrected_towards_the_level(make: Callable[..., Comparis
     again = [r for r in teal if r["config"]["sparsity"] != 0.4]
     assert len(first) == 2
     assert again
-    assert min(abs(realised(r) - 0.4) for r in again) < min(abs(realised(r) - 0.4) for r in first)
+    assert min(abs(kept_fractions(r) - 0.4) for r in again) < min(abs(kept_fractions(r) - 0.4) for r in first)
 
 
 def test_done_cells_are_not_measured_again_and_failures_do_not_stop_it(
     make: Callable[..., Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     measured: list[str] = []
-    real = command.measure
+    real = runner.measure
 
     def count(cell: Any, session: Any) -> Any:
         measured.append(cell.config.method.label)
         return real(cell, session)
 
-    monkeypatch.setattr(command, "measure", count)
+    monkeypatch.setattr(runner, "measure", count)
     entry = {"settings": "method=magnitude", "schedules": ["uniform"]}
     assert compare(make(entry), [f"output={tmp_path / 'runs'}"]) == 0
     assert measured == ["dense", "magnitude"]
@@ -117,6 +122,51 @@ def test_done_cells_are_not_measured_again_and_failures_do_not_stop_it(
     assert compare(make(*more), [f"output={tmp_path / 'runs'}"]) == 1
     assert "no schedule today" in caplog.text
     assert measured == ["dense", "magnitude", "wina", "wina"]  # the second at equal net bytes: column norms cost some
+
+
+def test_a_failed_run_is_noted_and_success_removes_the_note(
+    make: Callable[..., Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = runner.measure
+
+    def broken(planned: Any, session: Any) -> Any:
+        if planned.config.method.name == "magnitude":
+            raise RuntimeError("no memory left")
+        return real(planned, session)
+
+    monkeypatch.setattr(runner, "measure", broken)
+    listed = make(*({"settings": f"method={name}", "schedules": ["uniform"]} for name in ("magnitude", "teal")))
+    assert compare(listed, [f"output={tmp_path / 'runs'}"]) == 1
+    (note,) = (tmp_path / "runs").glob("*/failed.json")
+    failure = json.loads(note.read_text())
+    assert (failure["message"], failure["label"]) == ("no memory left", "magnitude")
+    words = shlex.split(failure["command"])
+    assert words[:2] == ["python", "run.py"]
+    assert list(plan_runs(read_settings(words[2:])).values())[-1].folder == note.parent
+    assert {r["config"]["method"]["name"] for r in records(tmp_path / "runs")} == {"dense", "teal"}
+    monkeypatch.setattr(runner, "measure", real)
+    assert compare(listed, [f"output={tmp_path / 'runs'}"]) == 0
+    assert not note.exists()
+
+
+def test_a_run_that_another_process_measures_is_waited_for(
+    make: Callable[..., Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    listed, output = make({"settings": "method=magnitude", "schedules": ["uniform"]}), f"output={tmp_path / 'runs'}"
+    assert compare(listed, [output]) == 0
+    (path,) = (p for p in (tmp_path / "runs").glob("*/result.json") if "magnitude" in p.parent.name)
+    content = path.read_bytes()
+    path.unlink()
+    monkeypatch.setattr(runner, "measure", lambda *_: pytest.fail("measured beside the other process"))
+    with ThreadPoolExecutor(1) as pool:
+        with claimed(path.parent):
+            waiting = pool.submit(compare, listed, [output])
+            while not any("waiting for it" in line for line in caplog.messages):
+                assert not waiting.done()
+                time.sleep(0.05)
+            path.write_bytes(content)
+        assert waiting.result(timeout=60) == 0
 
 
 @pytest.mark.parametrize(

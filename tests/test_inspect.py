@@ -18,7 +18,7 @@ from conftest import CONF, ROOT
 from larosa import models
 from larosa.calibration.calibrator import Calibrator
 from larosa.cli.command import read_settings
-from larosa.cli.diagnose import inspect
+from larosa.cli.diagnose import diagnose
 from larosa.cli.launch import in_sweep
 from larosa.cli.sweep import Sweep
 from larosa.config.run import ConfigError, RunConfig
@@ -50,7 +50,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def read(kind: str, settings: list[str], *more: str) -> tuple[dict[str, Any], RunConfig]:
     config = read_settings([*settings, *more])
-    path = inspect(kind, config)
+    path = diagnose(kind, config)
     assert path.name == f"inspect-{kind}-tiny-llama.json"
     record = json.loads(path.read_text())
     assert (record["schema"], record["kind"], record["model"]) == (2, kind, "tiny-llama")
@@ -171,7 +171,7 @@ def test_cosine_of_orthogonal_moments_is_zero() -> None:
 )
 def test_what_cannot_be_shown_is_refused(settings: list[str], kind: str, more: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        inspect(kind, read_settings([*settings, *more]))
+        diagnose(kind, read_settings([*settings, *more]))
 
 
 @pytest.mark.parametrize(("name", "figure"), [("figure1", "figure1"), ("figure5", "figure5")])
@@ -192,7 +192,7 @@ def test_a_figures_sweep_fills_it(settings: list[str], tmp_path: Path, name: str
     assert drawn[figure].figure is not None
 
 
-def test_a_failed_inspection_is_noted_and_success_removes_the_note(settings: list[str], tmp_path: Path) -> None:
+def test_a_failed_diagnostic_is_noted_and_success_removes_the_note(settings: list[str], tmp_path: Path) -> None:
     given = Sweep("group", tmp_path / "sweep", os.getpid())
     notes = []
     for layer in (3, LAYER):
@@ -207,18 +207,18 @@ def test_a_failed_inspection_is_noted_and_success_removes_the_note(settings: lis
     assert after == []
 
 
-def test_other_settings_or_force_inspect_again(settings: list[str]) -> None:
+def test_other_settings_or_force_diagnose_again(settings: list[str]) -> None:
     chosen = ["surface", settings, "method=magnitude", "baseline=none"]
     first, _ = read(*chosen)
     assert read(*chosen)[0] == first
     assert read(*chosen, "diagnostics.surface_tokens=4")[0]["identity"] != first["identity"]
     again, _ = read(*chosen)
     assert again["values"] == first["values"]
-    path = inspect("surface", read_settings([*chosen[1], *chosen[2:]]))
+    path = diagnose("surface", read_settings([*chosen[1], *chosen[2:]]))
     path.write_text(path.read_text().replace('"tokens":8', '"tokens":9'))
     assert read(*chosen, "force=true")[0]["values"] == first["values"]
 
 
-def test_inspect_does_not_shape_a_run(settings: list[str]) -> None:
+def test_diagnostics_do_not_shape_a_run(settings: list[str]) -> None:
     one, other = read_settings(settings), read_settings([*settings, "diagnostics.tokens=3"])
     assert identity(one, {}, "cpu") == identity(other, {}, "cpu")

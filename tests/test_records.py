@@ -17,8 +17,8 @@ from test_config import parse
 from test_pipeline import overrides, write_text  # noqa: F401  # a fixture
 
 from larosa.cli import compare, launch
-from larosa.cli.diagnose import inspect
-from larosa.experiment import pipeline, plan_runs, record_file, results, session
+from larosa.cli.diagnose import diagnose
+from larosa.experiment import measure, pipeline, plan_runs, record_file, results, runner, session
 from larosa.experiment.failures import RunsFailedError
 from larosa.records import checksum, commit
 from larosa_analysis import compact
@@ -75,7 +75,7 @@ CHANGES: dict[str, tuple[Change, bool, str]] = {
     ),
     "sealed under another identity": (lambda r: r.update(identity="0" * 16), True, "another identity"),
     "sealed with another method": (lambda r: r["identity_inputs"]["method"].update(name="teal"), True, "another identity"),
-    "sealed with another schema": (lambda r: r.update(schema=3), True, "schema 3"),
+    "sealed with another schema": (lambda r: r.update(schema=1), True, "schema 1"),
 }  # fmt: skip
 
 CONTENTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
@@ -189,7 +189,7 @@ def test_a_rescued_record_is_found_again(
     assert (folder / "failed.json").exists()
     if moved != "left there":
         shutil.move(rescue, folder / ("result.json" if moved == "moved and renamed" else rescue.name))
-    monkeypatch.setattr(pipeline, "measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(runner, "measure", lambda *_: pytest.fail("measured again"))
     if moved == "left there":  # on a disk that is still full
         assert pipeline.run(parse(*words))
         assert rescue.exists()
@@ -240,14 +240,14 @@ def test_other_versions_are_named(
 def test_files_that_change_while_they_are_measured(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    true_perplexity = pipeline.perplexity
+    true_perplexity = measure.perplexity
 
     def slow(*given: Any) -> Any:
         write_text(tmp_path / "b.txt", 9)
         return true_perplexity(*given)
 
     folder = planned(words).folder
-    monkeypatch.setattr(pipeline, "perplexity", slow)
+    monkeypatch.setattr(measure, "perplexity", slow)
     with pytest.raises(RunsFailedError, match=r"files changed while it was measured \(texts\)"):
         pipeline.run(parse(*words))
     assert not (folder / "result.json").exists()
@@ -268,14 +268,14 @@ def test_an_inspection_that_changed_is_made_again(
     words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = parse(*words, "diagnostics.tokens=20", "diagnostics.surface_tokens=4")
-    path = inspect("surface", config)
+    path = diagnose("surface", config)
     content = path.read_text()
-    assert inspect("surface", config) == path
+    assert diagnose("surface", config) == path
     for other in (content.replace('"layer":1', '"layer":0'), "[]", "null", content[:-9], "{}"):
         path.write_text(other)
         caplog.clear()
-        inspect("surface", config)
-        assert [line for line in caplog.messages if f"{path} is damaged" in line and "inspected again" in line]
+        diagnose("surface", config)
+        assert [line for line in caplog.messages if f"{path} is damaged" in line and "measured again" in line]
         assert checksum.read(path)["values"] == json.loads(content)["values"]
 
 

@@ -3,13 +3,13 @@
     python -m larosa.cli.allocate model=smollm2-135m method=magnitude sparsity=0.5 schedule.path=mine
     python run.py model=smollm2-135m method=magnitude sparsity=0.5 schedule=file schedule.path=mine
 
-allocation.algorithm=marginal: equal marginal error over all layers and sites (sparsity.allocation), where the error is that
-of a layer's output (allocation.error=output, evaluation.curves) or of the model's distribution (kl,
-evaluation.divergence), each site varied among dense or sparse others (allocation.other_sites).
-allocation.algorithm=greedy: TEAL's levels, every layer at the target (sparsity.greedy).
+allocation.algorithm=marginal: equal marginal error over all layers and sites (search.allocation). The error is that of
+a layer's output (allocation.error=output, search.curves) or of the model's distribution (kl, search.divergence). Each
+site is varied among dense or sparse others (allocation.other_sites).
+allocation.algorithm=greedy: TEAL's levels, every layer at the target (search.greedy).
 
 All errors are taken on the probe sequences of the calibration text. kl runs the model, from the site's layer on, once
-for each sequence, layer, site and level of allocation.grid: minutes on a GPU, an hour or more on two CPU cores.
+per sequence, layer, site and level of allocation.grid: minutes on a GPU, an hour or more on two CPU cores.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ def run(config: RunConfig) -> Path:
     """Find the levels of `config.method` for `config.sparsity` and write them to `config.schedule.path`."""
     schedule_destination(config)
     _check_reach(config)
-    documents = read_documents(config)  # the evaluation texts too: no schedule is searched on what it is judged on
+    documents = read_documents(config)  # evaluation texts too: a schedule must not be searched on them
     config = calibration_only(config)
     return search(config, open_session(config, documents))
 
 
 def search(config: RunConfig, session: Session) -> Path:
-    """The same with the model loaded already. Raises ConfigError or AllocationError where nothing can be found."""
+    """The same on an open session. Raises ConfigError or AllocationError where nothing can be found."""
     path = schedule_destination(config)
     _check_reach(config)
-    if config.allocation.other_sites == "dense":  # the levels of the schedule play no part
+    if config.allocation.other_sites == "dense":  # the schedule's levels are not used
         config = config.model_copy(update={"schedule": uniform("weight_bytes")})
     planned = list(plan_runs(config).values())[-1]
     handle, _ = prepare(planned, session, quantised=False)

@@ -43,10 +43,10 @@ def arguments(doc: str | None) -> list[str]:
 
 
 def not_quantised(config: RunConfig) -> RunConfig:
-    """The settings, for what looks at weights as they are. Raises ConfigError where some are to be rounded."""
+    """The settings of a command for unquantised weights. Raises ConfigError where they quantise."""
     if config.quantization.active:
         raise ConfigError(
-            "this command does not round weights: take quantization=none (run.py and larosa.cli.lm_eval do)"
+            "this command does not quantise weights: take quantization=none (run.py and larosa.cli.lm_eval do)"
         )
     return config
 

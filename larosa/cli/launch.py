@@ -1,7 +1,7 @@
 """One call of `run.py`: from Hydra's settings to records, alone or as one run of a sweep.
 
-Alone, a run that fails ends the process with one readable message. In a sweep it is noted on disk and the others go on:
-its planned's `failed.json` (:mod:`larosa.experiment.failures`), and its outcome in the sweep's folder (:mod:`larosa.cli.sweep`).
+Alone, a run that fails ends the process with one readable message. In a sweep it is noted on disk and the others go
+on: in `failed.json` (:mod:`larosa.experiment.failures`) and in the sweep's folder (:mod:`larosa.cli.sweep`).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def alone(settings: DictConfig, command: str) -> None:
 
 
 def in_sweep(sweep: Sweep, settings: DictConfig, overrides: Sequence[str], command: str) -> None:
-    """Run, note what came of it, and return in any case but an interruption. command: see :mod:`larosa.cli.invocation`."""
+    """Run, note the outcome, and return in any case but an interruption. command: see :mod:`larosa.cli.invocation`."""
     if os.getpid() != sweep.starter:
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, which is now
     from tqdm.contrib.logging import logging_redirect_tqdm
@@ -75,20 +75,20 @@ def in_sweep(sweep: Sweep, settings: DictConfig, overrides: Sequence[str], comma
 
 
 def _made(config: RunConfig, command: str, shared: bool = False) -> list[str]:
-    """Measure or inspect; returns when each record was made. shared: on the session of this process."""
+    """Measure or diagnose; returns when each record was made. shared: on the session of this process."""
     if config.diagnostics.kind is not None:
-        from larosa.cli.diagnose import inspect  # heavy imports wait until the settings are known to be good
+        from larosa.cli.diagnose import diagnose  # heavy imports wait until the settings are known to be good
 
-        path = inspect(config.diagnostics.kind, config)
-        log.info("%s holds what was inspected", path)
+        path = diagnose(config.diagnostics.kind, config, _sessions() if shared else None)
+        log.info("%s holds the diagnostics", path)
         return [str(json.loads(path.read_text(encoding="utf-8"))["created"])]
     from larosa.experiment.pipeline import run
 
-    return [str(record["created"]) for record in run(config, command, _workbench() if shared else None).values()]
+    return [str(record["created"]) for record in run(config, command, _sessions() if shared else None).values()]
 
 
 @cache
-def _workbench() -> Sessions:
+def _sessions() -> Sessions:
     """The session of this process: the runs of a sweep that follow each other in it share a loaded model."""
     from larosa.experiment.session import Sessions
 
@@ -114,7 +114,7 @@ def _noted(error: Exception, settings: DictConfig, overrides: Sequence[str], com
 
 
 def _unplaced(settings: DictConfig, overrides: Sequence[str]) -> Path:
-    """Where the failure of a run is noted whose planned has no folder."""
+    """Where the failure is noted of a run that cannot be planned, and so has no folder."""
     from larosa.records.disk import digest
 
     output = OmegaConf.select(settings, "output", throw_on_missing=False) or "runs"

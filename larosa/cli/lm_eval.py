@@ -4,9 +4,9 @@
         --model_args pretrained=smollm2-135m,sparsity=0.4,method=larosa/block_diagonal,calibration=wikitext2
 
 `pretrained` is a choice of conf/model; `sparsity`, `method` and any other setting of `python run.py` (groups, and
-dotted keys such as `model.path` or `method.selector`) follow as it takes them. Batches, lengths, prompts, examples, output
-and logging are lm-eval's. Models load as run.py loads them, so there is no remote code; the checks are run.py's too:
-level-0 logits against the dense model's, finite logits in every batch, no task about what was calibrated on.
+dotted keys such as `model.path` or `method.selector`) follow as it takes them. Batches, lengths, prompts, examples,
+output and logging are lm-eval's. Models load as run.py loads them, so there is no remote code. The checks are run.py's
+too: level-0 logits against the dense model's, finite logits in every batch, no task about what was calibrated on.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class SparseLM(HFLM):  # type: ignore[misc]
         documents = read_documents(config)
         session = open_session(config, documents)
         self._calibrated_on = documents.calibration
-        self.handle, found = prepare(planned, session)
-        error, bound = (found["parity"][key] for key in ("relative_logits_error", "bound"))
+        self.handle, prepared = prepare(planned, session)
+        error, bound = (prepared["parity"][key] for key in ("relative_logits_error", "bound"))
         log.info("%s: level-0 logits error %.1e (bound %.0e)", config.method.label, error, bound)
         super().__init__(
             pretrained=callable_of(session.model),
@@ -111,9 +111,9 @@ class SparseLM(HFLM):  # type: ignore[misc]
         for request in requests:
             tasks.setdefault(str(request.task_name), {}).update(dict.fromkeys(_strings(request.doc)))
         for name, texts in tasks.items():
-            found = overlap(self._calibrated_on, list(texts), cosine=False)
-            require_disjoint(found, f"task {name}")
-            log.info("task %s against the calibration text: %s", name, found)
+            shared = overlap(self._calibrated_on, list(texts), cosine=False)
+            require_disjoint(shared, f"task {name}")
+            log.info("task %s against the calibration text: %s", name, shared)
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -26,18 +26,18 @@ log = logging.getLogger(__name__)
 
 def write_requests(config: RunConfig, path: Path) -> Path:
     """Write the requests of the run's tasks. Raises LarosaError."""
-    own = config.evaluation.zero_shot.model_copy(update={"requests": None})
-    if not own.tasks:
+    tasks = config.evaluation.zero_shot.model_copy(update={"requests": None})
+    if not tasks.tasks:
         raise ConfigError("evaluation.zero_shot.tasks is empty: name the tasks to record")
-    check_tasks(own, config.seed)
-    avoided = excluded_by(config)
-    passages = load_documents(config.calibration.text) if avoided else []
+    check_tasks(tasks, config.seed)
+    excluded = excluded_by(config)
+    passages = load_documents(config.calibration.text) if excluded else []
     shape, tokenizer = models.model_config(config.model), models.load_tokenizer(config.model)
-    check_reader(own, config.seed, avoided, tokenizer, shape.max_position_embeddings)
-    found = record(own, tokenizer, shape, config.seed, avoided, passages)
+    check_reader(tasks, config.seed, excluded, tokenizer, shape.max_position_embeddings)
+    requests = record(tasks, tokenizer, shape, config.seed, excluded, passages)
     path.parent.mkdir(parents=True, exist_ok=True)
-    found.write(path)
-    counts = ", ".join(f"{name} {len(task.document_ids)}" for name, task in found.tasks.items())
+    requests.write(path)
+    counts = ", ".join(f"{name} {len(task.document_ids)}" for name, task in requests.tasks.items())
     log.info("%.2f MB: %s examples", path.stat().st_size / 1e6, counts)
     return path
 

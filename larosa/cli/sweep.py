@@ -44,7 +44,7 @@ class Outcome:
 
     overrides: list[str]
     failed: dict[str, str] = field(default_factory=dict)
-    """Label of a planned -> message."""
+    """Label of a run -> message."""
     measured: bool = False
     """False: all its records were there before."""
 

@@ -1,7 +1,7 @@
-"""Cells that failed, on disk: `failed.json` stands where a planned's `result.json` would, until the planned succeeds.
+"""Runs that failed, on disk: `failed.json` stands where a run's `result.json` would, until the run succeeds.
 
 It says what was asked, the command that measures it again, the error's message, and where it arose. Message and
-traceback hold no paths of the machine; the command does where the planned itself needs one (`model.path`).
+traceback hold no paths of the machine; the command does where the run itself needs one (`model.path`).
 """
 
 from __future__ import annotations
@@ -28,18 +28,22 @@ _FRAMES = 8
 """Innermost calls that are kept."""
 
 
+class RunFailedError(LarosaError):
+    """A run could not be measured; its failure is on disk already."""
+
+
 class RunsFailedError(LarosaError):
-    """Some runs of a run could not be measured; the others are recorded."""
+    """Some runs could not be measured; the others are recorded."""
 
     def __init__(self, failed: dict[str, str], measured: int) -> None:
         self.failed = failed
-        """Label of a planned -> message."""
+        """Label of a run -> message."""
         lines = [f"{label}: {message}" for label, message in failed.items()]
         super().__init__("\n".join([f"{len(failed)} of {len(failed) + measured} runs could not be measured:", *lines]))
 
 
 def asked(config: RunConfig) -> dict[str, Any]:
-    """What names a planned in a table."""
+    """What names a run in a table."""
     quantization = quantization_label.name({"quantization": config.quantization.model_dump(mode="json")})
     return {
         "model": config.model.name,
@@ -63,15 +67,15 @@ def report(label: str, error: BaseException) -> None:
     log.error("%s could not be measured: %s", label, message_of(error), exc_info=None if expected else error)
 
 
-def write(folder: Path, label: str, error: BaseException, command: str, planned: dict[str, Any]) -> Path:
+def write(folder: Path, label: str, error: BaseException, command: str, names: dict[str, Any]) -> Path:
     """Leave `failed.json` in `folder`. A disk that refuses it costs only this file: the message is logged anyway.
 
-    command: measures it again; planned: what names it in a table, see :func:`asked`. Returns the file.
+    command: measures it again; names: what names the run in a table, see :func:`asked`. Returns the file.
     """
     record = {
         "schema": SCHEMA,
         "label": label,
-        "asked": planned,
+        "asked": names,
         "command": command,
         "error": type(error).__name__,
         "message": _without_paths(message_of(error)),
@@ -88,11 +92,11 @@ def write(folder: Path, label: str, error: BaseException, command: str, planned:
 
 
 def forget(folder: Path) -> None:
-    """The planned has succeeded: its failure, if there was one, is history."""
+    """The run has succeeded: its failure, if there was one, is history."""
     try:
         (folder / NAME).unlink(missing_ok=True)
     except OSError as problem:
-        log.warning("%s could not be removed (%s): its planned has succeeded since", folder / NAME, problem)
+        log.warning("%s could not be removed (%s): its run has succeeded since", folder / NAME, problem)
 
 
 def message_of(error: BaseException) -> str:
@@ -108,7 +112,7 @@ def _without_paths(text: str) -> str:
 def _frames(error: BaseException) -> list[str]:
     """`file:line in function: code` of the innermost calls, files by their place in the package or the repository."""
     root = Path(__file__).resolve().parents[2]
-    found = []
+    frames = []
     for frame in traceback.extract_tb(error.__traceback__)[-_FRAMES:]:
         path = Path(frame.filename)
         parts = path.parts
@@ -118,5 +122,5 @@ def _frames(error: BaseException) -> list[str]:
             short = "/".join(parts[parts.index("site-packages") + 1 :])
         else:
             short = path.name
-        found.append(f"{short}:{frame.lineno} in {frame.name}: {frame.line or ''}")
-    return found
+        frames.append(f"{short}:{frame.lineno} in {frame.name}: {frame.line or ''}")
+    return frames

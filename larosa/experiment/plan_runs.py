@@ -40,8 +40,8 @@ def plan_runs(config: RunConfig) -> dict[str, PlannedRun]:
     kept_levels = {s: tuple(levels.planned(s, i, shape) for i in range(shape.layers)) for s in levels.level}
     runs: dict[str, PlannedRun] = {}
     for method in [*config.baseline.values(), config.method]:
-        own = _own(config, method, round(byte_weighted(kept_levels, shape, levels.weights_per_channel), 6))
-        planned = _planned_run(own, shape)
+        run = _run_of(config, method, round(byte_weighted(kept_levels, shape, levels.weights_per_channel), 6))
+        planned = _planned_run(run, shape)
         same = [name for name, other in runs.items() if other.identity == planned.identity]
         for name in same:
             del runs[name]  # measured once, and the method itself stands last
@@ -49,8 +49,8 @@ def plan_runs(config: RunConfig) -> dict[str, PlannedRun]:
     return runs
 
 
-def _own(config: RunConfig, method: MethodConfig, byte_level: float) -> RunConfig:
-    """The run of one method. A baseline stands at the byte-weighted level that the method really reaches."""
+def _run_of(config: RunConfig, method: MethodConfig, byte_level: float) -> RunConfig:
+    """The run of one method. A baseline's target is the weight sparsity that the method is planned at."""
     changes: dict[str, Any] = {"method": method, "baseline": {}}
     if method.name == "dense":
         changes["sparsity"] = 0.0
@@ -62,8 +62,8 @@ def _own(config: RunConfig, method: MethodConfig, byte_level: float) -> RunConfi
 
 def folder_of(config: RunConfig) -> Path:
     """Where the record of the run's own method belongs, also where it cannot be planned. Raises LarosaError."""
-    own = _own(config, config.method, config.sparsity)
-    return results.record_folder(own, identity_of(own))
+    run = _run_of(config, config.method, config.sparsity)
+    return results.record_folder(run, identity_of(run))
 
 
 def identity_of(config: RunConfig) -> dict[str, Any]:
@@ -78,8 +78,8 @@ def require_unchanged(planned: PlannedRun) -> None:
     changed = [part for part in now.keys() | planned.identity.keys() if now.get(part) != planned.identity.get(part)]
     if changed:
         raise results.RecordError(
-            f"{planned.config.method.label}: files changed while it was measured ({', '.join(sorted(changed))}), so the "
-            "result belongs neither to the old nor to the new ones and is not recorded: run the same command again"
+            f"{planned.config.method.label}: files changed while it was measured ({', '.join(sorted(changed))}), so "
+            "the result belongs neither to the old nor to the new ones and is not recorded: run the same command again"
         )
 
 
@@ -120,7 +120,7 @@ def _check(config: RunConfig, shape_config: PretrainedConfig, shape: ModelShape)
             raise ConfigError(f"{key}={length}, but {config.model.name} reads at most {longest} positions")
     if speed is not None:
         _check_timed(config)
-    _check_left_out(config)
+    _check_excluded(config)
 
 
 def _check_timed(config: RunConfig) -> None:
@@ -154,7 +154,7 @@ def _check_quantiser(config: RunConfig) -> None:
         )
 
 
-def _check_left_out(config: RunConfig) -> None:
+def _check_excluded(config: RunConfig) -> None:
     text = config.calibration.text
     if results.excluded_by(config) and text.part == "all" and text.max_documents is None:
         raise ConfigError(

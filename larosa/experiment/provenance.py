@@ -24,7 +24,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Python's and the packages' versions; a package that is not installed is left out."""
+    """Python's and the packages' versions; a package that is not installed is omitted."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -36,13 +36,13 @@ def versions() -> dict[str, str]:
 
 def timed_on(device: str) -> dict[str, Any]:
     """What a time depends on besides the model: the hardware of this kind of device, and who runs on it."""
-    found, here = hardware(), versions()
-    own = (
-        {"gpus": sorted(gpu["name"] for gpu in found["gpus"])}
+    machine, here = hardware(), versions()
+    shared = (
+        {"gpus": sorted(gpu["name"] for gpu in machine["gpus"])}
         if device == "cuda"
-        else {name: found[name] for name in ("processor", "cores", "torch_threads")}
+        else {name: machine[name] for name in ("processor", "cores", "torch_threads")}
     )
-    return own | {name: here.get(name) for name in ("torch", "triton")}
+    return shared | {name: here.get(name) for name in ("torch", "triton")}
 
 
 def hardware() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Who made a schedule file: its `made_by` block, written by the commands that find schedules and doubted by runs."""
+"""Who made a schedule file: its `made_by` block, written by the commands that find schedules and checked by runs."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def made_by(command: str, config: RunConfig, tokens_sha256: str, settings: dict[
     }
 
 
-def doubts(config: RunConfig, texts: dict[str, TokenBlock]) -> list[str]:
+def schedule_warnings(config: RunConfig, texts: dict[str, TokenBlock]) -> list[str]:
     """What speaks against the run's schedule file: found on another model of this shape, or on a text of the run."""
     if config.schedule.kind != "file":
         return []
     path = Path(str(config.schedule.path)).expanduser()
-    maker, found = read_made_by(path), []
-    name = dict(maker.get("model") or {}).get("name", config.model.name)
+    made, warnings = read_made_by(path), []
+    name = dict(made.get("model") or {}).get("name", config.model.name)
     if name != config.model.name:
-        found.append(f"schedule file {path} was made for {name}, not for {config.model.name}")
+        warnings.append(f"schedule file {path} was made for {name}, not for {config.model.name}")
     for text, block in texts.items():
-        same_text = maker.get("text") == text_identity(config.texts[text])
-        if same_text or maker.get("tokens_sha256") == block.sha256:
-            found.append(f"schedule file {path} was found on {text}: its perplexity there is no evaluation")
-    return found
+        same_text = made.get("text") == text_identity(config.texts[text])
+        if same_text or made.get("tokens_sha256") == block.sha256:
+            warnings.append(f"schedule file {path} was found on {text}: its perplexity there is no evaluation")
+    return warnings

@@ -1,7 +1,7 @@
 """One session for many runs of a process: a sweep on one model reads its texts and loads it once.
 
-Runs whose model, calibration, texts, block length and seed are equal share the session, as long as the files behind them
-are unchanged; another one takes its place, and the old one's memory is given back first.
+Runs whose model, calibration, texts, block length and seed are equal share the session, as long as the files behind
+them are unchanged. Another session takes its place, and the memory of the old one is given back first.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Session:
     calibrator: Calibrator
     dense: parity.DenseReference
     passages: list[str]
-    """Of BoolQ, in the calibration text: the task leaves out what is asked about them."""
+    """Of BoolQ, in the calibration text: the task excludes what is asked about them."""
     stages: dict[str, dict[str, float]]
 
 
@@ -66,9 +66,9 @@ def read_documents(config: RunConfig) -> Documents:
         calibration = load_documents(config.calibration.text)
         held_out = {name: load_documents(text) for name, text in config.texts.items()}
         overlaps = {name: overlap(calibration, documents) for name, documents in held_out.items()}
-    for name, found in overlaps.items():
-        require_disjoint(found, name)
-        log.info("%s against the calibration text: %s", name, found)
+    for name, shared in overlaps.items():
+        require_disjoint(shared, name)
+        log.info("%s against the calibration text: %s", name, shared)
     return Documents(calibration, held_out, overlaps, stages.record)
 
 
@@ -103,8 +103,8 @@ def session_settings(config: RunConfig) -> dict[str, Any]:
     """What decides a session, JSON-able."""
     kept = {"model", "calibration", "texts", "seed"}
     texts = [text_identity(text) for text in (config.calibration.text, *config.texts.values())]
-    found = {"size": config.evaluation.perplexity.model_dump(), "weights": fingerprint(config.model), "behind": texts}
-    return config.model_dump(mode="json", include=kept) | found
+    shared = {"size": config.evaluation.perplexity.model_dump(), "weights": fingerprint(config.model), "behind": texts}
+    return config.model_dump(mode="json", include=kept) | shared
 
 
 class Sessions:
@@ -112,20 +112,20 @@ class Sessions:
 
     def __init__(self) -> None:
         self._key: str | None = None
-        self._bench: Session | None = None
+        self._session: Session | None = None
 
     def open(self, config: RunConfig) -> Session:
         """The session of `config`. Raises LarosaError where texts or weights cannot be had."""
         tasks = config.evaluation.zero_shot.model_dump(mode="json")  # checked against the session's tokenizer
         key = digest(session_settings(config) | {"tasks": tasks})
-        if self._bench is None or self._key != key:
+        if self._session is None or self._key != key:
             self.clear()
-            self._bench, self._key = open_session(config, read_documents(config)), key
-        return self._bench
+            self._session, self._key = open_session(config, read_documents(config)), key
+        return self._session
 
     def clear(self) -> None:
-        """Give the session's memory back, as after a failure: whatever it left behind does not reach another planned."""
-        self._key = self._bench = None
+        """Give the session's memory back, as after a failure: what it left behind does not reach another run."""
+        self._key = self._session = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -17,28 +17,28 @@ from larosa.records.caveat import caveat_of
 
 
 def comparison(records: dict[str, Record]) -> list[dict[str, Any]]:
-    """A row a method, values as numbers. Levels and shares in percent, perplexities as they are."""
+    """A row per method, values as numbers: sparsities and fractions in percent, perplexities as they are."""
     dense = records.get("dense")
     rows = []
     for name, record in records.items():
         metrics, counted = record["metrics"], record["metrics"]["accounting"]
-        measured = list(metrics["achieved_sparsity"].values())
+        achieved = list(metrics["achieved_sparsity"].values())
         row: dict[str, Any] = {
             "method": name,
             "target %": _percent(counted["target_sparsity"]),
             "planned %": _percent(counted["weight_sparsity"]),
-            "achieved %": _percent(_mean([m["weight_sparsity_mean"] for m in measured])),
+            "achieved %": _percent(_mean([m["weight_sparsity_mean"] for m in achieved])),
             "overhead %": _percent(counted["overhead_fraction"]),
             "weight bytes read %": _percent(counted["read_fraction"]),
         }
         if "speed" in metrics:
             timed = metrics["speed"]["summary"].get("sparse", metrics["speed"]["summary"]["dense"])
-            doubt = f" ({caveat})" if (caveat := caveat_of(metrics["speed"])) else ""
-            row |= {f"tokens/s{doubt}": timed["tokens_per_s"], f"speed-up{doubt}": timed["speedup"]}
-        for text, found in metrics["perplexity"].items():
-            row[f"ppl {text}"] = found["perplexity"]
+            suffix = f" ({caveat})" if (caveat := caveat_of(metrics["speed"])) else ""
+            row |= {f"tokens/s{suffix}": timed["tokens_per_s"], f"speed-up{suffix}": timed["speedup"]}
+        for text, measured in metrics["perplexity"].items():
+            row[f"ppl {text}"] = measured["perplexity"]
             if dense and text in dense["metrics"]["perplexity"]:
-                row[f"increase {text}"] = found["perplexity"] - dense["metrics"]["perplexity"][text]["perplexity"]
+                row[f"increase {text}"] = measured["perplexity"] - dense["metrics"]["perplexity"][text]["perplexity"]
         for task, score in metrics["zero_shot"].items():
             row[f"{task} {score['metric']} %"] = _percent(score["value"])
             row[f"{task} s.e."] = _percent(score["standard_error"])
@@ -64,7 +64,7 @@ def runs(row: dict[str, Any], columns: list[str]) -> list[str]:
         elif isinstance(value, str):
             out.append(value)
         elif not math.isfinite(value):
-            out.append("no number")
+            out.append("NaN")
         else:
             digits = 3 if column.startswith(("ppl", "increase", "speed-up")) else 1
             error = row.get(f"{column.split()[0]} s.e.")
@@ -87,7 +87,7 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def show(records: dict[str, Record], rows: list[dict[str, Any]]) -> None:
-    """Print the comparison as one column a method, then what a reader asks next."""
+    """Print the comparison as one column per method, then the details of each."""
     console = Console()
     columns = _columns(rows)
     table = Table("", *(row["method"] for row in rows), title=_conditions(list(records.values())[-1]))
@@ -104,7 +104,7 @@ def _conditions(record: Record) -> str:
     texts = ", ".join(f"{text['tokens']} tokens of {name}" for name, text in data["texts"].items())
     calibration, zero_shot = data.get("calibration"), config["evaluation"]["zero_shot"]
     calibrated = f"calibrated on {calibration['tokens']} tokens of {calibration['text']}; " if calibration else ""
-    examples = f"; {zero_shot['examples'] or 'all'} examples a zero-shot task" if zero_shot["tasks"] else ""
+    examples = f"; {zero_shot['examples'] or 'all'} examples per zero-shot task" if zero_shot["tasks"] else ""
     weights = quantization_label.name(config)
     rounded = "" if weights == quantization_label.NONE else f", quantised ({weights})"
     return (
@@ -116,17 +116,17 @@ def _conditions(record: Record) -> str:
 def _show_details(console: Console, name: str, record: Record) -> None:
     metrics = record["metrics"]
     seconds = " ".join(f"{stage} {entry['wall_s']:.0f}s" for stage, entry in record["stages"].items())
-    check = metrics["parity"]
+    check, overhead = metrics["parity"], metrics["accounting"]["overhead"]
     console.print(
         f"[bold]{name}[/]: level-0 logits error {check['relative_logits_error']:.1e} (bound {check['bound']:.0e}); "
-        f"overhead: {metrics['accounting']['overhead']['products']} products, {metrics['accounting']['overhead']['kind']}; "
+        f"overhead: {overhead['products']} products, {overhead['kind']}; "
         f"{seconds}"
     )
     for task, score in metrics["zero_shot"].items():
         if score.get("excluded"):
             console.print(
-                f"{task}: {score['excluded']} of {score['num_available']} examples excluded: the model was calibrated on "
-                "their articles"
+                f"{task}: {score['excluded']} of {score['num_available']} examples excluded, as the model was "
+                "calibrated on their articles"
             )
     errors = metrics.get("errors")
     if not errors:

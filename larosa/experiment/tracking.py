@@ -66,10 +66,10 @@ class Tracker:
 
 
 def scalars(tree: Any, prefix: str = "") -> dict[str, float]:
-    """All numbers of a nested record by their path, `a/b/c`; lists are left out."""
+    """All numbers of a nested record by their path, `a/b/c`; lists are omitted."""
     if isinstance(tree, dict):
-        found: dict[str, float] = {}
+        numbers: dict[str, float] = {}
         for key, value in tree.items():
-            found |= scalars(value, f"{prefix}/{key}" if prefix else str(key))
-        return found
+            numbers |= scalars(value, f"{prefix}/{key}" if prefix else str(key))
+        return numbers
     return {prefix: tree} if isinstance(tree, int | float) and not isinstance(tree, bool) else {}

@@ -1,4 +1,4 @@
-"""What keeps parallel and interrupted runs apart on one disk: hashes, whole files, and a lock for each planned."""
+"""What keeps parallel and interrupted runs apart on one disk: hashes, whole files, and a lock for each run."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def file_sha256(path: Path) -> str:
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object of a file. Raises ValueError if it holds none, OSError if it cannot be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        kind = "null" if found is None else type(found).__name__
+    if not isinstance(tree, dict):
+        kind = "null" if tree is None else type(tree).__name__
         raise ValueError(f"{path.name} holds {kind}, expected a JSON object")  # noqa: TRY004  # the file's fault
-    return found
+    return tree
 
 
 def remove(path: Path) -> None:
@@ -65,15 +65,29 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Hold the planned of `folder`: another process that wants it waits until this one ends, even by a kill."""
+    """Hold the run of `folder`: another process that wants it waits until this one ends, even by a kill."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    with _held(folder / ".lock", folder):
+        yield
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold one file while it is made, in the same way; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _held(path.with_name(f".{path.name}.lock"), path):
+        yield
+
+
+@contextmanager
+def _held(lock: Path, what: Path) -> Iterator[None]:
+    held = FileLock(lock)
     try:
-        lock.acquire(timeout=0)
+        held.acquire(timeout=0)
     except Timeout:
-        log.info("another process measures %s: waiting for its record", folder.name)
-        lock.acquire()
+        log.info("another process makes %s: waiting for it", what.name)
+        held.acquire()
     try:
         yield
     finally:
-        lock.release()
+        held.release()

@@ -104,16 +104,16 @@ def _thresholds(config: RunConfig, runs: dict[str, PlannedRun], session: Session
 
 
 def _error_curve(config: RunConfig, runs: dict[str, PlannedRun], session: Session) -> Values:
-    """Figure 5: the relative output error of one site's readers by level."""
+    """Figure 5: the relative output error of one site's consumers by level."""
     layer, site = _place(config, session.model, "h4")
-    ids, measured, realised = _ids(config, session, config.diagnostics.tokens), {}, {}
+    ids, measured, achieved = _ids(config, session, config.diagnostics.tokens), {}, {}
     for label, planned in runs.items():
         with _applied(planned, session) as (handle, plan):
             at, x, z = activations(session.model, handle, ids, layer, site)
             overrides = LevelOverrides(
                 handle, thresholds_of(plan, session.calibrator) if plan.thresholds is not None else None
             )
-            measured[label], realised[label] = error_curve(at, x[1:], z[1:], overrides, config.diagnostics.levels)
+            measured[label], achieved[label] = error_curve(at, x[1:], z[1:], overrides, config.diagnostics.levels)
     return {
         "layer": layer,
         "site": site,
@@ -121,7 +121,7 @@ def _error_curve(config: RunConfig, runs: dict[str, PlannedRun], session: Sessio
         "levels": config.diagnostics.levels,
         "theory": [theoretical_error(level) for level in config.diagnostics.levels],
         "measured": measured,
-        "achieved": realised,
+        "achieved": achieved,
     }
 
 
