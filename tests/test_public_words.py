@@ -65,10 +65,21 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
-@pytest.mark.parametrize("path", [p for p in [*PAGES, *SETTINGS, *MODULES] if name(p) not in EXCEPTED], ids=name)
-def test_no_former_word(path: Path) -> None:
-    found = [f"{name(path)}:{line}: {match[0]!r}" for line, text in texts(path) for match in PATTERN.finditer(text)]
+@pytest.mark.parametrize("paths", [PAGES, SETTINGS, MODULES], ids=["pages", "settings", "modules"])
+def test_no_former_word(paths: list[Path]) -> None:
+    assert paths
+    found = [
+        f"{name(path)}:{line}: {match[0]!r}, say {instead(match[0])}"
+        for path in paths
+        if name(path) not in EXCEPTED
+        for line, text in texts(path)
+        for match in PATTERN.finditer(text)
+    ]
     assert found == []
+
+
+def instead(word: str) -> str:
+    return next(term for former, term in FORMER.items() if re.fullmatch(former, word, re.IGNORECASE))
 
 
 def test_the_pattern_finds_what_it_should() -> None:
