@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import yaml
-from larosa.config.choices import choice, choices
 
 from conftest import CONF
 from larosa.cli.command import read_settings
