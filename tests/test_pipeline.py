@@ -24,7 +24,7 @@ from larosa.experiment.pipeline import run
 from larosa.experiment.results import RecordError, save_record
 from larosa.experiment.tracking import scalars
 from larosa.models.architecture import ModelView
-from larosa_analysis.records.run_timings import timings
+from larosa_analysis.records.timings import of_runs
 
 SENTENCE = "the cat sat on a mat while seven dogs ran over green hills and nobody asked why it rained"
 WORDS = SENTENCE.split()
@@ -208,4 +208,4 @@ def test_a_run_times_what_it_evaluated(
     for table in (tmp_path / "runs").glob("*/comparison.*"):
         for number in ("tokens/s", "speed-up"):
             assert table.read_text().count(number) == table.read_text().count(f"{number} ({doubt})") > 0
-    assert timings([larosa]) == []
+    assert of_runs([larosa]) == []
