@@ -43,8 +43,9 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [
         "model=tiny-llama", "calibration=text", f"calibration.text.files=[{calibration}]", "calibration.length=64",
         "calibration.sequences=8", "texts=text", f"texts.text.files=[{held_out}]", "calibration.text.name=own",
-        "evaluation.perplexity.length=64", f"diagnostics.layer={LAYER}", f"diagnostics.levels=[{','.join(map(str, LEVELS))}]",
-        f"diagnostics.tokens={TOKENS}", "diagnostics.surface_tokens=8", "diagnostics.channels=20", f"output={tmp_path / 'runs'}",
+        "evaluation.perplexity.length=64", f"diagnostics.layer={LAYER}",
+        f"diagnostics.levels=[{','.join(map(str, LEVELS))}]", f"diagnostics.tokens={TOKENS}",
+        "diagnostics.surface_tokens=8", "diagnostics.channels=20", f"output={tmp_path / 'runs'}",
     ]  # fmt: skip
 
 

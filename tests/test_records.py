@@ -74,7 +74,9 @@ CHANGES: dict[str, tuple[Change, bool, str]] = {
         lambda r: r["metrics"]["accounting"].update(target_sparsity=1.5), True, "metrics.accounting.target_sparsity",
     ),
     "sealed under another identity": (lambda r: r.update(identity="0" * 16), True, "another identity"),
-    "sealed with another method": (lambda r: r["identity_inputs"]["method"].update(name="teal"), True, "another identity"),
+    "sealed with another method": (
+        lambda r: r["identity_inputs"]["method"].update(name="teal"), True, "another identity",
+    ),
     "sealed with another schema": (lambda r: r.update(schema=1), True, "schema 1"),
 }  # fmt: skip
 
