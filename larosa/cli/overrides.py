@@ -1,8 +1,8 @@
 """Command-line words for Hydra's grammar, and Hydra's refusals in plain words.
 
-In values without quotes, Hydra does not read `~`, `=`, brackets, quotes, `#`, `&` and letters beyond ASCII, and it reads
-a comma as a sweep. Where a setting is a text, above all a path, such values are quoted here. Where that would be a
-guess, the message shows the words to type.
+In values without quotes, Hydra does not read `~`, `=`, brackets, quotes, `#`, `&` and letters beyond ASCII, and it
+reads a comma as a sweep. Where a setting is a text, above all a path, such values are quoted here. Where that would be
+a guess, the message shows the words to type.
 """
 
 from __future__ import annotations
