@@ -92,8 +92,8 @@ def _fit(given: str, multirun: bool) -> str:
 
 
 def _kind(key: str) -> Any:
-    """The type of a setting; a group's choices are texts, one or a list."""
-    return str | tuple[str, ...] if _is_group(key) else keys.type_of(key, settings())
+    """The type of a setting; the choices of a group, and baselines, are names: one or a list."""
+    return str | tuple[str, ...] if _is_group(key) or key == "baseline" else keys.type_of(key, settings())
 
 
 def _is_group(key: str) -> bool:
