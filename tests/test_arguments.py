@@ -85,8 +85,14 @@ def test_too_few_tokens_name_no_setting_of_run_py(tokens: Tensor) -> None:
         ({"sparsity": 0.4, "method": {"name": "teal"}}, "method.preset: Field required"),
         ({"sparsity": 0.4, "schedule": "flat"}, "schedule='flat' is not known; expected one of constrained, file"),
         ({"sparsity": 0.4, "token_policy": "some"}, "token_policy='some' is not known; expected one of all"),
-        ({"sparsity": 0.4, "settings": {"method.blok_size": 64}}, r"method\.blok_size: unknown key \(spelling\?\) \(conf/"),
-        ({"sparsity": 0.4, "settings": {"block_size": 64}}, "'block_size' must begin with method., schedule., token_policy."),
+        (
+            {"sparsity": 0.4, "settings": {"method.blok_size": 64}},
+            r"method\.blok_size: unknown key \(spelling\?\) \(conf/",
+        ),
+        (
+            {"sparsity": 0.4, "settings": {"block_size": 64}},
+            "'block_size' must begin with method., schedule., token_policy.",
+        ),
         ({"sparsity": 0.4, "settings": {"method.tuning.steps": 9}}, r"'method\.tuning\.steps' is no setting"),
         ({"sparsity": 0.4, "settings": ["method.selector=threshold"]}, "settings must map names to values, got list"),
         ({"sparsity": 0.4, "settings": {"method.form": "absorbed"}}, "go together"),
@@ -98,7 +104,10 @@ def test_too_few_tokens_name_no_setting_of_run_py(tokens: Tensor) -> None:
         ({"sparsity": 0.4, "dense_weights_device": "disk"}, "dense_weights_device: "),
         ({"config": 0.4}, r"LaRoSAConfig or a mapping.*got float: say sparsity=0\.4"),
         ({"config": "larosa/tuned"}, "say method='larosa/tuned'"),
-        ({"config": {"sparcity": 0.4}}, r"sparcity: unknown key; did you mean sparsity or tuning.sparsity\? \(LaRoSAConfig has sparsity,"),
+        (
+            {"config": {"sparcity": 0.4}},
+            r"sparcity: unknown key; did you mean sparsity or tuning.sparsity\? \(LaRoSAConfig has sparsity,",
+        ),
         ({"config": {"sparsity": 0.4, "basis": "output_aware"}}, "go together"),
         ({"config": {"sparsity": 0.4}, "method": "teal"}, "config says everything already: leave out method"),
         ({"config": {"sparsity": 0.4}, "seed": 0}, "leave out seed"),

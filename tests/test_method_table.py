@@ -242,15 +242,19 @@ def test_what_misses_its_level_is_listed_and_never_counts(lines: list[Record], t
         found["weight_sparsity_mean"] = 0.51
     text = markdown(made(tmp_path, lines))
     assert "Off target, and not counted:\n\n* 50 %, weight sparsity: magnitude (threshold), official" in text
-    assert f"another record that counts: 50 %, weight sparsity: magnitude, uniform ({again['identity']}): target 50.0 %" in text
+    assert (
+        f"another record that counts: 50 %, weight sparsity: magnitude, uniform ({again['identity']}): target 50.0 %"
+        in text
+    )
     table = list(csv.DictReader(methods.csv_text(rows).splitlines()))
     (listed,) = [row for row in table if row["status"] == "off target"]
     assert (listed["achieved_sparsity"], listed["ratio_mean"]) == ("0.51", "")
     with pytest.raises(RecordsError, match="does not count"):
         _ = row.compared
     line["metrics"]["accounting"]["target_sparsity"] = 0.7
-    assert f"Meant for no target of this table: magnitude (threshold) at 70 %, official ({line['identity']})." in markdown(
-        made(tmp_path, lines)
+    assert (
+        f"Meant for no target of this table: magnitude (threshold) at 70 %, official ({line['identity']})."
+        in markdown(made(tmp_path, lines))
     )
 
 
