@@ -184,7 +184,7 @@ def test_decode_only_is_scored_by_what_is_generated() -> None:
 
 def test_baseline_one_several_none() -> None:
     assert list(parse("baseline=magnitude").baseline) == ["magnitude"]
-    assert list(parse("baseline=[dense,larosa/official]").baseline) == ["dense", "larosa-official"]
+    assert list(parse("baseline=[dense,larosa/official]").baseline) == ["dense", "larosa/official"]
     assert parse("baseline=none").baseline == {}
     assert parse("baseline=[]", "texts=[]").texts == {}
     assert parse("evaluation.zero_shot.tasks=piqa").evaluation.zero_shot.tasks == ("piqa",)

@@ -90,9 +90,7 @@ def test_errors_of_search_are_finite() -> None:
 
 
 def test_a_table_never_shows_nan_as_a_number() -> None:
-    assert (
-        summary.cells({"ppl x": float("nan"), "increase x": float("inf")}, ["ppl x", "increase x"]) == ["no number"] * 2
-    )
+    assert summary.texts_of({"ppl x": float("nan"), "increase x": float("inf")}, ["ppl x", "increase x"]) == ["NaN"] * 2
 
 
 def test_records_with_nan_reach_no_table() -> None:

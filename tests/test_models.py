@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from larosa import models
 from larosa.config.run import ModelConfig
+from larosa.models import load
 from larosa.models.load import ModelError
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
@@ -193,11 +194,11 @@ def test_too_big_for_the_gpu_is_refused_before_reading(monkeypatch: pytest.Monke
     config = conf("llama2-7b")
     shape = models.model_config(config)
     gpu = torch.device("cuda:0")
-    monkeypatch.setattr(models, "_free_bytes", lambda device: 2 * PARAMETERS["llama2-7b"] - 1)
+    monkeypatch.setattr(load, "_free_bytes", lambda device: 2 * PARAMETERS["llama2-7b"] - 1)
     with pytest.raises(ModelError, match=r"13\.5 GB of weights in bfloat16, and 13\.5 GB are free on cuda:0"):
-        models._refuse_too_big(config, shape, gpu)
-    monkeypatch.setattr(models, "_free_bytes", lambda device: 2 * PARAMETERS["llama2-7b"])
-    models._refuse_too_big(config, shape, gpu)
+        load._refuse_too_big(config, shape, gpu)
+    monkeypatch.setattr(load, "_free_bytes", lambda device: 2 * PARAMETERS["llama2-7b"])
+    load._refuse_too_big(config, shape, gpu)
 
 
 def test_offloaded_layers_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -207,7 +208,7 @@ def test_offloaded_layers_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path:
     model.hf_device_map = {"model.embed_tokens": 0, "model.layers.0": 0, "lm_head": "cpu"}
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: (model, complete))
     with pytest.raises(ModelError, match=r"\['0', 'cpu'\].*offloaded layers are not supported"):
-        models._read(tmp_path, config, models.model_config(config), torch.device("cuda:0"))
+        load._read(tmp_path, config, models.model_config(config), torch.device("cuda:0"))
 
 
 @pytest.mark.slow

@@ -199,7 +199,7 @@ def test_a_run_times_what_it_evaluated(
     assert all(kept[site] == pytest.approx(1 - sum(own) / len(own)) for site, own in asked.items())
     logged = scalars(larosa["metrics"])
     assert logged["speed/summary/sparse/tokens_per_s"] > 0
-    assert logged["speed/gate/top1_agreement"] == 1.0
+    assert logged["speed/parity/top1_agreement"] == 1.0
     doubt = "torch reference on CPU, not a speed measurement"
     assert found["caveat"] == doubt
     assert doubt in caplog.text

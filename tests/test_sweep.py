@@ -156,7 +156,7 @@ def test_the_noted_command_measures_the_failed_cell_again(overrides: list[str], 
     folder = tmp_path / "my sweeps"
     folder.mkdir()
     (folder / "mine.yaml").write_text(
-        "defaults: [config, _self_]\nmethod: {top_k: {ties: keep}}\n"
+        "defaults: [config, _self_]\nevaluation: {perplexity: {batch_size: 2}}\n"
         "hydra: {mode: MULTIRUN, sweeper: {params: {method: 'cats,magnitude', sparsity: '0.6'}}}\n"
     )
     given = [

@@ -54,7 +54,7 @@ def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def runs(row: dict[str, Any], columns: list[str]) -> list[str]:
+def texts_of(row: dict[str, Any], columns: list[str]) -> list[str]:
     """A row as text; a standard error stands behind its score."""
     out = []
     for column in columns:
@@ -81,7 +81,7 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> None:
     """`comparison.json` (numbers) and `comparison.md` in the main record's folder."""
     columns = _columns(rows)
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(runs(row, columns)) + " |" for row in rows]
+    lines += ["| " + " | ".join(texts_of(row, columns)) + " |" for row in rows]
     write_atomically(folder / "comparison.md", ("\n".join(lines) + "\n").encode())
     write_atomically(folder / "comparison.json", json.dumps(rows, indent=1).encode())
 
@@ -91,7 +91,7 @@ def show(records: dict[str, Record], rows: list[dict[str, Any]]) -> None:
     console = Console()
     columns = _columns(rows)
     table = Table("", *(row["method"] for row in rows), title=_conditions(list(records.values())[-1]))
-    by_row = [runs(row, columns) for row in rows]
+    by_row = [texts_of(row, columns) for row in rows]
     for i, column in enumerate(columns[1:], start=1):
         table.add_row(column, *(texts[i] for texts in by_row))
     console.print(table)
