@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from made_records import made, write
@@ -45,6 +46,9 @@ Tree = dict[str, Any]
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # plans do not ask whether it answers
     monkeypatch.setattr("larosa.experiment.plan_runs.check_installed", lambda _: None)  # of the extra `quantization`
+    # Sweeps of speed are for a GPU; whether this machine has one is not what these tests ask.
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr("larosa.experiment.plan_runs.models.resolve_device", lambda name: torch.device("cuda:0"))
 
 
 @cache
