@@ -43,7 +43,7 @@ _OFF = 2.0**-7
 
 @dataclass(frozen=True)
 class Case:
-    """A site of a model on weights of a weight_format."""
+    """A site of a model on weights of a format."""
 
     model: str
     site: str

@@ -187,7 +187,7 @@ def list_by_bound(
 ):
     """Items of what a selection bound selects to p_list [n] int32 -> their count.
 
-    words: [BLOCK / 2], those at o_word of `word_indices`; entries beyond 2 n are zero.
+    words: [BLOCK / 2], those at o_word of `word_indices`; what lies behind the vector is zero.
     """
     TURNS: tl.constexpr = min(words.shape[0] // THREADS, 16)
     CHUNKS: tl.constexpr = words.shape[0] // THREADS // TURNS
