@@ -1,6 +1,6 @@
 """Packs `conf/`, `sweeps/` and `schedules/` into the wheel, as `larosa/settings/`; all else stands in pyproject.toml.
 
-In a checkout, and in an editable installation, the folders are read where they are (:mod:`larosa.settings_folders`).
+In a checkout, and in an editable installation, the folders are read where they are (:mod:larosa.packaged).
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ class BuildWithSettings(build_py):
         target = Path(self.build_lib) / "larosa" / "settings"
         shutil.rmtree(target, ignore_errors=True)
         for name in FOLDERS:
-            shutil.copytree(Path(__file__).resolve().parent / name, target / name)
+            shutil.copytree(
+                Path(__file__).resolve().parent / name,
+                target / name,
+                ignore=shutil.ignore_patterns(".*", "__pycache__"),
+            )
 
 
 setup(cmdclass={"build_py": BuildWithSettings})

@@ -28,11 +28,10 @@ from larosa.evaluation.divergence import divergence_curves
 from larosa.evaluation.greedy import greedy_allocation
 from larosa.maker import made_by
 from larosa.methods.limits import limits_of
-from larosa.methods.registry import METHODS
 from larosa.pipeline import Bench, open_bench, read_documents
-from larosa.sites import ModelShape
+from larosa.prepare import prepare
 from larosa.sparsity.allocation import AllocationError, Floats, allocate
-from larosa.sparsity.handle import Plan
+from larosa.sparsity.handle import SparsityHandle
 from larosa.sparsity.schedule_file import write_schedule
 
 
@@ -40,8 +39,9 @@ def run(config: RunConfig) -> Path:
     """Find the levels of `config.method` for `config.sparsity` and write them to `config.schedule.path`."""
     schedule_destination(config)
     _check_reach(config)
+    documents = read_documents(config)  # the evaluation texts too: no schedule is searched on what it is judged on
     config = calibration_only(config)
-    return search(config, open_bench(config, read_documents(config)))
+    return search(config, open_bench(config, documents))
 
 
 def search(config: RunConfig, bench: Bench) -> Path:
@@ -51,13 +51,14 @@ def search(config: RunConfig, bench: Bench) -> Path:
     if config.allocation.around == "dense":  # the levels of the schedule play no part
         config = config.model_copy(update={"schedule": uniform("bytes")})
     cell = list(plan_cells(config).values())[-1]
-    shape = ModelShape.of(bench.model.config)
-    plan = METHODS[config.method.name](config.method, shape, cell.levels, config.tokens, bench.calibrator)
-    levels, measured = _find(config, bench, plan)
+    handle, _ = prepare(cell, bench, quantised=False)
+    with handle:
+        levels, measured = _find(config, bench, handle)
     coefficients = {site: (levels[:, i] / config.sparsity).tolist() for i, site in enumerate(SITES)}
     settings = {"allocation": config.allocation.model_dump(mode="json"), **measured}
     if config.allocation.around == "sparse":
         settings["others"] = cell.levels.source
+    shape = handle.plan.shape
     write_schedule(path, shape, coefficients, made_by("larosa.allocate", config, bench.calibration.sha256, settings))
     return path
 
@@ -68,16 +69,16 @@ def _check_reach(config: RunConfig) -> None:
         raise AllocationError(f"levels run to {highest} (allocation.grid); sparsity={config.sparsity} needs more")
 
 
-def _find(config: RunConfig, bench: Bench, plan: Plan) -> tuple[Floats, dict[str, Any]]:
+def _find(config: RunConfig, bench: Bench, handle: SparsityHandle) -> tuple[Floats, dict[str, Any]]:
     """Levels [layers, sites], and the curves that they follow from."""
     chosen, ids = config.allocation, bench.calibration.ids[: config.calibration.probe_sequences]
-    limits = limits_of(plan, bench.calibrator)
+    limits = limits_of(handle.plan, bench.calibrator)
     if chosen.rule == "greedy":
         highest = chosen.grid[-1]
-        return greedy_allocation(bench.model, plan, ids, limits, config.sparsity, chosen.step, highest), {}
+        return greedy_allocation(bench.model, handle, ids, limits, config.sparsity, chosen.step, highest), {}
     curves_of = output_curves if chosen.error == "output" else divergence_curves
-    curves = curves_of(bench.model, plan, ids, chosen.grid, limits, chosen.around)
-    weights = np.array([float(plan.shape.sites[site].weights) for site in SITES])
+    curves = curves_of(bench.model, handle, ids, chosen.grid, limits, chosen.around)
+    weights = np.array([float(handle.plan.shape.sites[site].weights) for site in SITES])
     levels = allocate(curves, np.array(chosen.grid), weights, config.sparsity)
     return levels, {"curves": {site: curves[:, i].tolist() for i, site in enumerate(SITES)}}
 

@@ -1,8 +1,8 @@
 """The Python interface: the pieces that `run.py` is made of, for use without Hydra.
 
-    from larosa import LaRoSAConfig, sparsify
+    import larosa
 
-    handle = sparsify(model, tokens, LaRoSAConfig(sparsity=0.4))   # tokens: [N, T] int64
+    handle = larosa.sparsify(model, tokens, sparsity=0.4)          # tokens: [N, T] int64
     model.generate(...)                                            # sparse
     handle.kept_bytes                                              # memory of the dense weights that wait
     handle.remove()                                                # the model is as before, bit for bit
@@ -13,52 +13,29 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from larosa.calibration.statistics import second_moments, with_gamma
-from larosa.calibration.tokens import TokenBlock
-from larosa.config import (
-    CoefficientsConfig,
-    Level,
-    MethodConfig,
-    ScheduleConfig,
-    Strict,
-    TokenPolicyConfig,
-    TopKConfig,
-)
+from larosa.arguments import checked_model, frozen, token_block
+from larosa.calibration.calibrator import Calibrator
+from larosa.config import MethodConfig, ScheduleConfig, TokenPolicyConfig
+from larosa.errors import ArgumentError
+from larosa.inputs import check_activations
+from larosa.methods.registry import METHODS
+from larosa.planning import check_method, plan_levels
 from larosa.rotation import bases
-from larosa.rotation.rotation import LayerwiseRotationMatrix, build_rotation
+from larosa.rotation.rotation import LayerwiseRotationMatrix
 from larosa.sites import ModelShape
-from larosa.sparsity.handle import Plan, SparsityHandle, apply
-from larosa.sparsity.schedule import make_levels
+from larosa.sparsity.handle import SparsityHandle, apply
 from larosa.sparsity.top_k import TopKSparsification
+from larosa.sparsity_config import LaRoSAConfig as LaRoSAConfig
+from larosa.sparsity_config import SparsityConfig, hub_name
 
-
-class LaRoSAConfig(Strict):
-    """Settings of LaRoSA, named as in `conf/method` and `conf/schedule`; defaults as in `method=larosa/paper`."""
-
-    sparsity: Level
-    """Level asked for, a fraction in [0, 1)."""
-    coefficients: CoefficientsConfig = CoefficientsConfig(h1=0.8, h2=1.2, h3=0.8, h4=1.2)
-    """Per site; the official code's by default."""
-    count: Literal["bytes", "nominal"] = "bytes"
-    """`bytes`: `sparsity` is the byte-weighted level of the seven projections (whole models only)."""
-    form: Literal["absorbed", "simulated"] = "absorbed"
-    basis: Literal["pca", "random", "hadamard", "identity"] = "pca"
-    granularity: Literal["layer", "block", "group", "model"] = "layer"
-    group_size: int = Field(default=4, ge=1)
-    ties: Literal["strict", "keep"] = "strict"
-    score: Literal["magnitude", "column_norm"] = "magnitude"
-    tokens: TokenPolicyConfig = TokenPolicyConfig(kind="all", n=0, fraction=1.0)
-    keep_weights: Literal["device", "cpu"] = "device"
-    batch_size: int = Field(default=1, ge=1)
-    """Calibration sequences a forward pass."""
-    seed: int = Field(default=0, ge=0)
+_BASES = ("pca", "random", "hadamard", "identity")
 
 
 class LaRoSAActivationSparsifier(nn.Module):
@@ -66,74 +43,166 @@ class LaRoSAActivationSparsifier(nn.Module):
 
     The level of a block is coefficient * sparsity: h1's coefficient for "attention", h3's for "mlp". (A rescaling
     to byte-weighted levels needs a model's shape: see :func:`sparsify`.) Of the configuration, sparsity,
-    coefficients, basis, ties and seed apply to a single tensor.
+    coefficients, basis, ties and seed apply to a single tensor; settings that need a model are refused.
+
+    The state holds the rotation, that it is fitted, and which basis and seed it is of. It loads into a sparsifier of
+    the same width, basis and seed (ArgumentError otherwise), at any level: one rotation serves all.
     """
 
-    def __init__(self, hidden_size: int, config: LaRoSAConfig) -> None:
+    fitted: Tensor
+    origin: Tensor
+
+    def __init__(self, hidden_size: int, config: LaRoSAConfig | Mapping[str, Any]) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = LaRoSAConfig.parse(config)
+        plain = (config.rule, config.score, config.tokens.kind) == ("top_k", "magnitude", "all")
+        if config.basis not in _BASES or not plain:
+            raise ArgumentError(
+                f"one activation tensor takes basis {', '.join(_BASES)}, rule=top_k, score=magnitude and all tokens; "
+                "larosa.sparsify takes the rest"
+            )
         self.rotation = LayerwiseRotationMatrix(hidden_size)
-        self._fitted = config.basis == "identity"
         levels = {"attention": config.coefficients.h1, "mlp": config.coefficients.h3}
         self.top_k = nn.ModuleDict(
             {
-                block: TopKSparsification(hidden_size, alpha * config.sparsity, config.ties)
+                block: TopKSparsification(hidden_size, _level(block, alpha, config.sparsity), config.ties)
                 for block, alpha in levels.items()
             }
         )
+        seeded = config.seed if config.basis in ("random", "hadamard") else 0
+        self.register_buffer("fitted", torch.tensor(config.basis == "identity"))
+        self.register_buffer("origin", torch.tensor([_BASES.index(config.basis), seeded]))
+        self.register_load_state_dict_pre_hook(_check_state)  # type: ignore[no-untyped-call]
 
     def compute_rotation_matrix(self, calibration_activations: Tensor) -> Tensor:
         """Set Q for activations [..., hidden_size] and return it, [hidden_size, hidden_size] float64.
 
-        `basis=pca` fits Q to them; the other bases need only their width. Raises ValueError on NaN, on another
+        `basis=pca` fits Q to them; the other bases need only their width. Raises ArgumentError on NaN, on another
         width, or on fewer vectors than dimensions, BasisError where there is no Hadamard matrix.
         """
         D = self.rotation.Q.shape[0]
+        check_activations(calibration_activations, D)
         if self.config.basis == "pca":
             self.rotation.fit(calibration_activations)
         elif self.config.basis != "identity":
             make = bases.random if self.config.basis == "random" else bases.hadamard
-            self.rotation.Q = make(D, self.config.seed).to(self.rotation.Q.device)
-        self._fitted = True
+            self.rotation.Q = make(D, self.config.seed).to(self.rotation.Q.device).contiguous()
+        self.fitted.fill_(True)
         return self.rotation.Q
 
     def forward(self, activation: Tensor, block_type: str = "attention") -> Tensor:
         """activation: [..., hidden_size], any float dtype; returns the same shape and dtype."""
         if block_type not in self.top_k:
-            raise ValueError(f"block_type must be 'attention' or 'mlp', got {block_type!r}")
-        if not self._fitted:
-            raise ValueError("call compute_rotation_matrix(calibration_activations) first: there is no rotation yet")
+            raise ArgumentError(f"block_type must be 'attention' or 'mlp', got {block_type!r}")
+        if not self.fitted:
+            raise ArgumentError("call compute_rotation_matrix(calibration_activations) first: there is no rotation yet")
+        check_activations(activation, self.rotation.Q.shape[0], self.rotation.Q.device)
         z = self.rotation.rotate(activation)
         return self.rotation.unrotate(self.top_k[block_type](z)).to(activation.dtype)
 
 
-def sparsify(model: PreTrainedModel, tokens: Tensor, config: LaRoSAConfig) -> SparsityHandle:
-    """Calibrate LaRoSA on `tokens` [N, T] int64 and make a transformers causal model follow it, in place.
+def _level(block: str, alpha: float, sparsity: float) -> float:
+    if not alpha * sparsity < 1:
+        raise ArgumentError(f"{block}: coefficient {alpha:g} * sparsity {sparsity:g} must stay below 1")
+    return alpha * sparsity
 
-    Returns the handle whose `remove()` restores the model. Raises LarosaError for an unknown architecture, too few
-    tokens, NaN, or a level that the coefficients cannot give.
+
+def _check_state(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Refuse the state of a sparsifier of another width, basis or seed, before anything is copied."""
+    assert isinstance(module, LaRoSAActivationSparsifier)
+    width, loaded = module.rotation.Q.shape[0], state.get(f"{prefix}rotation.Q")
+    if loaded is not None and tuple(loaded.shape) != (width, width):
+        raise ArgumentError(f"the state is of width {loaded.shape[-1]}, this sparsifier is of width {width}")
+    origin = state.get(f"{prefix}origin")
+    if origin is not None and not torch.equal(origin.cpu(), module.origin.cpu()):
+        (theirs, their_seed), (ours, our_seed) = origin.tolist(), module.origin.tolist()
+        raise ArgumentError(
+            f"the state is of basis={_BASES[theirs]}, seed {their_seed}; this sparsifier is of basis={_BASES[ours]}, "
+            f"seed {our_seed}: make it with the configuration that the state was saved under"
+        )
+
+
+def sparsify(
+    model: PreTrainedModel,
+    tokens: Tensor | list[list[int]] | Mapping[str, Any],
+    config: LaRoSAConfig | Mapping[str, Any] | None = None,
+    *,
+    sparsity: float | None = None,
+    method: str | Mapping[str, Any] | MethodConfig | None = None,
+    schedule: str | Mapping[str, Any] | ScheduleConfig | None = None,
+    token_policy: str | Mapping[str, Any] | TokenPolicyConfig | None = None,
+    settings: Mapping[str, Any] | None = None,
+    model_name: str | None = None,
+    keep_weights: Literal["device", "cpu"] | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    cache: bool = False,
+) -> SparsityHandle:
+    """Calibrate a method on `tokens` and make a transformers causal model follow it, in place.
+
+    What it shall follow is said by name, with the names and defaults of `run.py`, or by a `config` alone:
+
+        sparsify(model, tokens, sparsity=0.4)                                   # method=larosa schedule=official
+        sparsify(model, tokens, sparsity=0.4, method="larosa/tuned", settings={"method.tuning.steps": 300})
+        sparsify(model, tokens, sparsity=0.4, method="teal", schedule="uniform", token_policy="skip_first_n")
+        sparsify(model, tokens, LaRoSAConfig(sparsity=0.4))                     # larosa/paper, each setting by name
+
+    Args:
+        model: a causal model, with floating weights in memory and without dropout at work (`model.eval()`).
+        tokens: calibration token ids, [N, T] int64 or anything that is one (see :mod:`larosa.arguments`).
+        config: LaRoSA's settings, or a mapping of them; then `cache` is the only keyword.
+        sparsity: the level, a fraction in [0, 1); byte-weighted over the seven projections unless `schedule.count` is
+            `nominal`.
+        method: a name in `conf/method` (default `larosa`), or a method's settings.
+        schedule: a name in `conf/schedule` (default `official`), or a schedule's settings.
+        token_policy: a name in `conf/tokens` (default `all`), or a policy's settings.
+        settings: changes to these three by run.py's names: `method.block_size`, `schedule.path`, `tokens.n`.
+        model_name: the model's name in `conf/model`, for `schedule=paper` and bare names of schedule files; found out
+            for a model from the hub.
+        keep_weights: where the dense weights wait for `remove()`: `device` (default) or `cpu`.
+        batch_size: calibration sequences a forward pass, 1 by default; a larger one is faster and takes more memory.
+        seed: of random bases and of tuning, 0 by default.
+        cache: keep calibration tensors in larosa's cache folder, by a hash of the weights, and read them from there.
+
+    Returns the handle whose `remove()` restores the model. Raises LarosaError, in particular ArgumentError (which is a
+    ValueError, too) for what is wrong with an argument; the model is then as it was.
     """
-    if tokens.dim() != 2 or tokens.dtype != torch.int64:
-        raise ValueError(f"tokens must be [N, T] int64, got {list(tokens.shape)} {tokens.dtype}")
-    shape = ModelShape.of(model.config)
-    method = MethodConfig(
-        name="larosa", preset="larosa", form=config.form, basis=config.basis, granularity=config.granularity,
-        group_size=config.group_size, rotation_dtype="float64", transform_storage="model", block_size=None,
-        tuning=None, rule="top_k",
-        top_k=TopKConfig(ties=config.ties), score=config.score,
-        rank_share=0.0, rank_search=(),
-    )  # fmt: skip
-    schedule = ScheduleConfig(
-        name="given", kind="coefficients", coefficients=config.coefficients, table={}, path=None, count=config.count
-    )
-    levels = make_levels(shape, schedule, config.sparsity, model.config.model_type)
-    moments = None
-    if config.basis == "pca":
-        digest = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()
-        block = TokenBlock(tokens.cpu(), "given", len(tokens), tokens.numel(), digest)
-        moments = second_moments(model, block, config.batch_size)
-        if config.form == "simulated":
-            moments = with_gamma(moments, model)
-    with torch.no_grad():
-        rotation = build_rotation(method, moments, shape.layers, shape.hidden_size, config.seed, model.device)
-    return apply(model, Plan(method, shape, levels, config.tokens, rotation), config.keep_weights)
+    given: dict[str, Any] = {
+        "sparsity": sparsity, "method": method, "schedule": schedule, "token_policy": token_policy,
+        "settings": settings, "model_name": model_name, "keep_weights": keep_weights,
+        "batch_size": batch_size, "seed": seed,
+    }  # fmt: skip
+    named = {key: value for key, value in given.items() if value is not None}
+    if config is not None and named:
+        raise ArgumentError(f"config says everything already: leave out {', '.join(named)}, or config")
+    asked = SparsityConfig.read(**named) if config is None else LaRoSAConfig.parse(config).whole()
+    model = checked_model(model)
+    block, shape = token_block(tokens, model), ModelShape.of(model.config)
+    check_method(asked.method, shape, block.ids.numel(), "give more or longer sequences as tokens")
+    levels = plan_levels(asked.method, shape, asked.schedule, asked.sparsity, _name(asked, model))
+    with frozen(model):
+        calibrator = Calibrator(model, block, _fingerprint(model) if cache else None, asked.batch_size, asked.seed)
+        plan = METHODS[asked.method.name](asked.method, shape, levels, asked.tokens, calibrator)
+        return apply(model, plan, asked.keep_weights)
+
+
+def _name(asked: SparsityConfig, model: PreTrainedModel) -> str:
+    """What the schedule calls the model. Raises ArgumentError where it must know and does not."""
+    if asked.schedule.kind != "paper_table11" or asked.model_name is not None:
+        return asked.model_name or model.config.model_type
+    name = hub_name(model.config.name_or_path or "")
+    if name is None:
+        raise ArgumentError(
+            "schedule=paper has coefficients for each model, and the name of this one is not known: "
+            f"say model_name=... ({', '.join(asked.schedule.table)}), or take schedule='constrained'"
+        )
+    return name
+
+
+def _fingerprint(model: PreTrainedModel) -> dict[str, str]:
+    """A hash of weights, configuration and modules."""
+    found = hashlib.sha256(f"{model!r}{model.config.to_json_string(use_diff=False)}".encode())
+    for name, tensor in model.state_dict().items():
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return {"weights": found.hexdigest()}

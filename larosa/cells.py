@@ -8,16 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PretrainedConfig
 
 from larosa import models, results
 from larosa.config import ConfigError, MethodConfig, RunConfig
 from larosa.evaluation.zero_shot import check_room, check_tasks
-from larosa.methods import cats, r_sparse
+from larosa.planning import check_method, plan_levels
 from larosa.quantization.calibrated import check_installed
-from larosa.rotation import bases
-from larosa.rotation.explicit import check_block
 from larosa.sites import ModelShape
 from larosa.sparsity.schedule import Levels, byte_weighted, make_levels
 
@@ -37,7 +34,8 @@ def plan_cells(config: RunConfig) -> dict[str, Cell]:
     shape_config = models.model_config(config.model)
     shape = ModelShape.of(shape_config)
     _check(config, shape_config, shape)
-    levels = make_levels(shape, config.schedule, config.sparsity, config.model.name)
+    rounding = config.method.top_k.rounding
+    levels = make_levels(shape, config.schedule, config.sparsity, config.model.name, rounding)
     planned = {s: tuple(levels.planned(s, i, shape) for i in range(shape.layers)) for s in levels.level}
     cells: dict[str, Cell] = {}
     for method in [*config.baseline.values(), config.method]:
@@ -64,22 +62,29 @@ def _own(config: RunConfig, method: MethodConfig, byte_level: float) -> RunConfi
 def folder_of(config: RunConfig) -> Path:
     """Where the record of the run's own method belongs, also where it cannot be planned. Raises LarosaError."""
     own = _own(config, config.method, config.sparsity)
-    return results.record_folder(own, _identity(own))
+    return results.record_folder(own, identity_of(own))
 
 
-def _identity(config: RunConfig) -> dict[str, Any]:
+def identity_of(config: RunConfig) -> dict[str, Any]:
+    """What shapes the result of the run's own method, read now. Raises LarosaError."""
     device = models.resolve_device(config.model.device).type
     return results.identity(config, models.fingerprint(config.model), device)
 
 
+def require_unchanged(cell: Cell) -> None:
+    """Raise RecordError where what shapes the cell is no longer what it was when the cell was planned."""
+    now = identity_of(cell.config)
+    changed = [part for part in now.keys() | cell.identity.keys() if now.get(part) != cell.identity.get(part)]
+    if changed:
+        raise results.RecordError(
+            f"{cell.config.method.label}: files changed while it was measured ({', '.join(sorted(changed))}), so the "
+            "result belongs neither to the old nor to the new ones and is not recorded: run the same command again"
+        )
+
+
 def _cell(config: RunConfig, shape: ModelShape) -> Cell:
-    if config.method.name == "cats":
-        levels = cats.levels(shape, config.sparsity)
-    else:
-        levels = make_levels(shape, config.schedule, config.sparsity, config.model.name)
-    if config.method.name == "r_sparse":
-        r_sparse.candidates(config.method, shape, levels)  # shares out of reach are refused here
-    identity = _identity(config)
+    levels = plan_levels(config.method, shape, config.schedule, config.sparsity, config.model.name)
+    identity = identity_of(config)
     return Cell(config, levels, identity, results.record_folder(config, identity))
 
 
@@ -95,18 +100,9 @@ def _check(config: RunConfig, shape_config: PretrainedConfig, shape: ModelShape)
     if config.quantization.calibrated:
         _check_quantiser(config)
     check_tasks(config.evaluation.zero_shot, config.seed, results.left_out_by(config))
-    methods = [config.method, *config.baseline.values()]
-    if any(method.basis == "hadamard" for method in methods):
-        bases.hadamard_factors(shape.hidden_size)
-    for method in methods:
-        if method.form == "explicit":
-            check_block(shape.hidden_size, method.block_size, method.transform_storage)
     tokens = config.calibration.sequences * config.calibration.length
-    if any(method.basis in ("pca", "output_aware") for method in methods) and tokens < shape.hidden_size:
-        raise ConfigError(
-            f"{tokens} calibration tokens cannot span {shape.hidden_size} dimensions: raise calibration.sequences "
-            "or calibration.length (the paper: 16 x 2048)"
-        )
+    for method in (config.method, *config.baseline.values()):
+        check_method(method, shape, tokens, "raise calibration.sequences or calibration.length")
     longest = shape_config.max_position_embeddings
     check_room(config.evaluation.zero_shot, longest)
     lengths = [
@@ -118,17 +114,34 @@ def _check(config: RunConfig, shape_config: PretrainedConfig, shape: ModelShape)
         lengths.append(("evaluation.speed, context and new tokens:", max(speed.contexts) + max(speed.new_tokens)))
         if find_spec("triton") is None:
             raise ConfigError("evaluation=speed needs the package triton, which is not installed here")
-        if config.backend == "triton" and config.model.dtype == "float32":
-            raise ConfigError("backend=triton runs model.dtype=bfloat16 or float16; float32 needs backend=reference")
-        if config.backend == "triton" and not (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"):
-            raise ConfigError(
-                "backend=triton needs a CUDA GPU, and torch sees none here: take backend=auto or reference (or set "
-                "TRITON_INTERPRET=1 to run the kernels, slowly, in Triton's interpreter)"
-            )
     for key, length in lengths:
         if length > longest:
             raise ConfigError(f"{key}={length}, but {config.model.name} reads at most {longest} positions")
+    if speed is not None:
+        _check_timed(config)
     _check_left_out(config)
+
+
+def _check_timed(config: RunConfig) -> None:
+    """Refuse times that would be no speed of the kernels, unless they are asked for by name."""
+    if config.backend == "reference":
+        return
+    if config.model.dtype == "float32":
+        raise ConfigError(
+            "evaluation=speed times kernels for bfloat16 and float16: set model.dtype; float32 needs "
+            "backend=reference, the torch reference, whose times are no speed measurement"
+        )
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if interpreted and config.backend == "triton":
+        return  # asked for twice; the results name it
+    device = models.resolve_device(config.model.device).type
+    if interpreted or device != "cuda":
+        reason = "with TRITON_INTERPRET=1 they run in Triton's interpreter" if interpreted else f"this is a {device}"
+        raise ConfigError(
+            f"evaluation=speed times the kernels on a CUDA GPU, and {reason}. Run it on a GPU, leave evaluation=speed "
+            "out, or ask for what is no speed measurement, which all results will then say: backend=reference (the "
+            "torch reference), or TRITON_INTERPRET=1 with backend=triton (the interpreter)"
+        )
 
 
 def _check_quantiser(config: RunConfig) -> None:

@@ -22,9 +22,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from larosa_analysis.heat_map import draw
 from larosa import models
 from larosa.architecture import SITES
+from larosa.cells import Cell as PlannedCell
 from larosa.cells import plan_cells
 from larosa.command import calibration_only, main, schedule_destination, uniform
 from larosa.config import CoefficientsConfig, ConfigError, RunConfig
@@ -33,13 +33,13 @@ from larosa.evaluation.perplexity import perplexity
 from larosa.grid import COLUMNS, Cell, Grid
 from larosa.maker import made_by
 from larosa.methods.limits import limits_of
-from larosa.methods.registry import METHODS
-from larosa.pipeline import open_bench, read_documents
+from larosa.pipeline import Bench, open_bench, read_documents
+from larosa.prepare import prepare
 from larosa.sites import ModelShape
 from larosa.sparsity.dials import Dials
-from larosa.sparsity.handle import apply
-from larosa.sparsity.schedule import Levels, constrained, make_levels
+from larosa.sparsity.schedule import constrained, make_levels
 from larosa.sparsity.schedule_file import write_schedule
+from larosa_analysis.heat_map import draw
 
 
 def run(config: RunConfig) -> Path:
@@ -47,6 +47,7 @@ def run(config: RunConfig) -> Path:
     path = schedule_destination(config)
     if config.tokens.kind == "decode_only":
         raise ConfigError("tokens=decode_only makes only generated tokens sparse: all cells would measure alike")
+    asked = config
     config = calibration_only(config).model_copy(update={"schedule": uniform(config.schedule.count)})
     cell = list(plan_cells(config).values())[-1]
     shape = ModelShape.of(models.model_config(config.model))
@@ -56,7 +57,8 @@ def run(config: RunConfig) -> Path:
     missing = [(a1, a3) for a1 in alphas for a3 in alphas if (a1, a3) not in grid]
     if missing:
         models.ensure_available(config.model)
-        _measure(config, shape, cell.levels, grid, missing)
+        bench = open_bench(config, read_documents(asked))  # the evaluation texts too, which the search may not see
+        _measure(cell, bench, grid, missing)
     best = grid.best(alphas)
     grid.write_csv(path.with_suffix(".grid.csv"))
     draw(grid.content(), path.with_suffix(".grid.png"))
@@ -70,23 +72,22 @@ def run(config: RunConfig) -> Path:
     return path
 
 
-def _measure(
-    config: RunConfig, shape: ModelShape, start: Levels, grid: Grid, missing: Sequence[tuple[float, float]]
-) -> None:
-    """Load, calibrate and apply once, then turn all sites to the levels of each missing cell."""
-    bench = open_bench(config, read_documents(config))
+def _measure(planned: PlannedCell, bench: Bench, grid: Grid, missing: Sequence[tuple[float, float]]) -> None:
+    """Calibrate and apply once, then turn all sites to the levels of each missing cell."""
+    config = planned.config
     grid.tokens_sha256 = bench.calibration.sha256
-    plan = METHODS[config.method.name](config.method, shape, start, config.tokens, bench.calibrator)
     ids, size = bench.calibration.ids[: config.calibration.probe_sequences], config.evaluation.perplexity.batch_size
-    with apply(bench.model, plan, config.model.keep_weights) as handle:
-        dials = Dials(handle, limits_of(plan, bench.calibrator))
+    handle, _ = prepare(planned, bench)
+    with handle:
+        shape, dials = handle.plan.shape, Dials(handle, limits_of(handle.plan, bench.calibrator))
         for a1, a3 in tqdm(missing, desc="Algorithm 1", unit="cell"):
             cell: Cell = {**dict.fromkeys(COLUMNS), "h1": a1, "h3": a3}
             try:
                 alphas = constrained(CoefficientsConfig(h1=a1, h2=None, h3=a3, h4=None), shape.ratio)
                 cell |= alphas.model_dump()
                 schedule = config.schedule.model_copy(update={"kind": "coefficients", "coefficients": alphas})
-                levels = make_levels(shape, schedule, config.sparsity, config.model.name)
+                rounding = config.method.top_k.rounding
+                levels = make_levels(shape, schedule, config.sparsity, config.model.name, rounding)
                 with dials.all_turned(levels.level):
                     found = perplexity(bench.model, ids, size, f"a1 = {a1:g}, a3 = {a3:g}")
                 cell |= {name: found[name] for name in ("perplexity", "standard_error")}

@@ -14,7 +14,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from larosa.config import ConfigError, RunConfig, ScheduleConfig
-from larosa.errors import LarosaError
+from larosa.errors import LarosaError, described
+from larosa.keys import HELP
+from larosa.overrides import explained, fit
 from larosa.packaged import packaged
 
 WITH_LEVELS = ("magnitude", "teal", "wina", "larosa")
@@ -26,10 +28,20 @@ log = logging.getLogger(__name__)
 def main(run: Callable[[RunConfig], Path]) -> None:
     """Read the settings, run, say what was written; one readable message where something is wrong."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s %(levelname)s] %(message)s", datefmt="%H:%M:%S")
+    words = arguments(sys.modules[run.__module__].__doc__)
     try:
-        log.info("wrote %s", run(not_quantised(read_settings(sys.argv[1:]))))
+        log.info("wrote %s", run(not_quantised(read_settings(words))))
     except (LarosaError, OSError) as error:
         fail(error)
+
+
+def arguments(doc: str | None) -> list[str]:
+    """The words behind the command; --help prints what the module says of itself and ends."""
+    words = sys.argv[1:]
+    if {"-h", "--help"} & set(words):
+        print(f"{doc or ''}\nSettings are key=VALUE as run.py takes them: {HELP}")
+        sys.exit(0)
+    return words
 
 
 def not_quantised(config: RunConfig) -> RunConfig:
@@ -41,7 +53,7 @@ def not_quantised(config: RunConfig) -> RunConfig:
 
 def fail(reason: object) -> NoReturn:
     """End with one message."""
-    log.error("%s", reason)
+    log.error("%s", described(reason) if isinstance(reason, OSError) else reason)
     sys.exit(2)
 
 
@@ -49,9 +61,9 @@ def read_settings(overrides: list[str]) -> RunConfig:
     """The settings that `run.py` would have with these overrides. Raises ConfigError."""
     try:
         with initialize_config_dir(str(packaged("conf")), version_base="1.3"):
-            tree = OmegaConf.to_container(compose("config", overrides), resolve=True, throw_on_missing=True)
+            tree = OmegaConf.to_container(compose("config", fit(overrides)), resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(explained(error)) from None
     return RunConfig.parse(tree)  # type: ignore[arg-type]
 
 

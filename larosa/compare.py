@@ -17,26 +17,28 @@ cell that fails is named and the others go on.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 from pydantic import Field, ValidationError
 from tqdm import tqdm
 
-from larosa import allocate, results
+from larosa import allocate, models, results
 from larosa.cells import Cell, plan_cells
-from larosa.command import fail, read_settings
+from larosa.command import arguments, fail, read_settings
 from larosa.config import ConfigError, RunConfig
 from larosa.errors import LarosaError
-from larosa.pipeline import Bench, measure, open_bench, read_documents
+from larosa.packaged import found
+from larosa.pipeline import Bench, measure
 from larosa.results import Record
 from larosa.schema import Level, Names, Strict, readable
+from larosa.sites import ModelShape
 from larosa.sparsity.schedule import ScheduleError
+from larosa.sparsity.schedule_file import read_schedule
 from larosa.store import digest
-from larosa.workbench import bench_settings
+from larosa.workbench import Workbench, bench_settings
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ class Comparison(Strict):
         except (OSError, yaml.YAMLError) as error:
             raise ConfigError(f"{path} cannot be read: {error}") from error
         except ValidationError as error:
-            raise ConfigError(f"{path}: {readable(error)}") from None
+            raise ConfigError(f"{path}: {readable(error, cls)}") from None
         unknown = {name for entry in found.methods for name in entry.schedules or ()} - set(found.schedules)
         if unknown:
             raise ConfigError(f"{path} names schedules that it does not define: {', '.join(sorted(unknown))}")
@@ -78,21 +80,19 @@ class Comparison(Strict):
 
 @dataclass
 class _Work:
-    """What all cells share; `bench` is opened when the first cell needs it."""
+    """What all cells share; the bench is opened when the first cell needs it."""
 
     comparison: Comparison
     overrides: list[str]
-    bench: Bench | None = None
+    workbench: Workbench = field(default_factory=Workbench)
     failed: int = 0
 
     def config(self, entry: Entry, *more: str) -> RunConfig:
         return read_settings([*self.comparison.settings, *entry.settings, "baseline=none", *self.overrides, *more])
 
     def open(self, config: RunConfig) -> Bench:
-        if self.bench is None:
-            results.check_output(config)
-            self.bench = open_bench(config, read_documents(config))
-        return self.bench
+        results.check_output(config)
+        return self.workbench.open(config)
 
     def record(self, config: RunConfig) -> Record:
         """The record of a cell, from disk or measured now."""
@@ -160,15 +160,27 @@ def _schedules(work: _Work, entry: Entry, level: float) -> Iterator[tuple[str, .
         config = work.config(entry, f"sparsity={level}", *search)
         found = [list(plan_cells(config).values())[-1].identity, config.allocation.model_dump(mode="json")]
         label = f"{results.slug(config.method.label)}-{digest({'search': found})[:8]}"
-        path = Path(config.output) / "schedules" / f"{name}-{level:g}-{label}.json"
+        path = Path(config.output).expanduser() / "schedules" / f"{name}-{level:g}-{label}.json"
         config = config.model_copy(update={"schedule": config.schedule.model_copy(update={"path": str(path)})})
 
         def find(config: RunConfig = config) -> Record:
             allocate.search(config, work.open(config))
             return {}
 
-        if (path.exists() and not config.force) or _guarded(work, entry, find) is not None:
+        if _is_found(path, config) or _guarded(work, entry, find) is not None:
             yield ("schedule=file", f"schedule.path={path}")
+
+
+def _is_found(path: Path, config: RunConfig) -> bool:
+    """Whether the schedule is there and intact; a damaged one is named, to be found again."""
+    if config.force or not path.exists():
+        return False
+    try:
+        read_schedule(path, ModelShape.of(models.model_config(config.model)))
+    except ScheduleError as error:
+        log.warning("%s: found again", error)
+        return False
+    return True
 
 
 def _realised(work: _Work, entry: Entry, target: float, extras: float, schedule: tuple[str, ...]) -> Record:
@@ -206,10 +218,11 @@ def _guarded(work: _Work, entry: Entry, do: Callable[[], Record]) -> Record | No
 def main() -> None:
     """The list's file, then overrides."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s %(levelname)s] %(message)s", datefmt="%H:%M:%S")
+    words = arguments(__doc__)
     try:
-        if len(sys.argv) < 2:
+        if not words:
             raise ConfigError("name the list: python -m larosa.compare sweeps/methods.yaml [overrides]")
-        failed = compare(Comparison.read(Path(sys.argv[1])), sys.argv[2:])
+        failed = compare(Comparison.read(Path(found(words[0])).expanduser()), words[1:])
     except (LarosaError, OSError) as error:
         fail(error)
     if failed:

@@ -18,11 +18,13 @@ from larosa.method_config import CoefficientsConfig as CoefficientsConfig
 from larosa.method_config import MethodConfig as MethodConfig
 from larosa.method_config import TopKConfig as TopKConfig
 from larosa.method_config import TuningConfig as TuningConfig
+from larosa.packaged import found
 from larosa.quantization_config import QuantizationConfig as QuantizationConfig
 from larosa.schema import ConfigError as ConfigError
+from larosa.schema import Filename, Filenames, Names, Seed, readable
 from larosa.schema import Level as Level
-from larosa.schema import Names, readable
 from larosa.schema import Strict as Strict
+from larosa.shape_config import Shape
 
 
 class ModelConfig(Strict):
@@ -32,9 +34,9 @@ class ModelConfig(Strict):
     source: Literal["hub", "wheel", "random"]
     hub_id: str | None
     revision: str | None
-    path: str | None
+    path: Filename | None
     """A local folder in transformers' layout; when given it replaces `source`."""
-    shape: dict[str, Any]
+    shape: Shape
     """The transformers configuration, enough to build the model at its true shape without weights."""
     dtype: Literal["float64", "float32", "bfloat16", "float16"]
     device: str
@@ -50,15 +52,15 @@ class TextConfig(Strict):
 
     name: str
     source: Literal["hub", "wheel", "files"]
-    dataset: str | None = None
-    """Hub: the dataset's id. Wheel: the name of a text in the data wheel."""
+    dataset: Filename | None = None
+    """Hub: the dataset's id, or a folder. Wheel: the name of a text in the data wheel."""
     subset: str | None = None
     split: str | None = None
     field: str | None = None
-    data_files: str | None = None
+    data_files: Filename | None = None
     part: Literal["all", "calibration", "heldout"] = "all"
     """A half of a text that is split by article; only `boolq-passages` is."""
-    files: Names = ()
+    files: Filenames = ()
     """UTF-8 text files, one document each."""
     max_documents: int | None = Field(default=None, ge=1)
     """Read at most so many documents (a streamed hub dataset has no end worth reading)."""
@@ -87,7 +89,7 @@ class ScheduleConfig(Strict):
     coefficients: CoefficientsConfig | None
     table: dict[str, CoefficientsConfig]
     """`kind: paper_table11`: a row per model; others follow the paper's constraints from a1 = a3 = 0.8."""
-    path: str | None
+    path: Filename | None
     """`kind: file`: see :mod:`larosa.sparsity.schedule_file`; `mine` is schedules/<model>/mine.json."""
     count: Literal["bytes", "nominal"]
     """`bytes`: rescale so that the byte-weighted level is the level asked for; `nominal`: do not."""
@@ -136,7 +138,7 @@ class ZeroShotConfig(Strict):
     examples: int | None = Field(ge=1)
     """Per task, drawn with the run's seed; null takes all."""
     batch_size: int = Field(ge=1)
-    requests: str | None = None
+    requests: Filename | None = None
     """A file of `python -m larosa.requests`, to score without lm-eval; the scores are the same."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Of tasks that generate; null: as many as lm-eval's task says, or its wrapper's 256."""
@@ -190,9 +192,10 @@ class RunConfig(Strict):
     inspect: InspectConfig
     tracking: TrackingConfig
     backend: Literal["auto", "triton", "reference"]
-    """What decodes: `auto` takes triton on a GPU and torch's references elsewhere; the record says which ran."""
-    seed: int = Field(ge=0)
-    output: str
+    """What decodes: `auto` takes triton on a GPU. `reference`, torch's references, must be asked for by name: their
+    times are no speed measurement, and records, tables and log lines say so."""
+    seed: Seed
+    output: Filename
     """Folder of the records."""
     force: bool
     """Measure anew what a record already holds."""
@@ -263,13 +266,17 @@ class RunConfig(Strict):
         try:
             config = cls.model_validate(tree)
         except ValidationError as error:
-            raise ConfigError(readable(error)) from None
-        path = _schedule_path(config.schedule.path, config.model.name)
+            raise ConfigError(readable(error, cls)) from None
+        path = schedule_path(config.schedule.path, config.model.name)
+        path = found(path) if path and config.schedule.kind == "file" else path
         return config.model_copy(update={"schedule": config.schedule.model_copy(update={"path": path})})
 
 
-def _schedule_path(given: str | None, model: str) -> str | None:
-    """`mine` is `schedules/<model>/mine.json` in the working directory; with a folder or `.json` it is a path."""
+def schedule_path(given: str | None, model: str) -> str | None:
+    """`mine` is `schedules/<model>/mine.json`; with a folder or `.json` it is a path.
+
+    A file that is read is looked for in the working directory, then among those that come with larosa.
+    """
     if not given or given.endswith(".json") or "/" in given or "\\" in given:
         return given
     return f"schedules/{model}/{given}.json"

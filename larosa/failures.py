@@ -13,12 +13,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from larosa_analysis import quantised
-from larosa_analysis.compact import scrub
+from larosa.commit import git_state
 from larosa.config import RunConfig
 from larosa.disk import write_atomically
 from larosa.errors import LarosaError
-from larosa.provenance import git_state
+from larosa_analysis import checksum, quantised
+from larosa_analysis.compact import scrub
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def write(folder: Path, label: str, error: BaseException, command: str, cell: di
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / NAME, json.dumps(record, indent=1).encode())
+        write_atomically(folder / NAME, json.dumps(checksum.sealed(record), indent=1).encode())
     except OSError as problem:
         log.warning("%s could not be written (%s)", folder / NAME, problem)
     return folder / NAME

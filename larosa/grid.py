@@ -11,11 +11,13 @@ import csv
 import io
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
 from larosa.errors import LarosaError
 from larosa.store import digest, write_atomically
+from larosa_analysis import checksum
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ class Grid:
         """Add a cell and write the file."""
         self._cells[cell["h1"], cell["h3"]] = cell
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, json.dumps(self.content(), indent=1, allow_nan=False).encode())
+        write_atomically(self.path, json.dumps(checksum.sealed(self.content()), indent=1).encode())
 
     def content(self) -> dict[str, Any]:
         """The JSON file's tree; cells by rising a1, then a3."""
@@ -82,14 +84,17 @@ class Grid:
 
     def _read(self) -> None:
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
+            content = checksum.read(self.path)
             identity = (content["schema"], content["identity"])
             tokens = str(content["tokens_sha256"])
             cells = {
                 (float(cell["h1"]), float(cell["h3"])): {name: cell[name] for name in COLUMNS}
                 for cell in content["cells"]
             }
-        except (ValueError, KeyError, TypeError) as error:
+            for cell in cells.values():
+                if cell["perplexity"] is not None and not math.isfinite(cell["perplexity"]):
+                    raise ValueError(f"a perplexity is {cell['perplexity']}")
+        except (ValueError, KeyError, TypeError, OSError) as error:
             log.warning("%s is damaged (%s): measured again", self.path, error)
             return
         if identity != (SCHEMA, digest(self._shaping)):

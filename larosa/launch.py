@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from larosa.config import ConfigError, RunConfig
-from larosa.errors import LarosaError
+from larosa.errors import LarosaError, described
+from larosa.overrides import explained
 from larosa.sweep import Outcome, Sweep
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def read(settings: DictConfig) -> RunConfig:
     try:
         tree: Any = OmegaConf.to_container(settings, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(explained(error)) from None
     return RunConfig.parse(tree)
 
 
@@ -43,8 +44,11 @@ def alone(settings: DictConfig, command: str) -> None:
     """Run, and end with one readable message where something is wrong."""
     try:
         _made(read(settings), command)
-    except (LarosaError, OSError) as error:
+    except LarosaError as error:
         log.error("%s", error)
+        sys.exit(2)
+    except OSError as error:
+        log.error("%s", described(error))
         sys.exit(2)
 
 

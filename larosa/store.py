@@ -1,7 +1,8 @@
 """Calibration tensors and quantised layers on disk: safetensors, a JSON sidecar with identity and hash beside each.
 
-A file whose hash does not match its sidecar (truncated, corrupted, half written) is named, ignored and built
-again. Writing goes through a temporary file and one rename; a lock keeps parallel runs from building twice.
+A file whose hash does not match its sidecar (truncated, corrupted, half written), or whose sidecar is damaged or of
+something else, is named, ignored and built again. Writing goes through a temporary file and one rename; a lock keeps
+parallel runs from building twice.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from larosa.assets import cache_folder, file_sha256
+from larosa.assets import AssetError, cache_folder
 from larosa.disk import digest as digest
+from larosa.disk import file_sha256, read_object, remove
 from larosa.disk import write_atomically as write_atomically
 
 log = logging.getLogger(__name__)
@@ -30,48 +32,86 @@ Tensors = dict[str, Tensor]
 def cached(kind: str, identity: dict[str, Any], build: Callable[[], Tensors]) -> tuple[Tensors, bool]:
     """The tensors of `identity`, loaded if an intact file holds them, else built and kept.
 
-    Returns the tensors and whether they came from the cache.
+    Loading takes no lock and writes nothing. Where nothing can be written, a warning names the folder and the tensors
+    are built for this process. Returns the tensors and whether they came from the cache.
     """
-    folder = cache_folder() / "calibration"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{kind}-{digest(identity)}.safetensors"
-    with FileLock(f"{path}.lock"):
-        for leftover in folder.glob(f".{path.name}.*"):
-            leftover.unlink(missing_ok=True)  # of a run that was killed while it wrote
-        tensors = _load(path)
-        if tensors is not None:
-            return tensors, True
-        tensors = build()
-        try:
-            _save(path, tensors, identity)
-        except (OSError, SafetensorError) as error:
-            log.warning("%s could not be kept (%s); this run goes on, the next one computes it again", path, error)
-        return tensors, False
+    try:
+        path = cache_folder() / "calibration" / f"{kind}-{digest(identity)}.safetensors"
+    except AssetError as error:
+        _warn(kind, error)
+        return build(), False
+    tensors = _load(path, identity, logging.DEBUG)  # what is damaged is named below, unless another process writes it
+    if tensors is not None:
+        return tensors, True
+    lock = FileLock(f"{path}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        _load(path, identity, logging.WARNING)
+        _warn(path, error)
+        return build(), False
+    try:
+        return _load_or_build(path, identity, build)
+    finally:
+        lock.release()
+
+
+def _load_or_build(path: Path, identity: dict[str, Any], build: Callable[[], Tensors]) -> tuple[Tensors, bool]:
+    tensors = _load(path, identity, logging.WARNING)
+    if tensors is not None:
+        return tensors, True
+    tensors = build()
+    try:
+        for leftover in path.parent.glob(f".{path.name}.*"):
+            remove(leftover)  # of a run that was killed while it wrote
+        _save(path, tensors, identity)
+    except (OSError, SafetensorError) as error:
+        _warn(path, error)
+    return tensors, False
+
+
+def _warn(path: object, error: Exception) -> None:
+    log.warning(
+        "%s could not be kept (%s); this run goes on, the next one computes it again. LAROSA_CACHE=FOLDER keeps it "
+        "elsewhere",
+        path,
+        error,
+    )
 
 
 def _sidecar(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _load(path: Path) -> Tensors | None:
-    if not path.exists() or not _sidecar(path).exists():
+def _load(path: Path, identity: dict[str, Any], level: int) -> Tensors | None:
+    """What an intact file holds. `level` of the log line that names a damaged one."""
+    if not (os.path.lexists(path) and os.path.lexists(_sidecar(path))):
         return None
     try:
-        expected = json.loads(_sidecar(path).read_text(encoding="utf-8"))["sha256"]
-        if file_sha256(path) != expected:
+        sidecar = read_object(_sidecar(path))
+        if sidecar.get("identity") != json.loads(json.dumps(identity)):
+            raise ValueError("its sidecar is of another calibration")
+        if not path.is_file():
+            raise ValueError("it is no regular file")
+        if file_sha256(path) != sidecar.get("sha256"):
             raise ValueError("its SHA-256 is not the one in the sidecar")
         return dict(load_file(path))
-    except (ValueError, KeyError, OSError, SafetensorError) as error:
-        log.warning("cache file %s is damaged (%s): it is built again", path, error)
+    except (ValueError, OSError, SafetensorError) as error:
+        log.log(level, "cache file %s is damaged (%s): it is built again", path, error)
         return None
 
 
 def _save(path: Path, tensors: Tensors, identity: dict[str, Any]) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        scratch.touch()
+        mode = scratch.stat().st_mode  # safetensors hides its files from other users
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch)
+        scratch.chmod(mode)
         sidecar = {"identity": identity, "sha256": file_sha256(scratch), "bytes": scratch.stat().st_size}
-        _sidecar(path).unlink(missing_ok=True)
+        for old in (_sidecar(path), path):
+            remove(old)
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)

@@ -26,12 +26,14 @@ from filelock import FileLock, Timeout
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from larosa.disk import digest, write_atomically
+from larosa.disk import digest, read_object, write_atomically
+from larosa.errors import described
 
 EXTRAS = {"hydra-joblib-launcher": "launchers", "hydra-submitit-launcher": "launchers", "hydra-ray-launcher": "ray"}
 """Package of a launcher -> the extra of this project that installs it."""
+OmegaConf.register_new_resolver("home", lambda path: str(Path(path).expanduser()), replace=True)  # in conf/config.yaml
 _POLL_S = 1.0
 _FOLDER = ".sweep-"
 
@@ -72,8 +74,16 @@ class Sweep:
         write_atomically(path, json.dumps(asdict(outcome)).encode())
 
     def outcomes(self) -> list[Outcome]:
-        """Of all runs that have ended."""
-        return [Outcome(**json.loads(path.read_text(encoding="utf-8"))) for path in sorted(self.folder.glob("*.json"))]
+        """Of all runs that have ended; one whose file is damaged counts as not ended."""
+        return [found for path in sorted(self.folder.glob("*.json")) if (found := _outcome(path)) is not None]
+
+
+def _outcome(path: Path) -> Outcome | None:
+    try:
+        found = Outcome(**read_object(path))
+    except (OSError, ValueError, TypeError):
+        return None
+    return found if isinstance(found.overrides, list) and isinstance(found.failed, dict) else None
 
 
 def runs_of(config: DictConfig) -> list[list[str]]:
@@ -117,7 +127,11 @@ class SweepCallback(Callback):
                 quoted = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
                 config.hydra.overrides.hydra.append(f"hydra.callbacks.sweep.{key}={quoted}")
         self._line = ProgressLine(Sweep(group, folder, os.getpid()), name, len(runs))
-        self._line.start()
+        try:
+            self._line.start()
+        except OSError as error:  # Hydra would make a warning of it and go on
+            _say(f"ERROR: the sweep cannot be counted in output={config.output}: {described(error)}")
+            sys.exit(2)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Name what failed and end the process with status 2 if anything did."""

@@ -48,6 +48,8 @@ class Tracker:
 
         for name, record in records.items():
             self._run.summary.update({f"{name}/{key}": value for key, value in scalars(record["metrics"]).items()})
+            if caveat := record["metrics"].get("speed", {}).get("caveat"):
+                self._run.summary.update({f"{name}/speed/caveat": caveat})
         columns = list(dict.fromkeys(key for row in table for key in row))
         rows = [[row.get(column) for column in columns] for row in table]
         images = {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}

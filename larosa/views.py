@@ -17,11 +17,10 @@ from larosa.evaluation.error_curve import error_curve
 from larosa.evaluation.surface import pooling, surface
 from larosa.evaluation.tap import activations, dense_activations
 from larosa.methods.limits import limits_of
-from larosa.methods.registry import METHODS
 from larosa.pipeline import Bench
-from larosa.sites import ModelShape
+from larosa.prepare import prepare
 from larosa.sparsity.dials import Dials, LimitAt
-from larosa.sparsity.handle import Plan, SparsityHandle, apply
+from larosa.sparsity.handle import Plan, SparsityHandle
 from larosa.sparsity.top_k import kept_channels, kth_magnitude, theoretical_error
 
 Values = dict[str, Any]
@@ -29,12 +28,9 @@ Values = dict[str, Any]
 
 @contextmanager
 def _applied(cell: Cell, bench: Bench) -> Iterator[tuple[SparsityHandle, Plan]]:
-    shape = ModelShape.of(bench.model.config)
-    plan = METHODS[cell.config.method.name](
-        cell.config.method, shape, cell.levels, cell.config.tokens, bench.calibrator
-    )
-    with apply(bench.model, plan, cell.config.model.keep_weights) as handle:
-        yield handle, plan
+    handle, _ = prepare(cell, bench)
+    with handle:
+        yield handle, handle.plan
 
 
 def text_of(bench: Bench) -> TokenBlock:
@@ -88,7 +84,7 @@ def _thresholds(config: RunConfig, cells: dict[str, Cell], bench: Bench) -> Valu
     with _applied(cell, bench) as (handle, plan):
         _, _, z = activations(bench.model, handle, _ids(config, bench, config.inspect.tokens), layer, site)
     limit: LimitAt = limits_of(plan, bench.calibrator) or bench.calibrator.magnitudes(plan).limit
-    k = kept_channels(config.sparsity, z.shape[1])
+    k = kept_channels(config.sparsity, z.shape[1], cell.config.method.top_k.rounding)
     needed = kth_magnitude(z[1:].float(), k)[:, 0].tolist()
     layers = range(plan.shape.layers)
     return {

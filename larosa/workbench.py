@@ -1,7 +1,7 @@
 """One bench for many runs of a process: a sweep on one model reads its texts and loads it once.
 
-Runs whose model, calibration, texts, block length and seed are equal share the bench; another one takes its place,
-and the old one's memory is given back first.
+Runs whose model, calibration, texts, block length and seed are equal share the bench, as long as the files behind them
+are unchanged; another one takes its place, and the old one's memory is given back first.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ import torch
 from larosa.config import RunConfig
 from larosa.disk import digest
 from larosa.pipeline import Bench, open_bench, read_documents
+from larosa.results import text_identity
+from larosa.weights import fingerprint
 
 
 def bench_settings(config: RunConfig) -> dict[str, Any]:
     """What decides a bench, JSON-able."""
     kept = {"model", "calibration", "texts", "seed"}
-    return config.model_dump(mode="json", include=kept) | {"size": config.evaluation.perplexity.model_dump()}
+    texts = [text_identity(text) for text in (config.calibration.text, *config.texts.values())]
+    found = {"size": config.evaluation.perplexity.model_dump(), "weights": fingerprint(config.model), "behind": texts}
+    return config.model_dump(mode="json", include=kept) | found
 
 
 class Workbench:

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from larosa_analysis.outcomes import SEVEN, compact_score
 from conftest import CONF, ROOT
+from larosa_analysis import checksum
+from larosa_analysis.outcomes import SEVEN, compact_score
+from larosa_analysis.records import read_lines
 
 Record = dict[str, Any]
 CONDITIONS = {"created": "2000-01-01T00:00:00+00:00", "git": {"commit": "0" * 40, "dirty": False}}
@@ -21,8 +23,9 @@ PRESETS = {"larosa": "larosa/paper"}
 def template() -> Record:
     """The committed record of magnitude Top-K at 50 %, uniform."""
     path = ROOT / "analysis" / "records" / "methods-smollm2.jsonl"
-    lines = (json.loads(line) for line in path.read_text().splitlines())
-    return next(r for r in lines if r["label"] == "magnitude" and r["config"]["schedule"]["name"] == "uniform")
+    return next(
+        r for r in read_lines(path) if r["label"] == "magnitude" and r["config"]["schedule"]["name"] == "uniform"
+    )
 
 
 def made(
@@ -118,7 +121,7 @@ def inspections(model: str = "smollm2-135m") -> dict[str, Record]:
 def timings(lengths: tuple[int, ...] = (32, 128)) -> Record:
     """The committed decode record with its rows repeated at several output lengths."""
     name = "decode-llama2-7b-h100-2026-11-23.json"
-    found: Record = json.loads((ROOT / "kernels" / "benchmarks" / "records" / name).read_text())
+    found: Record = checksum.read(ROOT / "kernels" / "benchmarks" / "records" / name)
     found["rows"] = [row | {"new_tokens": length} for length in lengths for row in found["rows"]]
     return found
 
@@ -126,7 +129,12 @@ def timings(lengths: tuple[int, ...] = (32, 128)) -> Record:
 def write(folder: Path, runs: list[Record], inspected: dict[str, Record] | None = None) -> Path:
     """A folder of records as `larosa_analysis.build` reads it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "runs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in runs))
+    (folder / "runs.jsonl").write_text("".join(sealed(record) + "\n" for record in runs))
     for name, record in (inspected or {}).items():
-        (folder / name).write_text(json.dumps(record))
+        (folder / name).write_text(sealed(record))
     return folder
+
+
+def sealed(record: Record) -> str:
+    """A record as a file holds it, with its checksum."""
+    return json.dumps(checksum.sealed(record))

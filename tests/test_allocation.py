@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,27 @@ from transformers import PreTrainedModel
 
 from conftest import build_model
 from larosa import allocate as command
+from larosa import coefficients
 from larosa.architecture import SITES
 from larosa.calibration.calibrator import Calibrator
+from larosa.calibration.overlap import OverlapError
 from larosa.calibration.tokens import TokenBlock
-from larosa.cells import plan_cells
-from larosa.config import ConfigError
+from larosa.cells import Cell, plan_cells
+from larosa.config import ConfigError, RunConfig
+from larosa.evaluation import invariance
 from larosa.evaluation.curves import output_curves
 from larosa.evaluation.divergence import divergence_curves
+from larosa.evaluation.finite import EvaluationError
 from larosa.evaluation.greedy import greedy_allocation
 from larosa.methods.limits import limits_of
-from larosa.pipeline import measure, open_bench, read_documents, run
+from larosa.pipeline import Bench, measure, open_bench, read_documents, run
+from larosa.prepare import prepare
 from larosa.rotation.rotation import build_rotation
 from larosa.sites import ModelShape
 from larosa.sparsity.allocation import AllocationError, allocate
 from larosa.sparsity.greedy import greedy_levels
 from larosa.sparsity.handle import Plan, apply
-from larosa.sparsity.schedule import Levels
+from larosa.sparsity.schedule import Levels, ScheduleError
 from larosa.sparsity.top_k import kept_channels
 
 GRID = np.linspace(0, 0.9, 10)
@@ -131,8 +136,9 @@ def test_curves_are_what_applied_plans_measure(form: str, around: str, calibrato
     base = {(i, s): 0.3 for i in range(3) for s in SITES} if around == "sparse" else {}
     plan, grid = plan_at(base, model, calibrator, name, **more), (0.0, 0.4, 0.8)
     limits = limits_of(plan, calibrator)
-    kl = divergence_curves(model, plan, ids, grid, limits, around)
-    output = output_curves(model, plan, ids, grid, limits, around)
+    with apply(model, plan) as handle:
+        kl = divergence_curves(model, handle, ids, grid, limits, around)
+        output = output_curves(model, handle, ids, grid, limits, around)
     dense = model(ids).logits.log_softmax(-1)
     for layer, site, i in ((0, "h3", 1), (1, "h2", 2), (2, "h4", 1), (2, "h1", 0)):
         single = plan_at({**base, (layer, site): grid[i]}, model, calibrator, name, **more)
@@ -159,7 +165,9 @@ def test_greedy_is_teals_algorithm(form: str, calibrator: Calibrator) -> None:
     model, ids = calibrator.model, calibrator.tokens.ids[:2]
     name, more = FORMS[form]
     plan = plan_at({}, model, calibrator, name, **more)
-    found = greedy_allocation(model, plan, ids, limits_of(plan, calibrator), 0.5, step=0.8, highest=0.9)
+    limits = limits_of(plan, calibrator)
+    with apply(model, plan) as handle:
+        found = greedy_allocation(model, handle, ids, limits, 0.5, step=0.8, highest=0.9)
     shape = plan.shape
     for layer in range(shape.layers):
         levels, spent = dict.fromkeys(SITES, 0.0), 0.0
@@ -251,6 +259,10 @@ def test_a_schedule_found_on_an_evaluation_text_or_another_model_is_doubted(
     content = json.loads(path.read_text())
     content["made_by"]["model"]["name"] = "larger-llama"
     path.write_text(json.dumps(content))
+    with pytest.raises(ScheduleError, match="checksum does not match"):
+        plan_cells(parse(*overrides, *more, "schedule=file"))
+    del content["checksum"]
+    path.write_text(json.dumps(content))
     config = parse(*overrides, *more, "schedule=file")
     bench = open_bench(config, read_documents(config))
     measure(list(plan_cells(config).values())[-1], bench)
@@ -258,3 +270,35 @@ def test_a_schedule_found_on_an_evaluation_text_or_another_model_is_doubted(
     assert len(warnings) == 2
     assert "was made for larger-llama, not for tiny-llama" in warnings[0]
     assert "found on text" in warnings[1]
+
+
+@pytest.mark.parametrize("search", [command.run, coefficients.run])
+def test_a_search_runs_the_checks_of_a_run(
+    search: Callable[[RunConfig], Path], overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    chosen = [*overrides, "method=larosa/paper", "baseline=none", f"schedule.path={tmp_path / 'mine.json'}"]
+    marked = tmp_path / "marked.txt"
+    marked.write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.txt").read_bytes())
+    with pytest.raises(OverlapError, match="not held out"):
+        search(parse(*chosen, f"texts.text.files=[{marked}]"))
+    monkeypatch.setattr(invariance, "bound", lambda *_: 0.0)
+    with pytest.raises(invariance.InvarianceError, match="at level 0"):
+        search(parse(*chosen))
+    assert not (tmp_path / "mine.json").exists()
+
+
+@pytest.mark.parametrize("search", ["error=output", "error=kl", "rule=greedy"])
+def test_levels_are_not_found_among_nan(
+    search: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    chosen = [*overrides, "method=magnitude", "baseline=none", f"schedule.path={tmp_path / 'mine.json'}"]
+
+    def broken(cell: Cell, bench: Bench, **more: bool) -> Any:
+        found = prepare(cell, bench, **more)
+        bench.model.model.layers[1].mlp.up_proj.weight.data[3] = float("inf")  # behind the check at level 0
+        return found
+
+    monkeypatch.setattr(command, "prepare", broken)
+    with pytest.raises(EvaluationError, match=r"is (nan|inf)"):
+        command.run(parse(*chosen, f"allocation.{search}", "allocation.grid=[0,0.6]"))
+    assert not (tmp_path / "mine.json").exists()

@@ -20,7 +20,7 @@ from larosa import coefficients
 from larosa.cells import plan_cells
 from larosa.config import ConfigError, RunConfig
 from larosa.evaluation.perplexity import perplexity
-from larosa.grid import Grid, GridError
+from larosa.grid import COLUMNS, Grid, GridError
 from larosa.methods.registry import METHODS
 from larosa.pipeline import open_bench, read_documents
 from larosa.sites import ModelShape
@@ -118,6 +118,12 @@ def test_a_damaged_grid_is_named_and_replaced(tmp_path: Path, caplog: pytest.Log
     path.write_text('{"schema": 1, "ident')
     assert (0.7, 0.7) not in Grid(path, {"a": 1}, force=False)
     assert "is damaged" in caplog.text
+    Grid(path, {"a": 1}, force=True).add({**dict.fromkeys(COLUMNS), "h1": 0.7, "h3": 0.7, "perplexity": 12.5})
+    assert (0.7, 0.7) in Grid(path, {"a": 1}, force=False)
+    caplog.clear()
+    path.write_text(path.read_text().replace("12.5", "11.5"))
+    assert (0.7, 0.7) not in Grid(path, {"a": 1}, force=False)
+    assert "is damaged (its checksum does not match" in caplog.text
 
 
 def test_what_cannot_be_searched_is_refused() -> None:

@@ -69,6 +69,19 @@ def test_every_schedule_is_measured_and_net_bytes_are_met(make: Callable[..., Co
     assert net[0]["config"]["schedule"]["name"] == best["config"]["schedule"]["name"]
 
 
+def test_a_damaged_schedule_is_found_again(
+    make: Callable[..., Comparison], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    listed, output = make({"settings": "method=magnitude", "schedules": ["output"]}), [f"output={tmp_path / 'runs'}"]
+    assert compare(listed, output) == 0
+    (path,) = (tmp_path / "runs" / "schedules").glob("output-*.json")
+    content = path.read_text()
+    path.write_text(content.replace('"layers": 3', '"layers": 4'))
+    assert compare(listed, output) == 0
+    assert path.read_text() == content
+    assert f"{path}: its checksum does not match" in caplog.text
+
+
 def mean_nats(record: dict[str, Any]) -> float:
     text = record["metrics"]["perplexity"]["text"]
     return float(sum(text["block_nll_nats"]) / text["predicted_tokens"])

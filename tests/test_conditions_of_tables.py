@@ -11,13 +11,13 @@ import yaml
 from made_records import Record, made, score, seven
 from test_paper_tables import at, block, rows_of, tables
 
+from conftest import CONF, ROOT
 from larosa_analysis import bank
 from larosa_analysis.compact import compact
 from larosa_analysis.main_result import results
 from larosa_analysis.run import Run
 from larosa_analysis.tables.group import every
 from larosa_analysis.tables.spec import SPECS
-from conftest import CONF, ROOT
 
 LATER = "2000-01-02T00:00:00+00:00"
 REASONING = ("hendrycks_math500", "gpqa_diamond_cot_zeroshot", "aime24")

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -18,6 +19,7 @@ from larosa import pipeline
 from larosa.cells import plan_cells
 from larosa.config import ConfigError, RunConfig
 from larosa.errors import LarosaError
+from larosa.rotation.rotation import build_rotation
 
 OWN_FILES = {"calibration=text": "calibration.text.files=[a.txt]", "texts=text": "texts.text.files=[a.txt]"}
 NEEDS = {
@@ -100,12 +102,74 @@ def test_no_group_is_named_sparsity() -> None:
         (["calibration.probe_sequences=99"], "must not exceed"),
         (["tokens=skip_first_n", "tokens.n=1024"], "leaves no sparse token"),
         (["tokens=last_fraction", "tokens.fraction=0"], "tokens.fraction"),
+        (["tokens=last_fraction", "tokens.fraction=nan"], "tokens.fraction"),
+        (["sparsity=false"], "sparsity: expected a number"),
+        (["calibration.sequences=true"], "calibration.sequences: expected a number"),
+        (["evaluation.perplexity.max_tokens=true"], "max_tokens: expected a number"),
+        (["method=r_sparse", "method.rank_share=false"], "rank_share: expected a number"),
+        (["allocation.step=inf"], "allocation.step: Input should be a finite number"),
+        (["schedule.coefficients.h1=nan"], "schedule.coefficients.h1"),
+        (["+schedule.table.mine={h1: -1, h2: 1, h3: 1, h4: 1}"], "schedule.table.mine.h1: Input should be greater"),
+        (["seed=-1"], "seed: Input should be greater than or equal to 0"),
+        ([f"seed={2**32}"], "seed: Input should be less than 4294967296"),
+        ([f"seed={2**64}"], "seed: Input should be less than 4294967296"),
         (["schedule.kind=coefficients", "schedule.coefficients=null"], "needs schedule.coefficients"),
     ],
 )
 def test_bad_settings_are_named(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse(*overrides)
+
+
+SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "vocab_size", "max_position_embeddings",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "1.5", "true", "'8'", "inf"])
+@pytest.mark.parametrize("key", SIZES)
+def test_every_size_of_the_shape_is_a_whole_number_above_zero(key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"model\.shape\.{key}: "):
+        parse("model=tiny-llama", f"model.shape.{key}={value}")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.shape.rms_norm_eps=0", "model.shape.rms_norm_eps: Input should be greater than 0"),
+        ("model.shape.rms_norm_eps=nan", "model.shape.rms_norm_eps: "),
+        ("model.shape.initializer_range=-1", "model.shape.initializer_range: "),
+        ("model.shape.rope_parameters.rope_theta=0", r"model.shape.rope_parameters.rope_theta: .* greater than 0"),
+        ("+model.shape.rope_parameters.factor=0", r"model.shape.rope_parameters.factor: .* greater than 0"),
+        ("model.shape.eos_token_id=384", "token id 384 is not below vocab_size=384"),
+        ("model.shape.pad_token_id=-1", "model.shape.pad_token_id: "),
+        ("model.shape.num_key_value_heads=3", "num_attention_heads=4 must be a multiple of num_key_value_heads=3"),
+        ("model.shape.head_dim=15", "head_dim=15 must be even"),
+        ("+model.shape.attention_dropout=nan", "attention_dropout: expected finite numbers"),
+        ("+model.shape.num_hiden_layers=2", "unknown key num_hiden_layers; did you mean num_hidden_layers"),
+        ("~model.shape.model_type", "model.shape.model_type: Field required"),
+    ],
+)
+def test_a_shape_that_no_model_has_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse("model=tiny-llama", override)
+
+
+def test_a_good_shape_stays_as_it_was_given() -> None:
+    """Its hash is a part of a random model's identity."""
+    given = tree("model=tiny-llama", "+model.shape.sliding_window=null", "model.shape.rms_norm_eps=1")
+    config = parse("model=tiny-llama", "+model.shape.sliding_window=null", "model.shape.rms_norm_eps=1")
+    assert repr(config.model.shape) == repr(given["model"]["shape"])
+    assert config.model.model_dump(mode="json", warnings="error")["shape"] == given["model"]["shape"]
+
+
+def test_the_highest_seed_serves_every_generator() -> None:
+    seed = parse(f"seed={2**32 - 1}").seed
+    np.random.default_rng(seed)
+    np.random.RandomState(seed)
+    method = parse("method=larosa/paper", "method.basis=random").method
+    assert build_rotation(method, None, 2, 4, seed).matrices.isfinite().all()
 
 
 def test_decode_only_is_scored_by_what_is_generated() -> None:

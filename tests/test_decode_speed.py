@@ -23,6 +23,8 @@ from larosa.decode.rules import dense_rules, level_rules
 from larosa.decode.speed import compare, measure, with_speedups
 from larosa.decode.weights import DecodeWeights, random_weights
 from larosa.errors import LarosaError
+from larosa.evaluation import speed as evaluated
+from larosa_analysis import checksum
 
 BLOCKED = ("pydantic", "hydra", "omegaconf", "wandb", "datasets", "lm_eval", "pandas", "sklearn", "psutil")
 
@@ -135,7 +137,7 @@ def test_the_benchmark_runs_where_only_torch_is(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", block + run], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip().splitlines()[-3].startswith("| limits 50 %")
-    record = json.loads((tmp_path / "out.json").read_text())
+    record = checksum.read(tmp_path / "out.json")  # sealed as every record is
     assert [row["name"] for row in record["rows"]][-3:] == ["top-k 0 %", "top-k 50 %", "limits 50 %"]
     assert record["gate"]["8"]["top-k 50 %"]["bit_identical"]
     assert set(record["selection_us"]["8"]) == {"top-k 50 %"}
@@ -158,10 +160,27 @@ def test_what_cannot_be_timed_is_refused_early(more: list[str], message: str) ->
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
-def test_triton_without_a_gpu_is_refused_before_weights_load(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_speed_without_a_gpu_unless_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = ("evaluation=speed", "model.dtype=bfloat16")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(LarosaError, match="needs a CUDA GPU"):
-        plan_cells(parse("evaluation=speed", "backend=triton", "model.dtype=bfloat16"))
-    with pytest.raises(LarosaError, match="float32 needs backend=reference"):
-        plan_cells(parse("evaluation=speed", "backend=triton", "model.dtype=float32"))
+    for backend in ("auto", "triton"):
+        with pytest.raises(LarosaError, match=r"on a CUDA GPU, and this is a cpu.*backend=reference"):
+            plan_cells(parse(*timed, f"backend={backend}"))
+        with pytest.raises(LarosaError, match="float32 needs backend=reference"):
+            plan_cells(parse("evaluation=speed", "model.dtype=float32", f"backend={backend}"))
+    plan_cells(parse(*timed, "backend=reference"))
     plan_cells(parse("backend=triton"))  # nothing decodes
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(LarosaError, match="Triton's interpreter"):
+        plan_cells(parse(*timed))
+    plan_cells(parse(*timed, "backend=triton"))
+
+
+def test_times_of_anything_but_the_kernels_on_a_gpu_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluated, "INTERPRETED", False)
+    assert evaluated.caveat("triton", "cuda") is None
+    assert evaluated.caveat("reference", "cpu") == "torch reference on CPU, not a speed measurement"
+    assert evaluated.caveat("reference", "cuda") == "torch reference on GPU, not a speed measurement"
+    monkeypatch.setattr(evaluated, "INTERPRETED", True)
+    for device in ("cpu", "cuda"):
+        assert str(evaluated.caveat("triton", device)).startswith("Triton interpreter")

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_records import Record, inspections, made, seven
+from made_records import Record, inspections, made, sealed, seven
 from test_paper_tables import SHAPES, at, block, rows_of
 
+from larosa import failures
+from larosa.errors import LarosaError
+from larosa.sparsity.schedule import ScheduleError
 from larosa_analysis import bank, compact, failed
 from larosa_analysis.records import RecordsError
 from larosa_analysis.tables import every, render
 from larosa_analysis.tables.cells import Table
-from larosa import failures
-from larosa.errors import LarosaError
-from larosa.sparsity.schedule import ScheduleError
 
 
 def cell(method: str, level: float, **more: Any) -> Record:
@@ -42,7 +42,7 @@ def runs(tmp_path: Path) -> Path:
     for record in (made("dense", 0.0), made("larosa")):
         path = tmp_path / "runs" / record["label"].partition(" ")[0].replace("/", "-") / "result.json"
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(record))
+        path.write_text(sealed(record))
     return tmp_path / "runs"
 
 
@@ -73,14 +73,16 @@ def test_a_failure_stands_where_its_value_would(runs: Path, tmp_path: Path) -> N
 
 def test_a_failure_of_tasks_is_no_failure_of_texts(runs: Path, tmp_path: Path) -> None:
     (runs / "tasks").mkdir()
-    (runs / "tasks" / "result.json").write_text(json.dumps(made("larosa", 0.4, tasks=seven(0.5))))
+    (runs / "tasks" / "result.json").write_text(sealed(made("larosa", 0.4, tasks=seven(0.5))))
     fail(runs, LarosaError("no tokenizer"), cell("teal", 0.4, texts=[], tasks=["piqa"]))
     found = gathered(tmp_path)
     assert at(block(found[1], "llama3-8b"), "40", "teal", "Acc7, %, ours").text == "failed"
     assert at(block(found[2], "llama3-8b"), "40", "teal", "WikiText-2 perplexity, ours").text == "missing"
 
 
-def test_failures_are_merged_and_damage_is_named(runs: Path, tmp_path: Path) -> None:
+def test_failures_are_merged_and_damage_is_named(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fail(runs, LarosaError("first"), cell("teal", 0.4))
     gathered(tmp_path)
     fail(runs, LarosaError("second"), cell("cats", 0.4))
@@ -88,11 +90,20 @@ def test_failures_are_merged_and_damage_is_named(runs: Path, tmp_path: Path) -> 
     gathered(tmp_path)
     path = tmp_path / "records" / "failed-mine.json"
     assert [own["message"] for own in failed.read(path)] == ["second", "first"]
-    (runs / "cats-0.4" / "failed.json").write_text("{}")
-    assert compact.main([str(runs), str(tmp_path / "records" / "mine.jsonl")]) == 2
+    before = path.read_text()
+    for content, why in (("{}", "no checksum"), (sealed({"label": "cats"}), "it lacks asked"), ("[", "not JSON")):
+        (runs / "cats-0.4" / "failed.json").write_text(content)
+        capsys.readouterr()
+        assert compact.main([str(runs), str(tmp_path / "records" / "mine.jsonl")]) == 0
+        told = capsys.readouterr().err
+        assert "cats-0.4/failed.json is left out" in told
+        assert why.removeprefix("it ") in told
+        assert path.read_text() == before
+    changed = before.replace("second", "third")
     for content, message in (
         ("{}", "a list of failures"),
-        ('[{"label": "teal"}]', "make the file with"),
+        (f"[{sealed({'label': 'teal'})}]", "make the file with"),
+        (changed, "mine.json: its checksum"),
         ("[", "mine"),
     ):
         path.write_text(content)
@@ -104,11 +115,11 @@ def test_inspections_come_along(runs: Path, tmp_path: Path) -> None:
     (found,) = (own for name, own in inspections().items() if "surface" in name)
     mine = found | {"data": {"calibration": {"text": "mine", "tokens": 9, "files": [f"{tmp_path}/mine.txt"]}}}
     path, out = runs / "inspect-surface-smollm2-135m.json", tmp_path / "records" / "inspect-surface-smollm2-135m.json"
-    path.write_text(json.dumps(mine))
+    path.write_text(sealed(mine))
     gathered(tmp_path)
     kept = json.loads(out.read_text())
     assert kept["values"] == found["values"]
     assert kept["data"]["calibration"]["files"] == ["mine.txt"]
-    path.write_text(json.dumps(mine | {"created": "1999-01-01", "values": {}}))
+    path.write_text(sealed(mine | {"created": "1999-01-01", "values": {}}))
     gathered(tmp_path)
     assert json.loads(out.read_text()) == kept  # the newer one stays

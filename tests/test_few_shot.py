@@ -247,7 +247,7 @@ def test_identities_are_what_they_were(tmp_path: Path) -> None:
     }  # fmt: skip
     assert set(found) == {
         "schema", "meaning", "model", "method", "texts", "evaluation", "seed", "sparsity", "schedule", "schedule_file",
-        "tokens", "calibration",
+        "tokens", "calibration", "tasks", "data_wheel",
     }  # fmt: skip
     drawn = read_settings(["model=tiny-llama", "evaluation.perplexity.samples=3"])
     assert identity(drawn, {}, "cpu")["evaluation"]["perplexity"]["samples"] == 3

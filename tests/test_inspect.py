@@ -14,8 +14,6 @@ import torch
 from hydra import compose, initialize_config_dir
 from test_pipeline import write_text
 
-from larosa_analysis import bank
-from larosa_analysis.figures import every
 from conftest import CONF, ROOT
 from larosa import models
 from larosa.calibration.calibrator import Calibrator
@@ -31,6 +29,8 @@ from larosa.launch import in_sweep
 from larosa.results import identity
 from larosa.sparsity.top_k import theoretical_error
 from larosa.sweep import Sweep
+from larosa_analysis import bank
+from larosa_analysis.figures import every
 
 LAYER, TOKENS = 1, 40
 LEVELS = (0.25, 0.5, 0.75)

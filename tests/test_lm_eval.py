@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lm_eval._cli.utils import key_val_to_dict
 from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 from test_pipeline import WORDS, write_text
+from transformers import PreTrainedModel
 
 from conftest import ROOT
 from larosa import lm_eval
@@ -58,6 +61,53 @@ def test_settings_that_run_py_refuses_are_refused(arguments: dict[str, str]) -> 
         lm_eval.settings_of("tiny-llama")
 
 
+@pytest.mark.parametrize("name", ["a b.txt", "a=b.txt", "a[1].txt", "é #&.txt"])
+def test_paths_of_every_kind_arrive(name: str, arguments: dict[str, str], tmp_path: Path) -> None:
+    """As lm-eval's own parser of `--model_args` hands them over."""
+    typed = (
+        f"pretrained=tiny-llama,calibration=text,calibration.text.files={tmp_path / name},model.path={tmp_path / name}"
+    )
+    config = lm_eval.settings_of(**key_val_to_dict(typed))
+    assert config.calibration.text.files == (str(tmp_path / name),)
+    assert config.model.path == str(tmp_path / name)
+
+
+def test_values_that_lm_eval_has_read_already_keep_their_meaning(arguments: dict[str, str]) -> None:
+    typed = "pretrained=tiny-llama,calibration=text,calibration.text.files=[a.txt,b.txt],model.revision=1234567"
+    typed += ",model.device_map=None,force=true,sparsity=0.3,evaluation.perplexity.max_tokens=None"
+    config = lm_eval.settings_of(**key_val_to_dict(typed))
+    assert config.calibration.text.files == ("a.txt", "b.txt")
+    assert (config.model.revision, config.model.device_map, config.force, config.sparsity) == (
+        "1234567",
+        None,
+        True,
+        0.3,
+    )
+    assert config.evaluation.perplexity.max_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("dtype=bfloat16", "dtype: unknown key; did you mean model.dtype?"),
+        ("method.bases=pca", "did you mean method.basis"),
+        ("method=larosa/papr", "did you mean larosa/paper"),
+        ("sparcity=0.3", "did you mean sparsity"),
+    ],
+)
+def test_a_misspelt_argument_is_answered_with_the_real_name(typed: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as refused:
+        lm_eval.settings_of(**key_val_to_dict(f"pretrained=tiny-llama,calibration=c4,{typed}"))
+    assert "+" not in str(refused.value)
+
+
+def test_a_model_that_is_not_named_is_asked_for() -> None:
+    with pytest.raises(ConfigError, match="pretrained=NAME is needed"):
+        lm_eval.SparseLM(**key_val_to_dict("sparsity=0.4"))
+    with pytest.raises(ConfigError, match=r"model\.path='~/models/x'"):
+        lm_eval.settings_of(**key_val_to_dict("pretrained=~/models/x,calibration=c4"))
+
+
 @pytest.mark.parametrize(
     ("more", "batch_size", "message"),
     [({"tokens": "decode_only"}, 1, "dense model"), ({"tokens": "last_fraction"}, 8, "--batch_size 1")],
@@ -95,6 +145,15 @@ def words(arguments: dict[str, str], tmp_path: Path) -> list[str]:
     return [*found, "--log_samples"]
 
 
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval's command line in this process, with tasks of one's own alone."""
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))
+    monkeypatch.setattr("lm_eval.__main__.setup_logging", lambda: None)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # lm-eval sets it
+
+
 def check_results(folder: Path, printed: str) -> None:
     assert "own_questions" in printed
     found = json.loads(next(folder.rglob("results_*.json")).read_text())
@@ -103,16 +162,69 @@ def check_results(folder: Path, printed: str) -> None:
 
 
 def test_the_command_line_is_lm_evals(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    inside: None, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All but the start of Python and lm-eval's reading of its own 10,000 task files, which take half a minute."""
-    monkeypatch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))
-    monkeypatch.setattr("lm_eval.__main__.setup_logging", lambda: None)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # lm-eval sets it
     monkeypatch.setattr(sys, "argv", ["larosa.lm_eval", *words])
     lm_eval.main()
     check_results(tmp_path / "out", capsys.readouterr().out)
+
+
+def refused(words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", ["larosa.lm_eval", *words])
+    with pytest.raises(SystemExit) as ended:
+        lm_eval.main()
+    assert ended.value.code == 2
+    assert message in caplog.text
+
+
+def test_a_model_with_nan_scores_nothing(
+    inside: None, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    load = lm_eval.open_bench.__globals__["models"].load_model
+
+    def broken(*given: object) -> PreTrainedModel:
+        model = load(*given)
+        model.model.layers[1].mlp.down_proj.weight.data[3, 5] = float("nan")
+        return model
+
+    monkeypatch.setattr("larosa.models.load_model", broken)
+    refused(words, "its weight model.layers.1.mlp.down_proj.weight does too", monkeypatch, caplog)
+    assert not list((tmp_path / "out").rglob("results_*.json"))
+
+
+def test_nan_that_only_a_task_meets_scores_nothing(
+    inside: None, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepare = lm_eval.prepare
+
+    def broken(cell: object, bench: object) -> object:
+        found = prepare(cell, bench)
+        bench.model.model.embed_tokens.weight.data[:] = float("nan")  # behind the check at level 0
+        return found
+
+    monkeypatch.setattr(lm_eval, "prepare", broken)
+    refused(words, "a batch of lm-eval's requests: the model's logits hold NaN or infinity", monkeypatch, caplog)
+    assert not list((tmp_path / "out").rglob("results_*.json"))
+
+
+def test_a_transformation_that_is_wrong_scores_nothing(
+    arguments: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from larosa.evaluation import invariance
+
+    monkeypatch.setattr(invariance, "bound", lambda *_: 0.0)
+    with pytest.raises(invariance.InvarianceError, match="at level 0"):
+        lm_eval.SparseLM(**arguments)
+
+
+def test_a_task_about_the_calibration_text_is_refused(
+    inside: None, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = (tmp_path / "calibration.txt").read_text().split()
+    lines = [{"question": " ".join(text[i : i + 30]), "yes": text[i + 30], "no": "zebra"} for i in range(0, 120, 30)]
+    (tmp_path / "questions.json").write_text("\n".join(map(json.dumps, lines)))
+    refused(words, "task own_questions is not held out from the calibration text", monkeypatch, caplog)
 
 
 @pytest.mark.slow

@@ -15,9 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_records import sealed
 from test_config import parse
 from test_pipeline import write_text
 
+from conftest import ROOT
+from larosa.pipeline import run
 from larosa_analysis import compact, methods
 from larosa_analysis.bars import gains, verdicts
 from larosa_analysis.bootstrap import Increases, draws
@@ -26,8 +29,6 @@ from larosa_analysis.method_markdown import interval, markdown
 from larosa_analysis.readme import marker
 from larosa_analysis.records import Entry, Record, RecordsError, load
 from larosa_analysis.rows import Row, Rows, build
-from conftest import ROOT
-from larosa.pipeline import run
 
 LAROSA = "larosa/paper (absorbed, pca, per layer)"
 TEXTS = ["other", "text"]
@@ -73,7 +74,7 @@ def lines(runs: Path) -> list[Record]:
 
 
 def save(path: Path, lines: list[Record]) -> Path:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.write_text("".join(sealed(line) + "\n" for line in lines))
     return path
 
 
@@ -170,7 +171,7 @@ def test_what_cannot_be_compacted_is_named(tmp_path: Path, lines: list[Record], 
     assert f"{lines[0]['identity']} lacks 'label'" in refused(save(tmp_path / "old.jsonl", lines))
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "result.json").write_text('{"schema": 1')
-    assert "x/result.json is damaged" in refused(tmp_path)
+    assert "x/result.json is left out: it is not JSON" in refused(tmp_path)
 
 
 def test_a_file_too_large_to_commit_is_warned_about(

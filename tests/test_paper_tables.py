@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_records import Record, inspections, made, score, seven, write
+from made_records import Record, inspections, made, score, sealed, seven, write
 
+from conftest import ROOT
 from larosa_analysis import bank, build, paper
 from larosa_analysis.records import RecordsError, read_lines
 from larosa_analysis.tables import every, flops, render
 from larosa_analysis.tables.cells import Block, Cell, Table
 from larosa_analysis.tables.flops import adapters, tflops
 from larosa_analysis.tables.spec import SPECS
-from conftest import ROOT
 
 SHAPES = flops.shapes(build.MODELS)
 
@@ -285,9 +285,14 @@ def test_a_damaged_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
         with pytest.raises(RecordsError, match=message):
             bank.read(folder, folder)
 
-    refused("inspect-a.json", '{"kind": "other"}', "inspect-a.json is no inspection")
-    refused("inspect-b.json", '{"kind": "surface", "values": {}}', "inspect-b.json: expected schema 1 and layer")
-    refused("other.jsonl", '{"kind": "other"}\n', "no compact record")
+    refused("inspect-a.json", sealed({"kind": "other"}), "inspect-a.json is no inspection")
+    refused("inspect-b.json", sealed({"kind": "surface", "values": {}}), "inspect-b.json: expected schema 1 and layer")
+    refused("other.jsonl", sealed({"kind": "other"}) + "\n", "no compact record")
+    refused("inspect-c.json", sealed(inspections()["inspect-surface.json"]).replace("48", "49"), "checksum")
+    refused("inspect-d.json", '{"kind": "surface"}', "inspect-d.json: it has no checksum")
+    refused(
+        "changed.jsonl", sealed(made("dense", 0.0)).replace("20480", "20481"), "changed.jsonl, line 1: its checksum"
+    )
     assert build.main(["--records", str(tmp_path / "other.jsonl"), "--out", str(tmp_path / "out")]) == 2
     assert "no compact record" in capsys.readouterr().err
     assert build.main(["--models", str(tmp_path), "--out", str(tmp_path / "out")]) == 2

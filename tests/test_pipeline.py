@@ -16,14 +16,16 @@ import pytest
 import torch
 from test_config import parse
 
-from larosa_analysis.run_figures import draw
 from conftest import ROOT
 from larosa.architecture import ModelView
 from larosa.calibration.overlap import OverlapError
+from larosa.config import ConfigError
 from larosa.evaluation.perplexity import EvaluationError, perplexity
 from larosa.pipeline import run
 from larosa.results import RecordError, save_record
 from larosa.tracking import scalars
+from larosa_analysis.run_figures import draw
+from larosa_analysis.run_speed import timings
 
 SENTENCE = "the cat sat on a mat while seven dogs ran over green hills and nobody asked why it rained"
 WORDS = SENTENCE.split()
@@ -71,6 +73,8 @@ def test_a_run_leaves_complete_records_and_the_second_returns_them(drawn: list[s
     asked, planned = found["accounting"]["level_asked"], found["accounting"]["level_byte_weighted"]
     assert asked == 0.4
     assert planned == pytest.approx(0.4, abs=0.01)
+    assert "batch size 1 makes" in found["batch_dependence"].lower()
+    assert "batch_dependence" not in records["dense"]["metrics"]
     measured = found["measured_sparsity"]["text"]
     assert measured["byte_weighted_mean"] == pytest.approx(planned, abs=1e-9)
     assert measured["byte_weighted_std_over_tokens"] == pytest.approx(0, abs=1e-12)
@@ -124,7 +128,7 @@ def test_perplexity_is_that_of_transformers(overrides: list[str]) -> None:
     expected = torch.tensor(losses).double().mean().exp()
     assert perplexity(model, ids, 2, "test")["perplexity"] == pytest.approx(float(expected), rel=1e-5)
     ModelView(model).head.weight.fill_(float("nan"))
-    with pytest.raises(EvaluationError, match="not finite"):
+    with pytest.raises(EvaluationError, match="NaN or infinity"):
         perplexity(model, ids, 2, "test")
 
 
@@ -138,8 +142,11 @@ def test_calibration_is_shared_between_levels(overrides: list[str], monkeypatch:
 def test_the_calibration_text_is_refused_as_evaluation_text(overrides: list[str], tmp_path: Path) -> None:
     record = next(iter(run(parse(*overrides, "baseline=none")).values()))
     assert record["data"]["texts"]["text"]["overlap_with_calibration"]["shared_documents"] == 0
-    with pytest.raises(OverlapError, match="not held out"):
-        run(parse(*overrides, "seed=1", f"texts.text.files=[{tmp_path / 'a.txt'}]"))
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.txt").read_bytes())
+    (tmp_path / "longer.txt").write_text((tmp_path / "a.txt").read_text() + " and one more sentence at its end")
+    for name in ("a.txt", "marked.txt", "longer.txt"):
+        with pytest.raises(OverlapError, match="not held out"):
+            run(parse(*overrides, "seed=1", f"texts.text.files=[{tmp_path / name}]"))
 
 
 def test_random_models_of_two_seeds_do_not_share_a_calibration(overrides: list[str], tmp_path: Path) -> None:
@@ -175,8 +182,14 @@ def test_wandb_offline_run_is_closed(drawn: list[str], tmp_path: Path) -> None:
     assert len(list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))) == 1
 
 
-def test_a_run_times_what_it_evaluated(overrides: list[str]) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_a_run_times_what_it_evaluated(
+    overrides: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     timed = ["evaluation=speed", "evaluation.speed.contexts=[16]", "evaluation.speed.new_tokens=[3]"]
+    with pytest.raises(ConfigError, match="evaluation=speed times"):
+        run(parse(*timed, *overrides))
+    timed.append("backend=reference")
     chosen = [*timed, *overrides, "evaluation.speed.repeats=1", "baseline=dense", "evaluation.perplexity.max_tokens=64"]
     dense, larosa = run(parse(*chosen)).values()
     assert [row["kind"] for row in dense["metrics"]["speed"]["rows"]] == ["dense"] * 4
@@ -190,3 +203,12 @@ def test_a_run_times_what_it_evaluated(overrides: list[str]) -> None:
     logged = scalars(larosa["metrics"])
     assert logged["speed/summary/sparse/tokens_per_s"] > 0
     assert logged["speed/gate/top1_agreement"] == 1.0
+    doubt = "torch reference on CPU, not a speed measurement"
+    assert found["caveat"] == doubt
+    assert doubt in caplog.text
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").replace("┃", " ").split())
+    assert "not a speed" in shown
+    for table in (tmp_path / "runs").glob("*/comparison.*"):
+        for number in ("tokens/s", "speed-up"):
+            assert table.read_text().count(number) == table.read_text().count(f"{number} ({doubt})") > 0
+    assert timings([larosa]) == []

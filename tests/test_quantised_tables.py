@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from made_records import Record, made, seven, write
+from made_records import Record, made, sealed, seven, write
 from test_failed import cell, fail, gathered
 from test_paper_tables import block, rows_of, tables
 
+from conftest import CONF
+from larosa.errors import LarosaError
 from larosa_analysis import bank, methods, quantised
 from larosa_analysis.main_result import results
 from larosa_analysis.records import Entry, RecordsError, load
 from larosa_analysis.tables import added
 from larosa_analysis.tables.cells import Block, Cell
-from conftest import CONF
-from larosa.errors import LarosaError
 
 CHOICES = ("none", "w8", "w4_rtn", "w4_rtn_input", "w4_gptq", "w4_awq", "w8_gptq", "w4_gptq_output")
 NAMES = ("none", "w8", "w4 rtn along outputs", "w4 rtn", "w4 gptq", "w4 awq", "w8 gptq", "w4 gptq along outputs")
@@ -208,7 +207,7 @@ def test_failures_stand_in_table_9_alone(tmp_path: Path) -> None:
     for run in [on_grid("none", "dense", 0.0), on_grid("none", "larosa"), on_grid("none", "larosa", 0.25)]:
         path = tmp_path / "runs" / run["identity"] / "result.json"
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(run))
+        path.write_text(sealed(run))
     for name in ("w4 gptq", "w8"):
         fail(tmp_path / "runs" / name, LarosaError(f"{name} failed"), asked(name))
     found = gathered(tmp_path)

@@ -252,7 +252,11 @@ def test_a_run_quantises_all_its_cells_alike_after_the_proof(overrides: list[str
     chosen = [*overrides, "method=larosa/paper", "baseline=[dense]", "sparsity=0.3"]
     speed = "evaluation.speed={contexts: [4], new_tokens: [2], repeats: 1, gate_tokens: 4}"
     plain = run(parse(*chosen))
-    eight = run(parse(*chosen, "quantization=w8", "quantization.head=w8", "quantization.adapters=w8", speed))
+    eight = run(
+        parse(
+            *chosen, "quantization=w8", "quantization.head=w8", "quantization.adapters=w8", speed, "backend=reference"
+        )
+    )
     four = run(parse(*chosen, "quantization=w4_rtn"))
     assert list(plain) == list(eight) == list(four)
     for name, record in plain.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -153,9 +154,25 @@ def test_tokens_that_are_not_sparse_get_no_remainder(rule: str, tokens: Tensor) 
     policy = TokenPolicyConfig(kind="skip_first_n", n=10, fraction=1.0)
     with apply(model, planned(model, tokens, method("r_sparse", rule=rule), policy=policy)) as handle:
         found = invariance.logits(model, tokens)
-        assert all(site.low_rank._rest is None for site in handle.sites)  # nothing is held on to
+        assert all(site.low_rank._held.rest is None for site in handle.sites)  # nothing is held on to
     assert torch.equal(found[:, :10], dense[:, :10])
     assert not torch.allclose(found[:, 10:], dense[:, 10:])
+
+
+def test_threads_have_a_remainder_each(tokens: Tensor) -> None:
+    """One thread's pass runs while another's is between a site and its readers."""
+    model = build_model("llama")
+    with apply(model, planned(model, tokens, method("r_sparse"))):
+        expected = invariance.logits(model, tokens)
+
+        def interrupt(*_: object) -> None:
+            hook.remove()
+            other = threading.Thread(target=invariance.logits, args=(model, tokens[:1]))
+            other.start()
+            other.join()
+
+        hook = model.model.layers[2].input_layernorm.register_forward_hook(interrupt)
+        assert torch.equal(invariance.logits(model, tokens), expected)
 
 
 def test_reported_errors_include_the_low_rank_part(tokens: Tensor) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
+from made_records import sealed
 
-from larosa_analysis import realised
 from conftest import ROOT
+from larosa_analysis import realised
 
 RECORDS = ROOT / "analysis" / "records" / "methods-smollm2.jsonl"
 
@@ -34,7 +34,7 @@ def test_files_and_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert realised.main([*words, "--level", "0.33"]) == 2
     assert "no record was asked for 0.33" in capsys.readouterr().err
     empty = tmp_path / "none.jsonl"
-    empty.write_text(json.dumps({"metrics": {}}) + "\n")
+    empty.write_text(sealed({"metrics": {}}) + "\n")
     assert realised.main([str(empty)]) == 2
 
 

@@ -122,11 +122,13 @@ def test_equal_requests_are_equal_bytes(model: Any, tokenizer: Any, wheel: Any, 
     assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
 
 
-def test_where_requests_come_from_does_not_shape_the_identity() -> None:
-    config = read_settings(["model=tiny-llama", "evaluation.zero_shot.tasks=[piqa]"])
-    own = config.evaluation.zero_shot.model_copy(update={"requests": "tasks.json.gz"})
-    other = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"zero_shot": own})})
-    assert identity(other, {"weights": "x"}, "cpu") == identity(config, {"weights": "x"}, "cpu")
+def test_where_requests_lie_does_not_shape_the_identity_but_what_they_are_does(tmp_path: Path) -> None:
+    def of(name: str, content: str) -> str:
+        (tmp_path / name).write_text(content)
+        more = ["evaluation.zero_shot.tasks=[piqa]", f"evaluation.zero_shot.requests={tmp_path / name}"]
+        return str(identity(read_settings(["model=tiny-llama", *more]), {"weights": "x"}, "cpu"))
+
+    assert of("a.gz", "one") == of("b.gz", "one") != of("a.gz", "two")
 
 
 def test_the_command_records_what_a_run_asks_for(wheel: Any, tmp_path: Path) -> None:

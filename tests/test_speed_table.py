@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made_records import sealed
 
-from larosa_analysis import speed
 from conftest import ROOT
+from larosa_analysis import checksum, speed
 
 RECORD = ROOT / "kernels" / "benchmarks" / "records" / "decode-llama2-7b-h100-2026-11-23.json"
 
 
 @pytest.fixture
 def record() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(RECORD.read_text())
+    found: dict[str, Any] = checksum.read(RECORD)
     return found
 
 
@@ -34,17 +34,21 @@ def test_speedups_are_over_the_fastest_dense_row(record: dict[str, Any]) -> None
 def test_what_is_no_gated_record_is_refused(record: dict[str, Any], tmp_path: Path) -> None:
     for change, message in (({"kind": "other"}, "expected a record"), ({"gate": {}}, "without a correctness gate")):
         path = tmp_path / "record.json"
-        path.write_text(json.dumps(record | change))
+        path.write_text(sealed(record | change))
         with pytest.raises(speed.RecordsError, match=message):
             speed.read([path])
         assert speed.main([str(path)]) == 2
+    for content in (sealed(record).replace('"speedup": 1', '"speedup": 2', 1), "[]", "null", sealed(record)[:-9]):
+        path.write_text(content)
+        with pytest.raises(speed.RecordsError, match=r"record\.json: "):
+            speed.read([path])
 
 
 def test_table_and_figure(record: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = copy.deepcopy(record) | {"extras": "adapter"}
     other["rows"] = [row for row in other["rows"] if "75" not in row["name"]]
     path = tmp_path / "other.json"
-    path.write_text(json.dumps(other))
+    path.write_text(sealed(other))
     assert speed.main([str(RECORD), str(path), "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "a dense adapter a layer, Top-K" in text

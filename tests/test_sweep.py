@@ -136,7 +136,7 @@ def test_runs_of_a_sweep_share_a_group_and_a_continued_one_joins_it(
 
 def test_a_sweep_goes_on_past_failures_of_every_kind_and_says_so(overrides: list[str], tmp_path: Path) -> None:
     first = sweep(*overrides, "method=cats,magnitude,nothing", "sparsity=0.6")
-    assert first.returncode == 1  # a choice that does not exist is said at once, before anything runs
+    assert first.returncode == 2  # a choice that does not exist is said at once, before anything runs
     assert "nothing" in first.stderr
     assert not records(tmp_path)
     done = sweep(*overrides, "method=cats,magnitude", "sparsity=0.6", "calibration.sequences=8,0")
@@ -174,9 +174,9 @@ def test_the_noted_command_measures_the_failed_cell_again(overrides: list[str], 
     start = ["python", "run.py", "--config-dir", str(folder), "--config-name", "mine", "-m", "method=cats"]
     words = shlex.split(before["command"])
     assert words[: len(start)] == start
-    assert not [word for word in words if word.startswith("output=")]
+    assert f"output={tmp_path / 'runs'}" in words
     note.unlink()
-    again = [sys.executable, str(ROOT / "run.py"), *words[2:], f"output={tmp_path / 'runs'}"]
+    again = [sys.executable, str(ROOT / "run.py"), *words[2:]]
     subprocess.run(again, capture_output=True, timeout=300, check=False)
     after = json.loads(note.read_text())  # the same cell has the same folder
     assert {key: after[key] for key in ("asked", "label", "message")} == {
@@ -188,17 +188,19 @@ def test_the_noted_command_measures_the_failed_cell_again(overrides: list[str], 
 @pytest.mark.parametrize(("sources", "name", "sweep_of", "expected"), [
     ([], "config", False, "python run.py 'texts=[a,b]' output=runs/x"),
     ([("command-line", "/here/sweeps"), ("main", "/here/conf")], "table02", True,
-     "python run.py --config-dir sweeps --config-name table02 -m 'texts=[a,b]' output=runs/x"),
+     "python run.py --config-dir sweeps --config-name table02 -m 'hydra.searchpath=[own]' 'texts=[a,b]' output=runs/x"),
 ])  # fmt: skip
-def test_a_command_has_no_paths_that_only_say_where_records_go(
+def test_a_command_has_all_that_shapes_the_result_and_says_where_it_goes(
     sources: list[tuple[str, str]], name: str, sweep_of: bool, expected: str
 ) -> None:
     runtime = {"cwd": "/here", "config_sources": [{"provider": one, "path": path} for one, path in sources]}
     task = ["texts=[a,b]", "output=/here/runs/x"]
-    hydra = {"runtime": runtime, "job": {"config_name": name}, "overrides": {"task": task}}
+    searched = ["hydra.searchpath=[/here/own]", "hydra/launcher=joblib"] if sources else []
+    hydra = {"runtime": runtime, "job": {"config_name": name}, "overrides": {"task": task, "hydra": searched}}
     assert command(OmegaConf.create(hydra), sweep_of) == expected
-    hydra["overrides"] = {"task": ["texts=[a,b]", "output='/disk/runs'"]}
-    assert command(OmegaConf.create(hydra), sweep_of) == expected.removesuffix(" output=runs/x")
+    for elsewhere in ("/disk/runs", "/disk/here/runs", "~/here/runs"):  # in which the working directory does not begin
+        hydra["overrides"]["task"] = ["texts=[a,b]", f"output={elsewhere}"]
+        assert shlex.split(command(OmegaConf.create(hydra), sweep_of))[-1] == f"output={elsewhere}"
 
 
 def test_a_killed_sweep_goes_on_where_it_was(overrides: list[str], tmp_path: Path) -> None:

@@ -15,11 +15,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from made_records import made, write
 from omegaconf import OmegaConf
 
-from larosa_analysis import bank, build, paper
-from larosa_analysis.figures import every as every_figure
-from larosa_analysis.tables import every as every_table
-from larosa_analysis.tables import flops
-from larosa_analysis.tables.commands import command
 from conftest import CONF, ROOT
 from larosa.cells import plan_cells
 from larosa.command import read_settings
@@ -28,6 +23,11 @@ from larosa.evaluation.scores import ZeroShotError
 from larosa.inspect import _check
 from larosa.sparsity.schedule import ScheduleError
 from larosa.sweep import expand
+from larosa_analysis import bank, build, paper
+from larosa_analysis.figures import every as every_figure
+from larosa_analysis.tables import every as every_table
+from larosa_analysis.tables import flops
+from larosa_analysis.tables.commands import command
 
 SWEEPS = ROOT / "sweeps"
 README = (SWEEPS / "README.md").read_text()

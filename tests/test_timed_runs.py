@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from made_records import made, timings
 from test_paper_tables import block, rows_of, tables
 
 from conftest import CONF
+from larosa_analysis import run_speed, speed
+from larosa_analysis.records import RecordsError
+
+KERNELS = {"backend": "triton", "caveat": None}
 
 
 def test_timed_runs_stand_in_table_3(tmp_path: Path) -> None:
@@ -45,3 +50,30 @@ def test_a_speed_up_is_over_the_dense_decoder_of_its_own_run(tmp_path: Path) -> 
         assert sparse["tokens/s"].value is not None
         assert sparse["tokens/s"].value / dense["tokens/s"].value == pytest.approx(sparse["speed-up"].value, abs=1e-3)
     assert len({own["method"].text for own in shown[1::2]}) == 2  # the schedule tells two of one level apart
+
+
+@pytest.mark.parametrize("told", [{"caveat": "torch reference on CPU, not a speed measurement"}, {}])
+def test_times_that_are_no_speed_stand_in_no_table(told: dict[str, str], tmp_path: Path) -> None:
+    run = made("larosa", 0.5, texts=())
+    rows = [row for row in timings((32, 128))["rows"] if row["kind"] == "dense" or row["name"] == "top-k 50 %"]
+    own = [row if row["kind"] == "dense" else row | {"name": "larosa/paper"} for row in rows]
+    run["metrics"]["speed"] = {"backend": "reference", "gate": {"level 0": {}}, "rows": own, "summary": {}} | told
+    assert run_speed.timings([run]) == []
+    assert (
+        len(run_speed.timings([{**run, "metrics": {**run["metrics"], "speed": run["metrics"]["speed"] | KERNELS}}]))
+        == 1
+    )
+    found = block(tables(tmp_path, [run, made("dense", 0.0)])[3], "llama3-8b")
+    assert [own["source"].text for own in rows_of(found) if own["source"].text == "ours"] == []
+
+
+@pytest.mark.parametrize("changes", [{"device": "cpu, x86_64"}, {"backend": "reference"}])
+def test_a_benchmark_without_a_gpu_is_refused(changes: dict[str, str], tmp_path: Path) -> None:
+    record = timings()
+    record["rows"] = [
+        row | {key: value for key, value in changes.items() if key == "backend"} for row in record["rows"]
+    ]
+    path = tmp_path / "decode-x.json"
+    path.write_text(json.dumps(record | {key: value for key, value in changes.items() if key == "device"}))
+    with pytest.raises(RecordsError, match="no speed measurement"):
+        speed.read([path])

@@ -77,7 +77,7 @@ def test_non_contiguous_input_and_output_dtype() -> None:
 
 
 def test_bad_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="expected 8 channels, got 4"):
+    with pytest.raises(ValueError, match=r"width 8, .*got \[1, 4\]"):
         TopKSparsification(8, 0.5)(torch.zeros(1, 4))
     with pytest.raises(ValueError, match="strict"):
         TopKSparsification(8, 0.5, "maybe")
@@ -96,3 +96,14 @@ def test_theorem_against_the_paper_and_simulation() -> None:
     assert simulated == pytest.approx(theoretical_error(0.5), rel=0.02)
     assert theoretical_error(0.0) == 0.0
     assert math.isclose(theoretical_error(1.0), 1.0)
+
+
+@pytest.mark.parametrize("width", [1, 48, 80, 576, 896, 1536, 4096, 11008, 18944])
+@pytest.mark.parametrize("alpha", [0.8, 1.0, 1.2])
+def test_rounding_down_is_the_codes_of_larosa_and_wina(width: int, alpha: float) -> None:
+    for percent in range(0, 81, 5):
+        level = percent / 100 * alpha
+        expected = int((1 - level) * width)
+        assert kept_channels(level, width, "down") == expected
+        assert kept_channels(1 - expected / width, width) == expected  # a plan passes it on as a level
+        assert 0 <= kept_channels(level, width) - expected <= 1

@@ -9,11 +9,10 @@ decode-*, lengths-*, contexts-*.json  timings of larosa.decode.benchmark, in a f
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from larosa_analysis import failed, run_speed, speed
+from larosa_analysis import checksum, failed, run_speed, speed
 from larosa_analysis.compact import newest
 from larosa_analysis.failed import Failure
 from larosa_analysis.quantised import NONE
@@ -69,7 +68,9 @@ def read(records: Path, timings: Path) -> Bank:
 
 def _is_run(record: Record) -> bool:
     if not isinstance(record, dict) or not {"identity", "created", "model", "metrics"} <= set(record):
-        raise RecordsError("a line is no compact record; make it with `python -m larosa_analysis.compact RUNS OUT.jsonl`")
+        raise RecordsError(
+            "a line is no compact record; make it with `python -m larosa_analysis.compact RUNS OUT.jsonl`"
+        )
     if record["schema"] != SCHEMA:
         raise RecordsError(f"record {record['identity']} has schema {record['schema']}, this code reads {SCHEMA}")
     return True
@@ -77,11 +78,13 @@ def _is_run(record: Record) -> bool:
 
 def _inspection(path: Path) -> Record:
     try:
-        record: Record = json.loads(path.read_text(encoding="utf-8"))
+        record = checksum.read(path)
         needed = KINDS[record["kind"]]
         missing = [name for name in ("model", "created", "values") if name not in record]
         missing += [name for name in needed if name not in record["values"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except checksum.DamagedError as error:
+        raise RecordsError(f"{path.name}: {error}; inspect again with `python -m larosa.inspect`") from error
+    except (KeyError, TypeError) as error:
         raise RecordsError(
             f"{path.name} is no inspection: expected a kind of {', '.join(KINDS)} with its values ({error!r})"
         ) from error

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from larosa.packaged import in_checkout, packaged
 from larosa_analysis import bank, readme, rows, speed
 from larosa_analysis.bank import Bank
 from larosa_analysis.figures import every as figures
@@ -30,10 +31,11 @@ from larosa_analysis.style import both
 from larosa_analysis.tables import added, every, flops, render
 from larosa_analysis.tables.cells import Table
 
-_ROOT = Path(__file__).resolve().parents[2]
+_ROOT = packaged("conf").parent
 RECORDS = _ROOT / "analysis" / "records"
 TIMINGS = _ROOT / "kernels" / "benchmarks" / "records"
-MODELS = _ROOT / "conf" / "model"
+"""Those of the repository; an installed wheel has none, and the command asks for folders."""
+MODELS = packaged("conf") / "model"
 FORMS = {"md": render.markdown, "tex": render.latex, "csv": render.csv_text}
 
 
@@ -133,9 +135,18 @@ def readme_images(path: Path, found: Bank, check: bool) -> list[Path]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m larosa_analysis.build", description="Build all tables and figures.")
-    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of compact records")
-    parser.add_argument("--speed", type=Path, default=TIMINGS, help="folder of decode-*.json and the like")
+    parser = argparse.ArgumentParser(prog="python -m larosa_analysis.build", description="Build tables and figures.")
+    here = in_checkout()
+    parser.add_argument(
+        "--records",
+        type=Path,
+        default=RECORDS if here else None,
+        required=not here,
+        help="folder of compact records (python -m larosa_analysis.compact RUNS FOLDER/NAME.jsonl)",
+    )
+    parser.add_argument(
+        "--speed", type=Path, default=TIMINGS if here else None, help="folder of decode-*.json (default: --records)"
+    )
     parser.add_argument("--models", type=Path, default=MODELS, help="folder of the models' shapes")
     parser.add_argument("--out", type=Path, default=Path("report"), metavar="FOLDER")
     parser.add_argument("--readme", type=Path, help="fill the tables between its markers, draw the figures it shows")
@@ -149,6 +160,11 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.check and not given.readme:
         parser.error("--check needs --readme")
+    if not given.records.is_dir():
+        parser.error(
+            f"--records {given.records}: no such folder; expected one of compact records (larosa_analysis.compact)"
+        )
+    given.speed = given.speed or given.records
     try:
         found = bank.read(given.records, given.speed)
         tables = every.build(found, flops.shapes(given.models))

@@ -2,8 +2,9 @@
 
     python -m larosa_analysis.compact RUNS_DIR OUT.jsonl
 
-Lists per layer become means over layers, outcomes of examples one character each (:mod:`larosa_analysis.outcomes`); paths of
-the machine are cut to the file's name. Of one identity the newest record stays, those that OUT.jsonl holds already
+Lists per layer become means over layers, outcomes of examples one character each (:mod:`larosa_analysis.outcomes`);
+paths of the machine are cut to the file's name. Every line has a checksum, as the records have; a record that does not
+match its own is named and left out. Of one identity the newest record stays, those that OUT.jsonl holds already
 counted in. RUNS_DIR may be a `.jsonl` file of compact records. Beside OUT.jsonl stand the inspections of RUNS_DIR
 (`inspect-*.json`), and `failed-OUT.json` with the cells that could not be measured.
 """
@@ -14,10 +15,12 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from larosa_analysis import failed
+from larosa_analysis import checksum, failed
+from larosa_analysis.checksum import sealed
 from larosa_analysis.outcomes import compact_score
 from larosa_analysis.records import Record, RecordsError, read_lines, write_atomically
 
@@ -38,7 +41,7 @@ def compact(record: Record) -> Record:
             found["tuning_version"] = version
         found["config"] = {key: value for key, value in record["config"].items() if key not in _NOT_SHAPING}
         found["metrics"] = _metrics(record["metrics"])
-    except KeyError as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise RecordsError(
             f"record {record.get('identity')} lacks {error}: it was made by an older larosa; measure it again with "
             "force=true"
@@ -98,17 +101,20 @@ def _file_name(path: str) -> str:
 
 
 def gather(source: Path) -> list[Record]:
-    """All records below a folder, or of a `.jsonl` file, compact. Raises RecordsError that names a damaged file."""
+    """All intact records below a folder, or of a `.jsonl` file, compact. Raises RecordsError for a damaged line."""
     if source.is_file():
         return [compact(record) for record in read_lines(source)]
-    return [compact(_read(path)) for path in sorted(source.rglob("result.json"))]
+    return list(_intact(source.rglob("result.json"), compact).values())
 
 
-def _read(path: Path) -> Record:
-    try:
-        found: Record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RecordsError(f"{path} is damaged ({error}); delete it or measure it again") from error
+def _intact(paths: Iterable[Path], form: Callable[[Record], Record]) -> dict[Path, Record]:
+    """The files' records in another form. What does not match its checksum or lacks something is named and left out."""
+    found = {}
+    for path in sorted(paths):
+        try:
+            found[path] = form(checksum.read(path))
+        except (checksum.DamagedError, RecordsError, OSError) as error:
+            print(f"warning: {path} is left out: {error}. Its command measures it again", file=sys.stderr)
     return found
 
 
@@ -116,14 +122,14 @@ def failures(source: Path) -> list[Record]:
     """Of every cell below a folder that could not be measured what was asked, and why. Raises RecordsError."""
     if source.is_file():
         return failed.read(failed.beside(source)) if failed.beside(source).exists() else []
-    found = [_read(path) for path in sorted(source.rglob(failed.FILE))]
-    return [scrub(failed.short(own)) for own in found if not failed.of_an_inspection(own)]
+    found = _intact(source.rglob(failed.FILE), lambda own: {} if failed.of_an_inspection(own) else failed.short(own))
+    return [scrub(own) for own in found.values() if own]
 
 
 def inspections(source: Path) -> dict[str, Record]:
-    """Name of the file -> every inspection in a folder, without the machine's paths. Raises RecordsError."""
-    paths = [] if source.is_file() else sorted(source.glob("inspect-*.json"))
-    return {path.name: scrub(_read(path)) for path in paths}
+    """Name of the file -> every intact inspection in a folder, without the machine's paths."""
+    paths = [] if source.is_file() else source.glob("inspect-*.json")
+    return {path.name: scrub(record) for path, record in _intact(paths, dict).items()}
 
 
 def newest(records: list[Record]) -> list[Record]:
@@ -148,12 +154,13 @@ def write(source: Path, out: Path) -> tuple[int, int]:
     if not (found or failures_found or inspected):
         raise RecordsError(f"no result.json below {source}, nor {failed.FILE} or inspect-*.json")
     records = newest(found + (gather(out) if out.exists() else []))
-    content = "".join(_line(record) + "\n" for record in records).encode()
+    content = "".join(_line(sealed(record)) + "\n" for record in records).encode()
     if content:
         write_atomically(out, content)
     unmade, beside = failed.newest(failures_found + (failures(out) if out.exists() else [])), failed.beside(out)
     if unmade or beside.exists():
-        write_atomically(beside, (json.dumps(unmade, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+        lines = json.dumps([sealed(own) for own in unmade], indent=1, sort_keys=True, allow_nan=False)
+        write_atomically(beside, f"{lines}\n".encode())
     for name, own in inspected.items():
         _keep_newest(out.with_name(name), own)
     return len(records), len(content)
@@ -161,8 +168,9 @@ def write(source: Path, out: Path) -> tuple[int, int]:
 
 def _keep_newest(path: Path, inspection: Record) -> None:
     """Write an inspection unless a newer one stands there."""
-    if not path.exists() or _read(path).get("created", "") < inspection.get("created", ""):
-        write_atomically(path, (_line(inspection) + "\n").encode())
+    there = _intact([path] if path.exists() else [], dict).get(path, {})
+    if there.get("created", "") < inspection.get("created", ""):
+        write_atomically(path, (_line(sealed(inspection)) + "\n").encode())
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from larosa_analysis import checksum
 from larosa_analysis.quantised import NONE, joined
 from larosa_analysis.records import Record, RecordsError
 
@@ -103,8 +104,9 @@ def read(path: Path) -> list[Record]:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, list):
             raise RecordsError("expected a list of failures")
-        for own in found:
+        failures = [checksum.opened(own) for own in found]
+        for own in failures:
             Failure.of(own)
-    except (ValueError, RecordsError) as error:
+    except (ValueError, RecursionError, RecordsError) as error:
         raise RecordsError(f"{path.name}: {error}") from error
-    return found
+    return failures

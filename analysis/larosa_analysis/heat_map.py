@@ -5,13 +5,14 @@ python -m larosa_analysis.heat_map schedules/smollm2-135m/algorithm1.grid.json
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+
+from larosa_analysis import checksum
 
 CLIPPED = 1.5
 """Colours end at so many times the smallest perplexity."""
@@ -48,4 +49,4 @@ def draw(grid: dict[str, Any], path: Path) -> None:
 
 if __name__ == "__main__":
     source = Path(sys.argv[1])
-    draw(json.loads(source.read_text(encoding="utf-8")), source.with_suffix(".png"))
+    draw(checksum.read(source), source.with_suffix(".png"))

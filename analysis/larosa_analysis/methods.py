@@ -2,8 +2,8 @@
 
     python -m larosa_analysis.methods RECORDS.jsonl [--readme README.md] [--out FOLDER] [--check]
 
-RECORDS.jsonl is what `python -m larosa_analysis.compact` writes. `--out` gets methods.md, methods.csv (every record that was
-considered, levels as fractions) and methods.png. `--readme` gets the summary between its markers; with `--check`
+RECORDS.jsonl is what `python -m larosa_analysis.compact` writes. `--out` gets methods.md, methods.csv (every record
+that was considered, levels as fractions) and methods.png. `--readme` gets the summary between its markers; with `--check`
 nothing is written, and the exit status is 1 if the README's table is not what the records give.
 """
 

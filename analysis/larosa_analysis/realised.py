@@ -2,8 +2,8 @@
 
     python -m larosa_analysis.realised RECORDS.jsonl [--level 0.5] [--out FOLDER]
 
-RECORDS.jsonl is what `python -m larosa_analysis.compact` writes. Top-K drops the same share of every token; a limit drops what
-falls below it, so its share moves with the text and from token to token. `--out` gets realised.csv and realised.png.
+RECORDS.jsonl is what `python -m larosa_analysis.compact` writes. Top-K drops the same share of every token; a limit drops
+what falls below it, so its share moves with the text and from token to token. `--out` gets realised.csv and realised.png.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 import sys
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
@@ -21,7 +20,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from larosa_analysis.records import Record, RecordsError, write_atomically
+from larosa_analysis.records import Record, RecordsError, read_lines, write_atomically
 from larosa_analysis.style import method_styles, png
 
 
@@ -42,7 +41,7 @@ class Realised:
 
 def read(paths: list[Path]) -> list[Realised]:
     """A line for every method, level asked and text; of several schedules the first record. Raises RecordsError."""
-    found = of(json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines())
+    found = of(record for path in paths for record in read_lines(path))
     if not found:
         raise RecordsError("no record tells what sparsity was measured: expected lines of larosa_analysis.compact")
     return found
@@ -120,7 +119,9 @@ def draw_on(axes: Axes, cells: list[Realised], level: float) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status, 2 if nothing can be made of the records."""
-    parser = argparse.ArgumentParser(prog="python -m larosa_analysis.realised", description="Realised sparsity by text.")
+    parser = argparse.ArgumentParser(
+        prog="python -m larosa_analysis.realised", description="Realised sparsity by text."
+    )
     parser.add_argument("records", type=Path, nargs="+", metavar="RECORDS.jsonl")
     parser.add_argument("--level", type=float, default=0.5, help="asked for, a fraction (default: %(default)s)")
     parser.add_argument("--methods", help="labels with commas (default: every method)")

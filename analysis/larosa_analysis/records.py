@@ -6,7 +6,6 @@ length, and of all but the dense model, which needs neither, the calibration tok
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from larosa_analysis import quantised
+from larosa_analysis import checksum, quantised
 
 Record = dict[str, Any]
 SCHEMA = 1
@@ -53,11 +52,11 @@ class Entry:
 
     @classmethod
     def of(cls, record: Record) -> Entry:
-        """Read a compact record. Raises RecordsError if it is none."""
+        """Read a compact record. Raises RecordsError if it is none, or holds NaN where likelihoods belong."""
         try:
             metrics = record["metrics"]
             found, measured, counted = metrics["perplexity"], metrics["measured_sparsity"], metrics["accounting"]
-            return cls(
+            entry = cls(
                 record=record,
                 identity=record["identity"],
                 label=quantised.labelled(record["label"], record["config"]),
@@ -76,6 +75,12 @@ class Entry:
                 f"record {named} is not a compact record ({type(error).__name__}: {error}); make the file with "
                 "`python -m larosa_analysis.compact RUNS_DIR OUT.jsonl`"
             ) from error
+        unusable = [text for text, nats in entry.nll.items() if not np.isfinite(nats).all()]
+        if unusable:
+            raise RecordsError(
+                f"{entry.name}: its likelihoods on {', '.join(unusable)} are not finite: measure it again"
+            )
+        return entry
 
     @property
     def family(self) -> str:
@@ -123,13 +128,20 @@ def _schedule(config: dict[str, Any]) -> str:
 
 
 def read_lines(path: Path) -> list[Record]:
-    """The records of a `.jsonl` file. Raises RecordsError that names the line that is none."""
+    """The records of a `.jsonl` file, without their checksums. Raises RecordsError that names the line that is none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise RecordsError(f"{path.name} is not UTF-8: {error}") from error
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise RecordsError(f"{path.name}, line {number}, is not JSON: {error}") from error
+            records.append(checksum.parsed(line))
+        except checksum.DamagedError as error:
+            raise RecordsError(
+                f"{path.name}, line {number}: {error}. Delete the line, and make it again from its result.json with "
+                "`python -m larosa_analysis.compact RUNS_DIR OUT.jsonl`"
+            ) from error
     return records
 
 

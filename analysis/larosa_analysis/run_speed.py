@@ -12,9 +12,20 @@ from larosa_analysis.quantised import NONE
 from larosa_analysis.records import Entry, Record
 
 
+def caveat_of(speed: Record) -> str | None:
+    """Why the times of a run's `speed` are no speed measurement; None if the kernels ran on a GPU.
+
+    Records from before there was a caveat tell it by their backend.
+    """
+    if "caveat" in speed:
+        return None if speed["caveat"] is None else str(speed["caveat"])
+    return "torch reference, not a speed measurement" if speed.get("backend", "triton") != "triton" else None
+
+
 def timings(runs: list[Record]) -> list[Record]:
-    """One of each run that was timed behind a green gate, by model, method and level."""
-    timed = [run for run in runs if (run["metrics"].get("speed") or {}).get("gate")]
+    """One of each run whose kernels were timed behind a green gate, by model, method and level."""
+    spoken = [(run, run["metrics"].get("speed") or {}) for run in runs]
+    timed = [run for run, speed in spoken if speed.get("gate") and caveat_of(speed) is None]
     timed.sort(key=lambda run: (run["model"]["name"], run["label"], run["metrics"]["accounting"]["level_asked"]))
     return [_record(run) for run in timed]
 

@@ -12,7 +12,6 @@ import argparse
 import csv
 import io
 import itertools
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from larosa_analysis import checksum
 from larosa_analysis.quantised import NONE
 from larosa_analysis.records import RecordsError, write_atomically
 from larosa_analysis.style import LINE_STYLES, SPARE, png
@@ -74,14 +74,23 @@ def codes(record: Record) -> str:
 
 
 def read(paths: list[Path]) -> list[Record]:
-    """The records, in the order given. Raises RecordsError on anything else."""
+    """The records, in the order given, without their checksums. Raises RecordsError on anything else."""
     records = []
     for path in paths:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict) or record.get("kind") != "decode" or record.get("schema") != 1:
+        try:
+            record = checksum.read(path)
+        except checksum.DamagedError as error:
+            raise RecordsError(f"{path}: {error}; measure it again with larosa.decode.benchmark") from error
+        if record.get("kind") != "decode" or record.get("schema") != 1:
             raise RecordsError(f"{path}: expected a record of larosa.decode.benchmark, schema 1")
         if not record["gate"]:
             raise RecordsError(f"{path}: timed without a correctness gate")
+        backends = {row.get("backend", "triton") for row in record["rows"]}
+        if str(record["device"]).startswith("cpu") or backends != {"triton"}:
+            raise RecordsError(
+                f"{path}: {', '.join(sorted(backends))} on {record['device']} is no speed measurement; expected the "
+                "Triton kernels on a GPU"
+            )
         records.append(record)
     return records
 

@@ -6,6 +6,7 @@ one calibration serves every run that needs it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,18 +37,19 @@ _VERSION = 3  # raise when the meaning of a cached tensor changes
 
 @dataclass
 class Calibrator:
-    """The dense model beside its calibration tokens."""
+    """The dense model, its weights frozen, beside its calibration tokens."""
 
     model: PreTrainedModel
     tokens: TokenBlock
-    fingerprint: dict[str, str]
+    fingerprint: dict[str, str] | None
+    """What names the weights in the cache; None: nothing is read from it or written to it."""
     batch_size: int
     seed: int
     _counted: dict[str, MagnitudeCounter] = field(default_factory=dict, init=False, repr=False)
 
     def second_moments(self) -> Tensor:
         """[layers, 2, D, D] float32, gamma left out; see calibration.statistics."""
-        tensors, _ = store.cached(
+        tensors = self._kept(
             "moments",
             {**self._identity(), "what": "second moments of normed inputs"},
             lambda: {"second_moments": second_moments(self.model, self.tokens, self.batch_size)},
@@ -61,7 +63,7 @@ class Calibrator:
             found = histograms(self.model, self.tokens, self.batch_size)
             return {"low": found.low, "high": found.high, "counts": found.counts}
 
-        tensors, _ = store.cached("histograms", {**self._identity(), "what": "histograms of the four sites"}, build)
+        tensors = self._kept("histograms", {**self._identity(), "what": "histograms of the four sites"}, build)
         return Histograms(tensors["low"], tensors["high"], tensors["counts"])
 
     def rotation(self, method: MethodConfig) -> Rotation:
@@ -91,14 +93,15 @@ class Calibrator:
             "group_size": size,
         }
         if method.basis == "weight_svd":
-            identity |= {"model": self.fingerprint, "seed": self.seed, "version": _VERSION}
+            identity |= {key: value for key, value in self._identity().items() if key not in ("tokens", "batch_size")}
         elif method.basis == "pca":
             identity |= self._identity() | {"gamma": method.form == "simulated"}
         elif method.tuning is not None:
             identity |= self._identity() | {"tuning": method.tuning.model_dump(mode="json"), "score": method.score}
+            identity["tuning_version"] = TUNING_VERSION
         else:
             identity |= {"layers": layers, "D": D, "seed": self.seed, "version": _VERSION}
-        tensors, _ = store.cached("rotation", identity, build)
+        tensors = self._kept("rotation", identity, build)
         return Rotation(tensors["matrices"], rotation_index(layers, method.granularity, method.group_size))
 
     def transforms(self, method: MethodConfig) -> Tensor:
@@ -115,17 +118,18 @@ class Calibrator:
                 rows.append(torch.stack([output_aware(S, G, method.block_size).cpu() for S, G in pair]))
             return {"matrices": torch.stack(rows)}
 
-        tensors, _ = store.cached("transforms", identity, build)
+        tensors = self._kept("transforms", identity, build)
         if method.tuning is None:
             return tensors["matrices"]
         start, gain = split_gain(tensors["matrices"])
         own = identity | {"tuning": method.tuning.model_dump(mode="json"), "storage": method.transform_storage}
+        own["tuning_version"] = TUNING_VERSION
 
         def tuned() -> dict[str, Tensor]:
             blocks = TunedTransforms(start, gain, method.transform_storage, self.model.device)
             return {"matrices": self._tune(method, blocks)}
 
-        tensors, _ = store.cached("transforms", own, tuned)
+        tensors = self._kept("transforms", own, tuned)
         return tensors["matrices"]
 
     def _learned(self, method: MethodConfig) -> Tensor:
@@ -178,7 +182,7 @@ class Calibrator:
         }
         key = store.digest(own)
         if key not in self._counted:
-            tensors, _ = store.cached(
+            tensors = self._kept(
                 "magnitudes",
                 self._identity() | own,
                 lambda: count_magnitudes(self.model, plan, self.tokens, self.batch_size).tensors(),
@@ -194,12 +198,16 @@ class Calibrator:
 
         identity = {**self._identity(), "what": "truncated SVDs of the projections", "share": share}
         del identity["tokens"], identity["batch_size"]  # the weights decide alone
-        tensors, _ = store.cached("low_rank", identity, build)
+        tensors = self._kept("low_rank", identity, build)
         return unflat(tensors)
 
     def site_errors(self, plans: list[Plan]) -> list[SiteErrors]:
         """For each plan, the errors of its sites' outputs on the calibration tokens of the dense model."""
         return [site_errors(self.model, plan, self.tokens, self.batch_size) for plan in plans]
+
+    def _kept(self, kind: str, identity: dict[str, Any], build: Callable[[], store.Tensors]) -> store.Tensors:
+        """What `build` gives, from the cache if it is there."""
+        return build() if self.fingerprint is None else store.cached(kind, identity, build)[0]
 
     def _identity(self) -> dict[str, Any]:
         return {

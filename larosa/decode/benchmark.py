@@ -15,14 +15,13 @@ head, `--adapters-w8` the adapters; the dense bf16 rows run on the dequantised w
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from larosa_kernels.common.environment import environment
+from larosa_kernels.common.environment import environment, write_record
 from transformers import AutoConfig
 
 from larosa.decode.calibrate import bracketed, kth_bits, limited
@@ -181,8 +180,7 @@ def main(words: list[str]) -> None:
         record["rows"] += rows
         record["selection_us"][str(context)] = selection_us(rows, 4 * len(weights.layers))
     if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+        write_record(options.json, record)
     for context, costs in record["selection_us"].items():
         for level, cost in costs.items():
             print(f"context {context}, {level}: one exact selection costs {cost:.2f} us", file=sys.stderr)

@@ -16,14 +16,20 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from larosa.architecture import SITES, ModelView
+from larosa.evaluation.finite import finite
 from larosa.sparsity.allocation import Floats
 from larosa.sparsity.dials import Dials, LimitAt
-from larosa.sparsity.handle import Plan, apply
+from larosa.sparsity.handle import SparsityHandle
 
 
 @torch.no_grad()
 def output_curves(
-    model: PreTrainedModel, plan: Plan, ids: Tensor, grid: Sequence[float], limits: LimitAt | None, around: str
+    model: PreTrainedModel,
+    handle: SparsityHandle,
+    ids: Tensor,
+    grid: Sequence[float],
+    limits: LimitAt | None,
+    around: str,
 ) -> Floats:
     """[layers, sites, levels]: the layer's error with one site at each level of `grid`; ids [N, T].
 
@@ -33,26 +39,28 @@ def output_curves(
     """
     view = ModelView(model)
     sums = np.zeros((len(view.layers), len(SITES), len(grid)))
-    with apply(model, plan) as handle:
-        dials = Dials(handle, limits)
-        with dials.others(around):
-            hooks = []
-            for layer in view.layers:
-                measure = _measure(dials, layer.index, sums[layer.index], grid)
-                hooks.append(layer.module.register_forward_hook(measure, with_kwargs=True))
-            try:
-                for row in tqdm(torch.split(ids, 1), desc="error curves", unit="sequence", leave=False):
-                    view.decoder(input_ids=row.to(view.embedding.weight.device), use_cache=False)
-            finally:
-                for hook in hooks:
-                    hook.remove()
+    dials = Dials(handle, limits)
+    with dials.others(around):
+        hooks = []
+        for layer in view.layers:
+            measure = _measure(dials, layer.index, sums[layer.index], grid)
+            hooks.append(layer.module.register_forward_hook(measure, with_kwargs=True))
+        try:
+            for row in tqdm(torch.split(ids, 1), desc="error curves", unit="sequence", leave=False):
+                view.decoder(input_ids=row.to(view.embedding.weight.device), use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
     return sums / len(ids)
 
 
 def layer_error(output: Tensor, dense: Tensor) -> float:
-    """The mean over tokens of the squared error relative to the dense output. Both [N, T, D]."""
+    """The mean over tokens of the squared error relative to the dense output. Both [N, T, D].
+
+    Raises EvaluationError where it is not finite.
+    """
     size = dense.float().pow(2).sum(-1)
-    return float(((output - dense).float().pow(2).sum(-1) / size).mean())
+    return finite(float(((output - dense).float().pow(2).sum(-1) / size).mean()), "the error of a layer's output")
 
 
 def _measure(dials: Dials, layer: int, sums: Floats, grid: Sequence[float]) -> Any:

@@ -16,16 +16,22 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from larosa.architecture import SITES, ModelView
+from larosa.evaluation.finite import finite
 from larosa.sparsity.allocation import Floats
 from larosa.sparsity.dials import Dials, LimitAt
-from larosa.sparsity.handle import Plan, apply
+from larosa.sparsity.handle import SparsityHandle
 
 _TOKENS = 256
 
 
 @torch.no_grad()
 def divergence_curves(
-    model: PreTrainedModel, plan: Plan, ids: Tensor, grid: Sequence[float], limits: LimitAt | None, around: str
+    model: PreTrainedModel,
+    handle: SparsityHandle,
+    ids: Tensor,
+    grid: Sequence[float],
+    limits: LimitAt | None,
+    around: str,
 ) -> Floats:
     """[layers, sites, levels] of nats a token, with one site at each level of `grid`; ids [N, T].
 
@@ -36,8 +42,8 @@ def divergence_curves(
     view = ModelView(model)
     sums = np.zeros((len(view.layers), len(SITES), len(grid)))
     points = [(layer.index, i, j) for layer in view.layers for i in range(len(SITES)) for j in range(len(grid))]
-    with apply(model, plan) as handle, tqdm(total=len(ids) * len(points), desc="KL curves", leave=False) as bar:
-        dials = Dials(handle, limits)
+    dials = Dials(handle, limits)
+    with tqdm(total=len(ids) * len(points), desc="KL curves", leave=False) as bar:
         for row in torch.split(ids, 1):
             with handle.level_zero():
                 dense = torch.cat(list(_log_probabilities(view, _Stream(view, row).after(0))))
@@ -90,8 +96,11 @@ def _log_probabilities(view: ModelView, hidden: Tensor) -> Any:
 
 
 def divergence(view: ModelView, dense: Tensor, hidden: Tensor) -> float:
-    """Nats a token between log-probabilities [T, vocabulary] of the dense model and the head's on hidden [T, D]."""
+    """Nats a token between log-probabilities [T, vocabulary] of the dense model and the head's on hidden [T, D].
+
+    Raises EvaluationError where they are not finite.
+    """
     total = 0.0
     for expected, found in zip(torch.split(dense, _TOKENS), _log_probabilities(view, hidden), strict=True):
         total += float((expected.exp() * (expected - found)).sum(-1).double().sum())
-    return total / len(dense)
+    return finite(total / len(dense), "the KL divergence from the dense model")

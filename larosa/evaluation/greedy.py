@@ -19,13 +19,13 @@ from larosa.evaluation.curves import layer_error
 from larosa.sparsity.allocation import Floats
 from larosa.sparsity.dials import Dials, LimitAt
 from larosa.sparsity.greedy import greedy_levels
-from larosa.sparsity.handle import Plan, apply
+from larosa.sparsity.handle import SparsityHandle
 
 
 @torch.no_grad()
 def greedy_allocation(
     model: PreTrainedModel,
-    plan: Plan,
+    handle: SparsityHandle,
     ids: Tensor,
     limits: LimitAt | None,
     target: float,
@@ -36,11 +36,11 @@ def greedy_allocation(
 
     `step`: weights dropped by one raise, as a fraction of D x D; no level rises above `highest`.
     """
-    view, shape = ModelView(model), plan.shape
+    view, shape = ModelView(model), handle.plan.shape
     weights = {site: shape.sites[site].weights for site in SITES}
     found = np.zeros((shape.layers, len(SITES)))
 
-    with apply(model, plan) as handle, tqdm(total=shape.layers, desc="greedy levels", leave=False) as bar:
+    with tqdm(total=shape.layers, desc="greedy levels", leave=False) as bar:
         dials = Dials(handle, limits)
 
         def hook(layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dense: Tensor) -> None:

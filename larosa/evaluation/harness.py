@@ -103,7 +103,7 @@ def generated_tokens(task: str, config: ZeroShotConfig) -> int | None:
         return config.max_new_tokens
     if task in POOLED or (task in WHEEL_TASKS and task not in GENERATING):
         return None
-    entry = _index(task).get(task)
+    entry = index(task).get(task)
     found = (entry and entry.cfg) or {}
     if found.get("output_type") != "generate_until":
         return None
@@ -111,7 +111,7 @@ def generated_tokens(task: str, config: ZeroShotConfig) -> int | None:
     return int(own if config.max_new_tokens is None else config.max_new_tokens)
 
 
-def _index(task: str) -> Any:
+def index(task: str) -> Any:
     """lm-eval's index of tasks by name; of a task that the wheel has, that of its folder alone, which is quick."""
     if task not in WHEEL_TASKS:
         return _manager(True).task_index

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from larosa.architecture import ModelView
 from larosa.errors import LarosaError
+from larosa.evaluation.finite import EvaluationError, advice, unusable_weight
 
 if TYPE_CHECKING:
     from larosa.sparsity.handle import SparsityHandle
@@ -55,7 +56,10 @@ def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 def reference(model: PreTrainedModel, ids: Tensor) -> DenseReference:
-    """Take the dense model's logits and the amplification of its norms on ids [N, T]."""
+    """Take the dense model's logits and the amplification of its norms on ids [N, T].
+
+    Raises EvaluationError where the logits are not finite; it names the weight that is to blame.
+    """
     view, kappa = ModelView(model), list[float]()
 
     def measure(norm: nn.Module, _args: Any, output: Tensor) -> None:
@@ -66,10 +70,15 @@ def reference(model: PreTrainedModel, ids: Tensor) -> DenseReference:
     norms = [layer.norm(site) for layer in view.layers for site in ("h1", "h3")] + [view.final_norm]
     hooks = [norm.register_forward_hook(measure) for norm in norms]
     try:
-        return DenseReference(ids, logits(model, ids), kappa)
+        found = logits(model, ids)
     finally:
         for hook in hooks:
             hook.remove()
+    if not bool(found.isfinite().all()):
+        weight = unusable_weight(model)
+        reason = f"its weight {weight} does too, take a sound checkpoint" if weight else advice(model.dtype)
+        raise EvaluationError(f"the dense model's logits hold NaN or infinity: {reason}")
+    return DenseReference(ids, found, kappa)
 
 
 def bound(dtype: torch.dtype, kappa: list[float], longest: int) -> float:
@@ -80,20 +89,30 @@ def bound(dtype: torch.dtype, kappa: list[float], longest: int) -> float:
     return rounding * math.sqrt(ROUNDINGS * sum(k * k for k in kappa))
 
 
+def _blame(dtype: torch.dtype) -> str:
+    if dtype in (torch.float32, torch.float64):
+        return "the transformation is wrong"
+    return "the transformation is wrong, or the precision too low for this model; try model.dtype=float32"
+
+
 def check(model: PreTrainedModel, handle: SparsityHandle, dense: DenseReference) -> dict[str, Any]:
     """Compare level-0 logits with the dense ones.
 
-    Raises InvarianceError where the relative error exceeds the bound.
+    Raises InvarianceError where the relative error exceeds the bound or the logits are not finite.
     """
     with handle.level_zero():
         transformed = logits(model, dense.ids)
+    if not bool(transformed.isfinite().all()):
+        raise InvarianceError(
+            "at level 0 the transformed model's logits hold NaN or infinity, the dense model's do not: "
+            f"{advice(model.dtype)}"
+        )
     error = float((transformed - dense.logits).norm() / dense.logits.norm())
     longest = max(site.width for site in handle.plan.shape.sites.values())
     allowed = min(bound(model.dtype, dense.kappa, longest), LARGEST_BOUND)
     if not error <= allowed:
         raise InvarianceError(
             f"at level 0 the transformed model's logits differ from the dense model's by {error:.2e} "
-            f"(relative), rounding in {model.dtype} explains at most {allowed:.2e}: the transformation is "
-            "wrong, or the precision too low for this model; try model.dtype=float32"
+            f"(relative), rounding in {model.dtype} explains at most {allowed:.2e}: {_blame(model.dtype)}"
         )
     return {"relative_logits_error": error, "bound": allowed, "tokens": dense.ids.numel()}

@@ -18,6 +18,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from larosa.architecture import ModelView
+from larosa.evaluation.finite import require_finite
+from larosa.inputs import check_ids
 
 Tokens = tuple[int, ...]
 _ROWS = 512
@@ -30,12 +32,15 @@ def likelihoods(
 ) -> list[tuple[float, bool]]:
     """For each (context, continuation): nats of the continuation, and whether every token of it is the likeliest.
 
-    No context and no continuation may be empty.
+    No context and no continuation may be empty. Raises EvaluationError where the model's logits are not finite,
+    InputError where the tokens are not the model's to read.
     """
     shared: dict[Tokens, list[int]] = {}
     for index, (context, continuation) in enumerate(requests):
         shared.setdefault(context + continuation[:-1], []).append(index)
     texts = sorted(shared, key=lambda text: (-len(text), text))
+    for tokens in [*texts, *((continuation[-1],) for _, continuation in requests)]:
+        check_ids(torch.tensor(tokens), model.config)
     found: dict[int, tuple[float, bool]] = {}
     view, largest = ModelView(model), torch.promote_types(model.dtype, torch.float32)
     with tqdm(total=len(texts), desc="log-likelihoods", unit="text", leave=False) as bar:
@@ -46,7 +51,8 @@ def likelihoods(
             asked = [[(index, requests[index][1]) for index in shared[text]] for text in batch]
             for chunk in _chunks([max(len(own) for _, own in each) for each in asked]):
                 rows = [hidden[i, len(batch[i]) - longest : len(batch[i])] for i, longest in chunk]
-                scores = view.head(torch.cat(rows)).log_softmax(-1, dtype=largest)
+                logits = require_finite(view.head(torch.cat(rows)), "log-likelihoods")
+                scores = logits.log_softmax(-1, dtype=largest)
                 ends = zip(chunk, accumulate(longest for _, longest in chunk), strict=True)
                 found |= _likelihoods(scores, [(end, *own) for (i, _), end in ends for own in asked[i]])
             bar.update(len(batch))

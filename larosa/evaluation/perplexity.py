@@ -15,34 +15,32 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from larosa.architecture import ModelView
-from larosa.errors import LarosaError
-
-
-class EvaluationError(LarosaError):
-    """A measurement gave no number."""
+from larosa.evaluation.finite import EvaluationError as EvaluationError
+from larosa.evaluation.finite import require_finite
+from larosa.inputs import check_ids
 
 
 @torch.no_grad()
 def perplexity(model: PreTrainedModel, ids: Tensor, batch_size: int, label: str) -> dict[str, Any]:
     """ids: [N, T] int64. Returns perplexity, its standard error, tokens and the NLL (nats) of every block.
 
-    Raises EvaluationError where the model's likelihood is not finite.
+    Raises EvaluationError where the model's logits or their likelihood are not finite, InputError where ids are not the
+    model's to read.
     """
+    check_ids(ids, model.config)
     view = ModelView(model)
     device = view.embedding.weight.device
     block_nll: list[float] = []
     for batch in tqdm(torch.split(ids, batch_size), desc=label, unit="batch", leave=False):
         hidden = view.decoder(input_ids=batch.to(device), use_cache=False).last_hidden_state
         for row, tokens in zip(hidden, batch, strict=True):
-            logits = view.head(row[:-1]).float()
+            logits = require_finite(view.head(row[:-1]), label).float()
             nll = torch.nn.functional.cross_entropy(logits, tokens[1:].to(logits.device), reduction="none")
             block_nll.append(float(nll.double().sum()))
     predicted = ids.shape[1] - 1
     mean = sum(block_nll) / (len(block_nll) * predicted)
-    if not mean < 700:  # exp would overflow; a NaN is no number either
-        raise EvaluationError(
-            f"{label}: the likelihood is not finite (mean {mean} nats); check model.dtype and the weights"
-        )
+    if not mean < 700:  # exp would overflow
+        raise EvaluationError(f"{label}: the perplexity is not finite (mean {mean} nats); check the weights")
     spread = torch.tensor(block_nll, dtype=torch.float64).div(predicted)
     error = float(spread.std() / math.sqrt(len(spread))) if len(spread) > 1 else None
     value = math.exp(mean)

@@ -44,7 +44,7 @@ def record(
     return Requests(
         version=1,
         lm_eval=metadata.version("lm-eval"),
-        tokenizer=tokenizer_fingerprint(tokenizer),
+        tokenizer=tokenizer_fingerprint(tokenizer, config.chat_template),
         max_length=recorder.max_length,
         source=config.source,
         examples=config.examples,

@@ -11,6 +11,7 @@ import functools
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from larosa.config import ZeroShotConfig
+from larosa.contents import content_hash
 from larosa.evaluation.likelihood import Tokens, likelihoods
 from larosa.evaluation.scores import TaskScore, ZeroShotError, standard_error
 from larosa.schema import Strict, readable
@@ -75,12 +77,12 @@ class Requests(Strict):
 
 
 @functools.lru_cache(maxsize=1)
-def _read(path: str, _changed: int) -> Requests:
+def _read(path: str, _content: str) -> Requests:
     try:
         return Requests.model_validate_json(gzip.decompress(Path(path).read_bytes()))
     except ValidationError as error:
         raise ZeroShotError(f"{path} holds no requests of this version: {readable(error)[:400]}") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ZeroShotError(f"{path} cannot be read as gzipped requests: {error}") from error
 
 
@@ -88,12 +90,14 @@ def read_requests(config: ZeroShotConfig, seed: int, left_out_by: str | None) ->
     """The file of `config.requests`. Raises ZeroShotError if it was not recorded for these settings."""
     path = Path(str(config.requests)).expanduser()
     try:
-        found = _read(str(path), path.stat().st_mtime_ns)
+        found = _read(str(path), content_hash(path))
     except FileNotFoundError:
         raise ZeroShotError(
             f"evaluation.zero_shot.requests={path} is not there: write it with `python -m larosa.requests {path}` and "
             "this run's settings on a machine with lm-eval"
         ) from None
+    except OSError as error:
+        raise ZeroShotError(f"{path} cannot be read as gzipped requests: {error}") from error
     missing = [task for task in config.tasks if task not in found.tasks]
     pairs: dict[str, tuple[object, object]] = {
         "evaluation.zero_shot.source": (found.source, config.source),
@@ -116,8 +120,10 @@ def read_requests(config: ZeroShotConfig, seed: int, left_out_by: str | None) ->
 
 def check_reader(found: Requests, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
     """Raise ZeroShotError if the requests were cut into tokens by another tokenizer or for another length."""
-    if found.tokenizer != tokenizer_fingerprint(tokenizer):
-        raise ZeroShotError("the requests were recorded with another tokenizer than this model's: record them again")
+    if found.tokenizer != tokenizer_fingerprint(tokenizer, found.chat_template):
+        raise ZeroShotError(
+            "the requests were recorded with another tokenizer or chat template than this model's: record them again"
+        )
     if found.max_length != max_length:
         raise ZeroShotError(
             f"the requests were recorded for a model that reads {found.max_length} tokens, this one reads {max_length}:"
@@ -125,9 +131,11 @@ def check_reader(found: Requests, tokenizer: PreTrainedTokenizerBase, max_length
         )
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of the vocabulary and of the probe's tokens."""
-    told = [sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0])), tokenizer.encode(PROBE)]
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase, chat_template: bool = False) -> str:
+    """A hash of the vocabulary and of the probe's tokens, and of the chat template where prompts stand in it."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    told: list[object] = [vocabulary, tokenizer.encode(PROBE)]
+    told += [tokenizer.chat_template] if chat_template else []
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
+from larosa_kernels.common.checks import INTERPRETED
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -18,6 +20,8 @@ from larosa.decode.rules import Rules, rules_of
 from larosa.decode.speed import Row, compare
 from larosa.decode.weights import DecodeWeights
 from larosa.sparsity.handle import SparsityHandle
+
+log = logging.getLogger(__name__)
 
 _BRACKET_TOKENS = 16
 
@@ -33,6 +37,7 @@ def speed(
 ) -> dict[str, Any]:
     """The gate's findings, a row for every decoder and length, and a summary at the first length.
 
+    `caveat` says why the times are no speed of the product's, see :func:`caveat`; None on its kernels and a GPU.
     prompt: [T] ids, for the gate, for brackets and to fill the cache; kappa: the dense model's. Raises GateError.
     """
     weights = weights_of(model, handle)
@@ -40,7 +45,23 @@ def speed(
     rules, label = rules_of(handle), handle.plan.method.preset
     plans = {} if handle.plan.method.name == "dense" else {label: _bracketed(weights, rules, prompt, backend)}
     rows = compare(weights, plans, config.contexts, config.new_tokens, config.repeats, prompt, backend=backend)
-    return {"backend": gate["backend"], "gate": gate, "rows": rows, "summary": _summary(rows)}
+    doubt = caveat(gate["backend"], weights.device.type)
+    if doubt is not None:
+        log.warning("the times are those of the %s", doubt)
+    return {"backend": gate["backend"], "caveat": doubt, "gate": gate, "rows": rows, "summary": _summary(rows)}
+
+
+def caveat(backend: str, device: str) -> str | None:
+    """What ran instead of compiled kernels on a GPU, for every place where the times stand; None if they did.
+
+    backend: `triton` or `reference`; device: torch's type of the weights' device.
+    """
+    where = {"cuda": "GPU", "cpu": "CPU"}.get(device, device)
+    if backend != "triton":
+        return f"torch reference on {where}, not a speed measurement"
+    if INTERPRETED:
+        return "Triton interpreter (TRITON_INTERPRET=1), not a speed measurement"
+    return None
 
 
 def _bracketed(weights: DecodeWeights, rules: Rules, prompt: Tensor, backend: str) -> Rules:

@@ -1,6 +1,7 @@
 """lm-eval's wrapper around a model that is already in memory.
 
-Log-probabilities are taken in float32 also for a bf16 or fp16 model, whose own softmax makes ties.
+Log-probabilities are taken in float32 also for a bf16 or fp16 model, whose own softmax makes ties. Logits that are
+not finite end the scoring: lm-eval would make an accuracy of them.
 """
 
 from __future__ import annotations
@@ -14,13 +15,37 @@ from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+
+from larosa.evaluation.finite import require_finite
+
+
+class _Finite(LogitsProcessor):
+    """Of `generate`: the scores of each next token as they are, once they are known to be finite."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return require_finite(scores, "a generated token", self._dtype)
+
+
+def _checked(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+    output = model(*args, **kwargs)
+    require_finite(output.logits, "a batch of lm-eval's requests")
+    return output
 
 
 def callable_of(model: PreTrainedModel) -> Any:
-    """`model` for lm-eval, but no Module: it would tie a Module's weights, undoing a head rotated by itself."""
-    as_is: Any = functools.partial(model)
-    as_is.device, as_is.config, as_is.generate = model.device, model.config, model.generate
+    """`model` for lm-eval, but no Module: it would tie a Module's weights, undoing a head rotated by itself.
+
+    Calls raise EvaluationError where logits are not finite.
+    """
+    as_is: Any = functools.partial(_checked, model)
+    generate: Any = model.generate
+    as_is.device, as_is.config = model.device, model.config
+    as_is.generate = functools.partial(generate, logits_processor=LogitsProcessorList([_Finite(model.dtype)]))
     return as_is
 
 

@@ -126,7 +126,7 @@ def _identity(
     sequence makes its sites see."""
     own = config.model_dump(mode="json", include={"weights", "quantizer", "groups", "first_token_weight"})
     if config.groups == "input":
-        own["library"] = _library_version()
+        own["library"] = library_version()
     weights = [reader.weight for site in SITES for reader in layer.readers(site)]
     return {
         "settings": own,
@@ -138,7 +138,8 @@ def _identity(
 
 
 @cache
-def _library_version() -> str:
+def library_version() -> str:
+    """Name and version of the quantiser's library, as it is installed."""
     names = packages_distributions().get(_LIBRARY, ())
     return ", ".join(f"{name} {version(name)}" for name in names) or "of no distribution"
 

@@ -31,7 +31,8 @@ _ROWS = 16_384
 class WeightSwaps:
     """Puts new tensors in the place of parameters and remembers the old ones.
 
-    `keep`: `device` leaves the old weights where they are, `cpu` moves them to main memory meanwhile.
+    `keep`: `device` leaves the old weights where they are, `cpu` moves them to main memory meanwhile. New tensors take
+    no gradient.
     """
 
     def __init__(self, keep: str = "device") -> None:
@@ -39,6 +40,7 @@ class WeightSwaps:
         self._undo: list[tuple[nn.Module, str, nn.Parameter]] = []
         self._homes: dict[int, tuple[nn.Parameter, torch.device]] = {}
         self._made: dict[int, nn.Parameter] = {}
+        self.discarded = False
 
     def swap(self, module: nn.Module, name: str, tensor: Tensor) -> None:
         """Replace the parameter `name` of `module` by `tensor`, cast to the old dtype and device.
@@ -53,6 +55,9 @@ class WeightSwaps:
             return
         device = self._homes[id(old)][1] if id(old) in self._homes else old.device
         new = nn.Parameter(tensor.to(device=device, dtype=old.dtype), requires_grad=False)
+        if self.discarded:
+            self._put(module, name, new)
+            return
         self._undo.append((module, name, old))
         self._homes.setdefault(id(old), (old, old.device))
         self._put(module, name, new)
@@ -67,6 +72,17 @@ class WeightSwaps:
     def kept_bytes(self) -> int:
         """Bytes that the remembered weights occupy."""
         return sum(p.numel() * p.element_size() for p, _ in self._homes.values())
+
+    @property
+    def frozen(self) -> bool:
+        """Whether a parameter that took gradients is replaced by a tensor that takes none."""
+        return any(p.requires_grad for p, _ in self._homes.values())
+
+    def discard(self) -> None:
+        """Forget the old parameters, also of later swaps: nothing can be restored any more."""
+        self.discarded = True
+        self._undo.clear()
+        self._homes.clear()
 
     def restore(self) -> None:
         """Put every old parameter back, the very objects, so ties are whole again."""

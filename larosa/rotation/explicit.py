@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from larosa.errors import LarosaError
+from larosa.inputs import check_floating
 from larosa.rotation import bases
 
 GROUP = 64
@@ -119,7 +120,8 @@ class ExplicitTransform(nn.Module):
         return whole
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., D]; returns z of the same shape and dtype."""
+        """x: [..., D]; returns z of the same shape and dtype. Raises ActivationError where it is not floating."""
+        check_floating(x)
         return block_product(x, self.blocks(x.dtype))
 
 

@@ -13,8 +13,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from larosa.config import MethodConfig
+from larosa.errors import ArgumentError
+from larosa.inputs import check_activations, check_matrix, check_width
 from larosa.quantization.grid import Quantised
 from larosa.rotation import bases
+
+_SEEDS = 2**63
+"""A generator's seed is smaller."""
 
 
 def rotation_index(layers: int, granularity: str, group_size: int) -> list[tuple[int, int]]:
@@ -78,7 +83,7 @@ def build_rotation(
             matrices[which] = bases.pca(_moment(second_moments, index, which).to(device))
         else:
             make = bases.random if method.basis == "random" else bases.hadamard
-            matrices[which] = make(D, seed * 1_000_003 + which)
+            matrices[which] = make(D, (seed * 1_000_003 + which) % _SEEDS)
     return Rotation(matrices, index)
 
 
@@ -94,46 +99,56 @@ def _moment(second_moments: Tensor, index: list[tuple[int, int]], which: int) ->
 class LayerwiseRotationMatrix(nn.Module):
     """One orthogonal Q [D, D] (float64) that rotates the last dimension.
 
-    `fit` takes activations [..., D]; `rotate` and `unrotate` compute in the matrix's dtype.
+    `fit` takes activations [..., D]; `rotate` and `unrotate` compute in the matrix's dtype. All raise ArgumentError for
+    another width, ActivationError where activations are not floating.
     """
 
     Q: Tensor
 
     def __init__(self, hidden_size: int, matrix: Tensor | None = None) -> None:
         super().__init__()
+        check_width(hidden_size)
+        if matrix is not None:
+            check_matrix(matrix, hidden_size)
         identity = torch.eye(hidden_size, dtype=torch.float64)
         self.register_buffer("Q", identity if matrix is None else matrix, persistent=True)
 
     def fit(self, activations: Tensor) -> LayerwiseRotationMatrix:
         """Set Q to the eigenvectors of the activations' uncentred second moment, by falling eigenvalue."""
-        rows = activations.reshape(-1, activations.shape[-1]).double()
-        if rows.shape[1] != self.Q.shape[0]:
-            raise ValueError(f"expected activations of width {self.Q.shape[0]}, got {rows.shape[1]}")
+        check_activations(activations, self.Q.shape[0])
+        rows = activations.detach().reshape(-1, activations.shape[-1]).double()
         if len(rows) < rows.shape[1]:
-            raise ValueError(
+            raise ArgumentError(
                 f"{len(rows)} calibration vectors cannot span {rows.shape[1]} dimensions; give at least {rows.shape[1]}"
             )
         if not bool(rows.isfinite().all()):
-            raise ValueError("calibration activations hold NaN or infinity")
-        self.Q = bases.pca(rows.T @ rows / len(rows))
+            raise ArgumentError("calibration activations hold NaN or infinity")
+        self.Q = bases.pca(rows.T @ rows / len(rows)).contiguous()  # as files hold it
         return self
 
     def rotate(self, x: Tensor) -> Tensor:
         """x Q, in Q's dtype. x: [..., D]."""
+        check_activations(x, self.Q.shape[0], self.Q.device)
         return x.to(self.Q.dtype) @ self.Q
 
     def unrotate(self, x: Tensor) -> Tensor:
         """x Q^T, in Q's dtype. x: [..., D]."""
+        check_activations(x, self.Q.shape[0], self.Q.device)
         return x.to(self.Q.dtype) @ self.Q.T
 
 
 class ResidualAdapter(nn.Module):
-    """Changes basis from `Q_from` to `Q_to`: x -> x (Q_from^T Q_to), one D x D product in `dtype`."""
+    """Changes basis from `Q_from` to `Q_to`, [D, D] each: x -> x (Q_from^T Q_to), one D x D product in `dtype`.
+
+    Raises ArgumentError for matrices that are not square and of one width, and for activations of another width.
+    """
 
     matrix: Tensor
 
     def __init__(self, Q_from: Tensor, Q_to: Tensor, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
+        check_matrix(Q_from)
+        check_matrix(Q_to, len(Q_from))
         product = Q_from.double().T @ Q_to.double()
         self.register_buffer("matrix", product.to(device=device, dtype=dtype), persistent=True)
         self.quantised: Quantised | None = None
@@ -151,4 +166,5 @@ class ResidualAdapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., D] in basis Q_from; returns it in basis Q_to."""
+        check_activations(x, self.matrix.shape[0])
         return x.to(self.matrix.device) @ self.matrix

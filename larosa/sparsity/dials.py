@@ -12,7 +12,7 @@ from larosa.architecture import SITES
 from larosa.sparsity.handle import PlanError, SparsityHandle
 from larosa.sparsity.site import Rule, SparseSite
 from larosa.sparsity.threshold import ThresholdSparsification
-from larosa.sparsity.top_k import TopKSparsification
+from larosa.sparsity.top_k import TopKSparsification, kept_channels
 
 LimitAt = Callable[[int, str, float], float]
 """(layer, site, level) -> the magnitude up to which entries are dropped there."""
@@ -30,7 +30,9 @@ class Dials:
     def rule(self, site: SparseSite, level: float) -> Rule:
         """What drops `level` of the entries at a site."""
         if isinstance(site.rule, TopKSparsification):
-            return TopKSparsification(site.rule.width, level, site.rule.ties, site.rule.score)
+            width = site.rule.width
+            kept = kept_channels(level, width, self._handle.plan.method.top_k.rounding)
+            return TopKSparsification(width, 1 - kept / width, site.rule.ties, site.rule.score)
         if self._limits is None:
             raise PlanError("a threshold at another level needs the limits of all levels")
         return ThresholdSparsification(site.rule.width, self._limits(site.layer, site.site, level))

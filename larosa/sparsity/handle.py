@@ -2,6 +2,9 @@
 
 A :class:`Plan` is pure data: which channels stay at which site, in which basis, for which tokens.
 :func:`apply` makes a model follow it and returns a handle; `remove()` restores the model bit for bit.
+
+The model holds its handle, so :func:`handle_of` finds one that the caller let go of. What would give a broken model
+while it is sparse is refused: see sparsity.guard (saving, copying, converting) and sparsity.calls (forward passes).
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from weakref import WeakSet
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +29,25 @@ from larosa.rotation.absorb import WeightSwaps, absorb, fold
 from larosa.rotation.explicit import ExplicitTransform, split_gain
 from larosa.rotation.rotation import LayerwiseRotationMatrix, ResidualAdapter, Rotation
 from larosa.sites import ModelShape
+from larosa.sparsity.calls import CallCheck
+from larosa.sparsity.guard import Guards
 from larosa.sparsity.low_rank import LowRank, LowRankRemainder
 from larosa.sparsity.schedule import Levels
 from larosa.sparsity.site import Observer, Rule, SparseSite
 from larosa.sparsity.threshold import ThresholdSparsification
-from larosa.sparsity.tokens import TokenPolicy
+from larosa.sparsity.tokens import PROMPT_KINDS, TokenPolicy
 from larosa.sparsity.top_k import TopKSparsification
 
-_SPARSE: WeakSet[PreTrainedModel] = WeakSet()
-"""Models that a handle holds; handles do not nest, because the inner one's weights would outlive the outer's."""
+_HANDLE = "_larosa_handle"
+"""Where a sparse model keeps its handle. The two refer to each other: Python's cycle collector frees both."""
 
 
 class PlanError(LarosaError):
     """A plan does not fit the model."""
+
+
+class HandleError(LarosaError):
+    """There is no handle, or it can no longer do what was asked."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,13 @@ class _Turns:
 
 
 class SparsityHandle:
-    """A model made sparse. Use as a context manager, or call `remove()`."""
+    """A model made sparse. Use as a context manager, or call `remove()`.
+
+    In the absorbed form the residual stream is in the rotated basis: the embedding's output, the decoder's
+    `last_hidden_state` (without the final norm's weight, which the head holds) and every parameter. `inputs_embeds` and
+    `output_hidden_states` are refused there; plain, explicit and simulated forms take them. Threads may share a sparse
+    model, but not `level_zero`, `observed_by` and the like, which change it for all.
+    """
 
     def __init__(self, model: PreTrainedModel, plan: Plan, keep_weights: str) -> None:
         self.plan = plan
@@ -93,6 +108,14 @@ class SparsityHandle:
         self._tied = bool(model.config.tie_word_embeddings)
         self._swaps = WeightSwaps(keep_weights)
         self._hooks: list[RemovableHandle] = []
+        self._guards = Guards(model, lambda: self.remedy)
+
+    @property
+    def remedy(self) -> str:
+        """How to get the dense model, for messages."""
+        if self._swaps.discarded:
+            return "its dense weights were discarded, so load the model again"
+        return "call larosa.handle_of(model).remove() first, which restores the dense model"
 
     @property
     def kept_bytes(self) -> int:
@@ -132,15 +155,29 @@ class SparsityHandle:
         """Let the head have weights of its own until `remove()`."""
         self._model.config.tie_word_embeddings = False
 
+    def discard(self) -> None:
+        """Free the kept dense weights of a model that stays sparse: `kept_bytes` is 0, `remove()` refused from now on.
+
+        Leaving a `with` block then leaves the model sparse. Raises HandleError after `remove()`.
+        """
+        if vars(self._model).get(_HANDLE) is not self:
+            raise HandleError("this handle's model is dense: there is nothing to discard")
+        self._swaps.discard()
+
     def remove(self) -> None:
-        """Restore the model: weights bit for bit, ties, configuration, no hook left. Safe to call twice."""
+        """Restore the model: weights bit for bit, ties, configuration, no hook or guard left. Safe to call twice.
+
+        Raises HandleError after `discard()`.
+        """
+        if self._swaps.discarded:
+            raise HandleError(f"remove() cannot restore the dense model: {self.remedy}")
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
         self._swaps.restore()
-        if self._model in _SPARSE:
+        if vars(self._model).get(_HANDLE) is self:
             self._model.config.tie_word_embeddings = self._tied
-            _SPARSE.discard(self._model)
+        self._guards.remove()
 
     def __enter__(self) -> SparsityHandle:
         return self
@@ -148,7 +185,40 @@ class SparsityHandle:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.remove()
+        if not self._swaps.discarded:
+            self.remove()
+
+    def _guard(self) -> None:
+        """Let the model know its handle, and refuse what would break it."""
+        view, plan = ModelView(self._model), self.plan
+        self._guards.replace(self._model, _HANDLE, self)
+        self._guards.install()
+        rotated = plan.method.form == "absorbed" and plan.rotation is not None
+        model: Any = self._model
+        checks: list[Any] = [CallCheck(model.config, rotated, lambda: self._swaps.frozen, lambda: self.remedy)]
+        if plan.tokens.kind != "all":
+            checks.append(self.policy.hook)
+        if plan.tokens.kind in PROMPT_KINDS:
+            generate = self.policy.generating(model.generate, model.generation_config)
+            self._guards.replace(model, "generate", generate)
+        self._hooks += [view.decoder.register_forward_pre_hook(check, with_kwargs=True) for check in checks]
+
+
+def check_dense(model: nn.Module) -> None:
+    """Raise PlanError for a sparse model: handles do not nest, the inner one's weights would outlive the outer's."""
+    if _HANDLE in vars(model):
+        raise PlanError(f"the model is sparse already: {handle_of(model).remedy}")
+
+
+def handle_of(model: nn.Module) -> SparsityHandle:
+    """The handle of a sparse model, also one that its caller has lost. Raises HandleError for a dense model."""
+    handle = getattr(model, _HANDLE, None)
+    if not isinstance(handle, SparsityHandle):
+        raise HandleError(
+            f"this {type(model).__name__} has no handle: it is dense, or a part of a sparse model; ask for the handle "
+            "of the whole model that larosa.sparsify() was given"
+        )
+    return handle
 
 
 def _install_transforms(view: ModelView, plan: Plan, swaps: WeightSwaps) -> dict[tuple[int, str], ExplicitTransform]:
@@ -202,19 +272,16 @@ def apply(model: PreTrainedModel, plan: Plan, keep_weights: str = "device") -> S
             f"the thresholds were calibrated in {plan.calibrated_in or 'an unknown basis'}, the method drops entries in"
             f" {plan.method.coordinates}: calibrate them for this method"
         )
-    if model in _SPARSE:
-        raise PlanError("the model is sparse already: call remove() on its handle first")
+    check_dense(model)
     handle = SparsityHandle(model, plan, keep_weights)
-    _SPARSE.add(model)
     try:
+        handle._guard()
         view = ModelView(model)
         rotation, form = plan.rotation, plan.method.form
         if form == "absorbed" and rotation is not None:
             handle.adapters, hooks = absorb(view, rotation, handle._swaps)
             handle._hooks += hooks
             handle.untie()
-        if plan.tokens.kind != "all":
-            handle._hooks.append(view.decoder.register_forward_pre_hook(handle.policy.hook, with_kwargs=True))
         transforms = _install_transforms(view, plan, handle._swaps)
         turns = _Turns(plan, rotation) if form == "simulated" and rotation is not None else None
         gated = plan.thresholds is not None and "gate" in plan.thresholds

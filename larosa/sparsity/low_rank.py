@@ -7,6 +7,7 @@ R-Sparse (arXiv 2504.19449) computes `y = W x_kept + W_r (x - x_kept)`, where W_
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -89,6 +90,13 @@ def unflat(tensors: dict[str, Tensor]) -> LowRank:
     return {site: tuple(tuple(pairs) for pairs in layers.values()) for site, layers in found.items()}
 
 
+class _Held(threading.local):
+    """The remainder of a thread's forward pass, and how many readers have not seen it yet."""
+
+    rest: Tensor | None = None
+    waiting: int = 0
+
+
 class LowRankRemainder:
     """Adds what a site dropped to the outputs of its readers, each through its own pair, with removable hooks.
 
@@ -102,8 +110,7 @@ class LowRankRemainder:
             LowRankPair(pair.left.to(linear.weight), pair.right.to(linear.weight))
             for linear, pair in zip(readers, pairs, strict=True)
         ]
-        self._rest: Tensor | None = None
-        self._waiting = 0
+        self._held = _Held()
 
     def attach(self) -> list[RemovableHandle]:
         """Hook the readers."""
@@ -114,7 +121,7 @@ class LowRankRemainder:
 
     def hold(self, rest: Tensor | None) -> None:
         """Keep rest [..., width] for the readers that run next; None: they add nothing."""
-        self._rest, self._waiting = rest, len(self._readers)
+        self._held.rest, self._held.waiting = rest, len(self._readers)
 
     def output(self, rest: Tensor) -> Tensor:
         """What rest [..., width] adds to the readers' outputs side by side, [..., fan_out]."""
@@ -122,12 +129,12 @@ class LowRankRemainder:
 
     def _adder(self, pair: LowRankPair) -> Any:
         def hook(_linear: nn.Module, _args: Any, output: Tensor) -> Tensor:
-            rest = self._rest
+            rest = self._held.rest
             if rest is None:
                 return output
-            self._waiting -= 1
-            if self._waiting == 0:
-                self._rest = None
+            self._held.waiting -= 1
+            if self._held.waiting == 0:
+                self._held.rest = None
             return output + _product(pair, rest)
 
         return hook

@@ -44,8 +44,13 @@ def byte_weighted(levels: dict[str, tuple[float, ...]], shape: ModelShape, skips
     return skipped / (shape.layers * shape.layer_weights)
 
 
-def make_levels(shape: ModelShape, schedule: ScheduleConfig, sparsity: float, model_name: str) -> Levels:
-    """The levels of a run. Raises ScheduleError where a site would reach 1, or on a foreign file."""
+def make_levels(
+    shape: ModelShape, schedule: ScheduleConfig, sparsity: float, model_name: str, rounding: str = "nearest"
+) -> Levels:
+    """The levels of a run; `rounding` makes channels of them (top_k.kept_channels).
+
+    Raises ScheduleError where a site would reach 1 or keep no channel, or on a foreign file.
+    """
     coefficients, source = _coefficients(shape, schedule, model_name)
     raw = {site: tuple(alpha * sparsity for alpha in coefficients[site]) for site in SITES}
     total = byte_weighted(raw, shape, shape.skips)
@@ -62,7 +67,7 @@ def make_levels(shape: ModelShape, schedule: ScheduleConfig, sparsity: float, mo
                 f"coefficients ({source}) sparsity must stay below {reach:.3f}; lower it or choose another "
                 "schedule, e.g. schedule=uniform"
             )
-    kept = {s: tuple(kept_channels(level, shape.sites[s].width) for level in raw[s]) for s in SITES}
+    kept = {s: tuple(kept_channels(level, shape.sites[s].width, rounding) for level in raw[s]) for s in SITES}
     empty = [site for site in SITES if min(kept[site]) < 1]
     if empty:
         raise ScheduleError(f"sparsity={sparsity} leaves no channel at {', '.join(empty)}; lower it")

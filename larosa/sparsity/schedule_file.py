@@ -2,7 +2,8 @@
 
     {"schema": 1, "layers": L, "widths": {"h1": D, ...}, "levels": {"h1": [L numbers], ...}, "made_by": {...}}
 
-`made_by` says from what model, method, level and calibration tokens it was found; files by hand may leave it out.
+`made_by` says from what model, method, level and calibration tokens it was found, and `checksum` that nothing of it was
+changed since; files by hand may leave both out.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from larosa.architecture import SITES
+from larosa.disk import read_object
 from larosa.errors import LarosaError
 from larosa.sites import ModelShape
 from larosa.store import write_atomically
+from larosa_analysis import checksum
 
 SCHEMA = 1
 
@@ -37,20 +40,27 @@ def write_schedule(
         "made_by": made_by,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode())
+    write_atomically(path, json.dumps(checksum.sealed(content), indent=1).encode())
 
 
 def read_schedule(path: Path, shape: ModelShape) -> dict[str, tuple[float, ...]]:
     """Site -> a coefficient a layer. Raises ScheduleError that names what is wrong with the file."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = read_object(path)
+        if checksum.FIELD in content:
+            checksum.opened(content)
         schema = content["schema"]
         widths = {site: int(content["widths"][site]) for site in SITES}
         levels = {site: tuple(float(value) for value in content["levels"][site]) for site in SITES}
         layers = int(content["layers"])
     except OSError as error:
         raise ScheduleError(f"schedule file {path} cannot be read: {error}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except checksum.DamagedError as error:
+        raise ScheduleError(
+            f"schedule file {path}: {error}. Find the schedule again; if you changed it by hand, remove its checksum "
+            "and made_by"
+        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ScheduleError(
             f"schedule file {path} is not a schedule ({type(error).__name__}: {error}); expected JSON with "
             "schema, layers, widths and levels per site (larosa/sparsity/schedule_file.py shows it)"
@@ -74,5 +84,5 @@ def read_schedule(path: Path, shape: ModelShape) -> dict[str, tuple[float, ...]]
 
 def read_made_by(path: Path) -> dict[str, Any]:
     """The `made_by` of a file that `read_schedule` accepts; empty where there is none."""
-    made_by = json.loads(path.read_text(encoding="utf-8")).get("made_by")
+    made_by = read_object(path).get("made_by")
     return made_by if isinstance(made_by, dict) else {}

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from larosa.inputs import check_floating
+
 
 class ThresholdSparsification(nn.Module):
     """Keeps what exceeds `limit` in magnitude. Args: `width` channels, `limit` >= 0 in the activation's unit."""
@@ -23,7 +25,11 @@ class ThresholdSparsification(nn.Module):
         return torch.full_like(x[..., :1], self.limit)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., width]; returns the same shape and dtype, dropped entries zero."""
+        """x: [..., width] floating; returns the same shape and dtype, dropped entries zero.
+
+        Raises ActivationError for another dtype, ValueError for another width.
+        """
+        check_floating(x)
         if x.shape[-1] != self.width:
             raise ValueError(f"expected {self.width} channels, got {x.shape[-1]}")
         return x * (x.abs() > self.limit)

@@ -1,14 +1,18 @@
 """Which tokens are made sparse.
 
 A policy is one object that all sites of a model share. A hook before the decoder sets the mask of the tokens
-at hand; `all` needs neither mask nor hook. Positions and fractions count real tokens: padding is read off the
-attention mask, in the two-dimensional form that callers pass or the four-dimensional one that `generate` makes
-for a static cache.
+at hand, for its thread alone; `all` needs neither mask nor hook. Positions and fractions count real tokens: padding is
+read off the attention mask, in the two-dimensional form that callers pass or the four-dimensional one that `generate`
+makes for a static cache.
+
+Within the model's `generate` the policy knows where the prompt ends, so that generation with and without a KV cache,
+and with draft tokens, makes the same tokens sparse. A forward pass of its own is a prompt where the cache is empty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,23 +22,39 @@ from torch import Tensor, nn
 from larosa.config import TokenPolicyConfig
 from larosa.errors import LarosaError
 
+PROMPT_KINDS = ("last_fraction", "decode_only")
+"""Kinds that must know where the prompt ends."""
+
 
 class TokenPolicyError(LarosaError):
     """The policy cannot tell which tokens to make sparse."""
 
 
+class _Pass(threading.local):
+    """What a thread's forward pass is at."""
+
+    mask: Tensor | None = None
+    prompt: int | None = None
+    """Columns of the prompt, padding included, within `generate`."""
+
+
 class TokenPolicy:
-    """The mask of sparse tokens of the current forward pass, or None where every token is sparse."""
+    """The mask of sparse tokens of the thread's current forward pass, or None where every token is sparse."""
 
     def __init__(self, config: TokenPolicyConfig) -> None:
         self.config = config
-        self.mask: Tensor | None = None
+        self._pass = _Pass()
         self._everywhere = False
+
+    @property
+    def mask(self) -> Tensor | None:
+        """[B, T] bool."""
+        return self._pass.mask
 
     @contextmanager
     def everywhere(self) -> Iterator[None]:
         """Within: every token is sparse, whatever the policy says."""
-        self._everywhere, self.mask = True, None
+        self._everywhere, self._pass.mask = True, None
         try:
             yield
         finally:
@@ -43,34 +63,62 @@ class TokenPolicy:
     def hook(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of the decoder (`with_kwargs=True`)."""
         if self._everywhere:
+            self._pass.mask = None
             return
         tokens = kwargs.get("input_ids", args[0] if args else None)
         if tokens is None:
             tokens = kwargs["inputs_embeds"]
         cache = kwargs.get("past_key_values")
-        if self.config.kind == "decode_only" and cache is None and kwargs.get("use_cache") is False:
-            raise TokenPolicyError("tokens=decode_only tells generated tokens by the KV cache: generate with one")
+        prompt = self._pass.prompt
+        if self.config.kind == "decode_only" and prompt is None and cache is None and kwargs.get("use_cache") is False:
+            raise TokenPolicyError(
+                "tokens=decode_only tells generated tokens by the KV cache: call model.generate(), or keep a cache"
+            )
         offset = int(cache.get_seq_length()) if cache is not None else 0
         batch, length = tokens.shape[:2]
         padding = real_tokens(kwargs.get("attention_mask"), offset + length)
-        self.mask = self.sparse_tokens(batch, length, offset, padding).to(tokens.device)
+        self._pass.mask = self.sparse_tokens(batch, length, offset, padding, prompt).to(tokens.device)
 
-    def sparse_tokens(self, batch: int, length: int, offset: int, padding: Tensor | None) -> Tensor:
+    def generating(self, generate: Callable[..., Any], settings: Any) -> Callable[..., Any]:
+        """A model's `generate` within which the policy knows the prompt. settings: its generation_config."""
+
+        def told(*args: Any, **kwargs: Any) -> Any:
+            inputs = [args[0] if args else None, *(kwargs.get(name) for name in ("inputs", "input_ids"))]
+            given = next((one for one in [*inputs, kwargs.get("inputs_embeds")] if one is not None), None)
+            own = kwargs.get("generation_config") or settings
+            if kwargs.get("prefill_chunk_size") or getattr(own, "prefill_chunk_size", None):
+                raise TokenPolicyError(
+                    f"tokens={self.config.kind} must see the prompt at once: generate without prefill_chunk_size"
+                )
+            self._pass.prompt = 1 if given is None else int(given.shape[1])
+            try:
+                return generate(*args, **kwargs)
+            finally:
+                self._pass.prompt = None
+
+        return told
+
+    def sparse_tokens(
+        self, batch: int, length: int, offset: int, padding: Tensor | None, prompt: int | None = None
+    ) -> Tensor:
         """[batch, length] bool for the tokens at positions offset ... offset + length - 1.
 
-        `padding` [batch, offset + length], nonzero at real tokens; None: all are real.
+        `padding` [batch, offset + length], nonzero at real tokens; None: all are real. `prompt`: its columns, padding
+        included; None: all of a pass that begins at offset 0.
         """
         real = torch.ones(batch, offset + length) if padding is None else padding[:, : offset + length].cpu()
         position = real.cumsum(-1)[:, offset:] - 1
+        if prompt is None:
+            prompt = length if offset == 0 else 0
         match self.config.kind:
             case "skip_first_n":
                 return position >= self.config.n
-            case "last_fraction" if offset == 0:
-                total = real.sum(-1, keepdim=True)
+            case "last_fraction":
+                total = real[:, :prompt].sum(-1, keepdim=True)
                 sparse = (total * self.config.fraction).ceil()
                 return position >= total - sparse
             case "decode_only":
-                return torch.full((batch, length), offset > 0)
+                return (torch.arange(offset, offset + length) >= prompt).expand(batch, length)
             case _:
                 return torch.ones(batch, length, dtype=torch.bool)
 

@@ -1,8 +1,13 @@
 """Exact per-token Top-K by magnitude.
 
-`zeros = floor(level * width + 1/2)` channels are dropped and `k = width - zeros` stay. Ties are broken by one
-of two rules: `strict` keeps exactly k entries, of equal magnitudes the lowest index first; `keep` keeps every
-entry whose magnitude is at least the k-th, as the official code does.
+`kept_channels` makes k of a level by one of two rounding rules. Ties are broken by one of two rules: `strict` keeps
+exactly k entries, of equal magnitudes the lowest index first; `keep` keeps every entry whose magnitude is at least
+the k-th, as the official code does.
+
+Neither rule makes a result independent of the batch, nor does ranking by rounded magnitudes. Exact ties (the copies of
+a grouped query head's values at the first token) are exact in every batch and fall the same way. What changes are
+near-ties: two magnitudes that differ by rounding alone, whose order follows the order of sums in a matrix product. See
+`pipeline.BATCH_DEPENDENCE`, which stands in every record.
 """
 
 from __future__ import annotations
@@ -14,11 +19,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from larosa.errors import ArgumentError
+from larosa.inputs import check_activations, check_floating, check_width
 
-def kept_channels(level: float, width: int) -> int:
-    """k, the channels that stay at `level` (a fraction in [0, 1]) of `width`."""
+
+def kept_channels(level: float, width: int, rounding: str = "nearest") -> int:
+    """k, the channels that stay at `level` (a fraction in [0, 1]) of `width`.
+
+    `nearest` drops `floor(level * width + 1/2)` channels. `down` keeps `int((1 - level) * width)`, in floats, as the
+    code of LaRoSA does (alibaba/EfficientAI, `top_k_new`) and that of WINA (microsoft/wina, `SparsifyFn`). Raises
+    ValueError for a level out of range.
+    """
     if not 0.0 <= level <= 1.0:
-        raise ValueError(f"a level is a fraction in [0, 1], got {level}")
+        raise ArgumentError(f"a level is a fraction in [0, 1], got {level}")
+    if rounding == "down":
+        return int((1 - level) * width)
     return width - math.floor(level * width + 0.5)
 
 
@@ -41,7 +56,8 @@ def kth_magnitude(x: Tensor, k: int) -> Tensor:
 
 
 def keep_mask(x: Tensor, k: int, ties: str) -> Tensor:
-    """True where an entry stays. x: [..., width] floating; returns bool of the same shape."""
+    """True where an entry stays. x: [..., width]; returns bool of the same shape. Raises ActivationError: no floats."""
+    check_floating(x)
     width = x.shape[-1]
     if k <= 0:
         return torch.zeros_like(x, dtype=torch.bool)
@@ -81,17 +97,21 @@ class TopKSparsification(nn.Module):
     """Keeps the k largest magnitudes of every token's vector.
 
     Args: `width` channels, `level` in [0, 1], `ties` strict or keep, `score` [width] > 0 or None: entries are ranked
-    by `|x_i| * score_i` (WINA, arXiv 2505.19427: the norm of the weight column behind channel i).
+    by `|x_i| * score_i` (WINA, arXiv 2505.19427: the norm of the weight column behind channel i). Raises ArgumentError
+    for other values, and for activations of another width or dtype.
     """
 
     score: Tensor | None
 
     def __init__(self, width: int, level: float, ties: str = "strict", score: Tensor | None = None) -> None:
         super().__init__()
+        check_width(width)
         if ties not in ("strict", "keep"):
-            raise ValueError(f"ties must be 'strict' or 'keep', got {ties!r}")
-        if score is not None and (score.shape != (width,) or not bool((score >= 0).all())):
-            raise ValueError(f"score must be [{width}] and not negative, got {list(score.shape)}")
+            raise ArgumentError(f"ties must be 'strict' or 'keep', got {ties!r}")
+        if score is not None:
+            check_activations(score, width)
+            if score.dim() != 1 or not bool((score >= 0).all()):
+                raise ArgumentError(f"score must be [{width}] and not negative, got {list(score.shape)}")
         self.width, self.ties = width, ties
         self.k = kept_channels(level, width)
         self.register_buffer("score", score, persistent=True)
@@ -105,7 +125,6 @@ class TopKSparsification(nn.Module):
         return kth_magnitude(self.ranked(x), self.k) if 0 < self.k < self.width else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., width]; returns the same shape and dtype, dropped entries zero."""
-        if x.shape[-1] != self.width:
-            raise ValueError(f"expected {self.width} channels, got {x.shape[-1]}")
+        """x: [..., width] floating; returns the same shape and dtype, dropped entries zero."""
+        check_activations(x, self.width)
         return x if self.k == self.width else x * keep_mask(self.ranked(x), self.k, self.ties)

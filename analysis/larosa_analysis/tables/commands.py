@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import yaml
 
+from larosa.packaged import packaged
 from larosa_analysis import paper
 
-SWEEPS = Path(__file__).resolve().parents[3] / "sweeps"
+SWEEPS = packaged("sweeps")
 _ONE_GPU = ("table03", "figure4")
 """Sweeps of the decoder, which runs on one GPU: the paper's larger models are not theirs."""
 
