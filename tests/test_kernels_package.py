@@ -15,7 +15,12 @@ from larosa_kernels.common.commit import git_state
 from larosa_kernels.common.environment import environment, write_record
 from larosa_kernels.common.timing import peak_bytes_per_s
 
-BLOCK = "import sys; sys.modules.update(dict.fromkeys({blocked!r})); import torch\n"
+BLOCK = """
+import sys
+sys.meta_path = [each for each in sys.meta_path if "editable" not in f"{{each!r}}"]  # another checkout's modules
+sys.modules.update(dict.fromkeys({blocked!r}))
+import torch
+"""
 EVERY_MODULE = """
 import importlib, pkgutil, larosa_kernels
 for module in pkgutil.walk_packages(larosa_kernels.__path__, "larosa_kernels."):
