@@ -1,6 +1,6 @@
 """Packs `conf/`, `sweeps/` and `schedules/` into the wheel, as `larosa/settings/`; all else stands in pyproject.toml.
 
-In a checkout, and in an editable installation, the folders are read where they are (:mod:larosa.packaged).
+In a checkout, and in an editable installation, the folders are read where they are (:mod:larosa.records.packaged).
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from larosa.api import LaRoSAActivationSparsifier, LaRoSAConfig, sparsify
-    from larosa.config import CoefficientsConfig, MethodConfig, ScheduleConfig, TokenPolicyConfig, TuningConfig
+    from larosa.api.sparsify import LaRoSAActivationSparsifier, LaRoSAConfig, sparsify
+    from larosa.config.run import CoefficientsConfig, MethodConfig, ScheduleConfig, TokenPolicyConfig, TuningConfig
     from larosa.errors import ArgumentError, LarosaError
     from larosa.rotation.rotation import LayerwiseRotationMatrix, ResidualAdapter
     from larosa.sparsity.handle import SparsityHandle, handle_of
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 _HOME = {
     "ArgumentError": "larosa.errors",
-    "CoefficientsConfig": "larosa.config",
-    "LaRoSAActivationSparsifier": "larosa.api",
-    "LaRoSAConfig": "larosa.api",
+    "CoefficientsConfig": "larosa.config.run",
+    "LaRoSAActivationSparsifier": "larosa.api.sparsify",
+    "LaRoSAConfig": "larosa.api.sparsify",
     "LarosaError": "larosa.errors",
     "LayerwiseRotationMatrix": "larosa.rotation.rotation",
-    "MethodConfig": "larosa.config",
+    "MethodConfig": "larosa.config.run",
     "ResidualAdapter": "larosa.rotation.rotation",
-    "ScheduleConfig": "larosa.config",
+    "ScheduleConfig": "larosa.config.run",
     "SparsityHandle": "larosa.sparsity.handle",
-    "TokenPolicyConfig": "larosa.config",
+    "TokenPolicyConfig": "larosa.config.run",
     "TopKSparsification": "larosa.sparsity.top_k",
-    "TuningConfig": "larosa.config",
+    "TuningConfig": "larosa.config.run",
     "handle_of": "larosa.sparsity.handle",
-    "sparsify": "larosa.api",
+    "sparsify": "larosa.api.sparsify",
 }
 
 __all__ = [

@@ -1,6 +1,6 @@
 """One run or one sweep: `python run.py model=llama2-7b sparsity=0.4`, where larosa is installed `python -m larosa ...`.
 
-`--help` lists the settings. This module reads the command line; :mod:`larosa.launch` runs what it asks for.
+`--help` lists the settings. This module reads the command line; :mod:`larosa.cli.launch` runs what it asks for.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from larosa import keys
+from larosa.cli.overrides import explained, fit
+from larosa.config import keys
+from larosa.config.base import ConfigError
 from larosa.errors import LarosaError, described
-from larosa.overrides import explained, fit
-from larosa.packaged import found, packaged
-from larosa.schema import ConfigError
+from larosa.records.packaged import found, packaged
 
 _MODES = ("run", "multirun", "cfg", "info", "shell_completion")
 
 
 @hydra.main(version_base="1.3", config_path=str(packaged("conf")), config_name="config")
 def _run(settings: DictConfig) -> None:
-    """Hand over to :mod:`larosa.launch`, as a run of its own or of a sweep."""
-    from larosa import invocation, launch
-    from larosa.sweep import Sweep
+    """Hand over to :mod:`larosa.cli.launch`, as a run of its own or of a sweep."""
+    from larosa.cli import invocation, launch
+    from larosa.cli.sweep import Sweep
 
     hydra_settings = HydraConfig.get()
     sweep = Sweep.of(hydra_settings)

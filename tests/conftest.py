@@ -11,7 +11,7 @@ import torch
 from tasks import byte_model, byte_tokenizer, wheel_of_rows  # noqa: F401  # fixtures of task scores
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from larosa.precision import keep_float64
+from larosa.models.precision import keep_float64
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"

@@ -11,9 +11,9 @@ import numpy as np
 import yaml
 
 from conftest import CONF, ROOT
-from larosa_analysis import checksum
-from larosa_analysis.outcomes import SEVEN, compact_score
-from larosa_analysis.records import read_lines
+from larosa.records import checksum
+from larosa_analysis.records.entry import read_lines
+from larosa_analysis.records.outcomes import SEVEN, compact_score
 
 Record = dict[str, Any]
 CONDITIONS = {"created": "2000-01-01T00:00:00+00:00", "git": {"commit": "0" * 40, "dirty": False}}
@@ -39,16 +39,16 @@ def made(
     record["config"]["model"] |= {"name": model, "shape": shape}
     record["config"]["method"] |= {"name": method, "preset": PRESETS.get(method, method)}
     record["config"]["method"] |= {"form": "absorbed", "basis": "pca"} if method == "larosa" else {}
-    record["config"]["method"]["rule"] = "threshold" if method in ("teal", "cats") else "top_k"
+    record["config"]["method"]["selector"] = "threshold" if method in ("teal", "cats") else "top_k"
     record["config"]["schedule"] |= yaml.safe_load((CONF / "schedule" / f"{schedule}.yaml").read_text())
     record["config"]["texts"] = {}
     record["model"] |= {"name": model}
     record["label"] = {"larosa": "larosa/paper (absorbed, pca, per layer)"}.get(method, method)
     record["data"] = {"texts": {}, "calibration": {"text": calibration, "tokens": 1000, "sha256": calibration}}
-    record["metrics"] |= {"perplexity": {}, "measured_sparsity": {}, "zero_shot": {}}
+    record["metrics"] |= {"perplexity": {}, "achieved_sparsity": {}, "zero_shot": {}}
     for text in texts:
         _text(record, text, nats, level, method)
-    counted = {"level_asked": level, "level_byte_weighted": level, "level_paper_count": level, "extras_share": 0.0}
+    counted = {"target_sparsity": level, "weight_sparsity": level, "nominal_sparsity": level, "overhead_fraction": 0.0}
     record["metrics"]["accounting"] |= counted
     record["metrics"]["zero_shot"] = {task: score(task, right) for task, right in (tasks or {}).items()}
     record |= CONDITIONS | more
@@ -65,10 +65,10 @@ def _text(record: Record, text: str, nats: float, level: float, method: str) -> 
         "standard_error": 0.05, "tokens": 20480,
     }  # fmt: skip
     sites = dict.fromkeys(("h1", "h2", "h3", "h4"), level)
-    record["metrics"]["measured_sparsity"][text] = {
-        "byte_weighted_mean": level, "byte_weighted_std_over_tokens": 0.02, "byte_weighted_min": 0.9 * level,
-        "byte_weighted_max": min(1.0, 1.1 * level), "level_mean": sites, "sparse_tokens": 20480,
-        "level_std_over_tokens": dict.fromkeys(sites, 0.01),
+    record["metrics"]["achieved_sparsity"][text] = {
+        "weight_sparsity_mean": level, "weight_sparsity_std_over_tokens": 0.02, "weight_sparsity_min": 0.9 * level,
+        "weight_sparsity_max": min(1.0, 1.1 * level), "site_mean": sites, "sparse_tokens": 20480,
+        "site_std_over_tokens": dict.fromkeys(sites, 0.01),
     }  # fmt: skip
     record["data"]["texts"][text] = {"sha256": text, "tokens": 20480, "text": text}
 
@@ -78,7 +78,7 @@ def score(task: str, correct: list[int], ids: list[int] | None = None, **more: A
     value, count = float(np.mean(correct)), len(correct)
     return compact_score(
         {
-            "task": task, "metric": "acc", "value": value, "examples": count, "population": 1000, "split": "test",
+            "task": task, "metric": "acc", "value": value, "examples": count, "num_available": 1000, "split": "test",
             "standard_error": float(np.sqrt(value * (1 - value) / (count - 1))), "source": "made up",
             "document_ids": list(range(count)) if ids is None else ids, "correct": [float(c) for c in correct],
         }
@@ -114,7 +114,7 @@ def inspections(model: str = "smollm2-135m") -> dict[str, Record]:
             "by_layer": {"wikitext2|lambada": [0.99, 0.98]},
         },
     }  # fmt: skip
-    common = CONDITIONS | {"schema": 1, "model": model, "versions": {}, "hardware": {}, "data": {}}
+    common = CONDITIONS | {"schema": 2, "model": model, "versions": {}, "hardware": {}, "data": {}}
     return {f"inspect-{kind}.json": common | {"kind": kind, "values": own} for kind, own in values.items()}
 
 

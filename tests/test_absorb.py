@@ -9,10 +9,10 @@ import torch
 from transformers import PreTrainedModel
 
 from conftest import build_model
-from larosa.api import LaRoSAConfig, sparsify
-from larosa.architecture import ARCHITECTURES, ArchitectureError, architecture_of
-from larosa.config import TokenPolicyConfig
-from larosa.evaluation import invariance
+from larosa.api.sparsify import LaRoSAConfig, sparsify
+from larosa.config.run import TokenPolicyConfig
+from larosa.evaluation import parity
+from larosa.models.architecture import ARCHITECTURES, ArchitectureError, architecture_of
 from larosa.sparsity.handle import PlanError
 
 CASES = [
@@ -25,7 +25,7 @@ CASES = [
     ("qwen2", {}),
     ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}),
 ]
-GRANULARITIES = ["layer", "block", "group", "model"]
+GRANULARITIES = ["layer", "sublayer", "group", "model"]
 BASES = ["pca", "random", "hadamard", "identity"]
 
 
@@ -41,7 +41,7 @@ def test_every_architecture_is_covered() -> None:
 @pytest.mark.parametrize(("kind", "more"), CASES, ids=[f"{k}-{'-'.join(m) or 'plain'}" for k, m in CASES])
 def test_level_zero_is_dense(kind: str, more: dict[str, object], tied: bool, tokens: torch.Tensor) -> None:
     model = build_model(kind, tied=tied, **more)
-    dense = invariance.logits(model, tokens)
+    dense = parity.logits(model, tokens)
     before = state(model)
     bases = list(itertools.product(GRANULARITIES, BASES))
     if tied:  # embeddings do not see which basis it is
@@ -49,10 +49,10 @@ def test_level_zero_is_dense(kind: str, more: dict[str, object], tied: bool, tok
     for form, (granularity, basis) in itertools.product(["absorbed", "simulated"], bases):
         config = LaRoSAConfig(sparsity=0.0, form=form, granularity=granularity, basis=basis, group_size=2)
         with sparsify(model, tokens, config):
-            error = (invariance.logits(model, tokens) - dense).norm() / dense.norm()
+            error = (parity.logits(model, tokens) - dense).norm() / dense.norm()
         assert error < 1e-10, (form, granularity, basis)
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert torch.equal(invariance.logits(model, tokens), dense)
+    assert torch.equal(parity.logits(model, tokens), dense)
 
 
 @pytest.mark.parametrize("keep", ["device", "cpu"])
@@ -60,7 +60,7 @@ def test_remove_restores_bits_ties_and_configuration(keep: str, tokens: torch.Te
     model = build_model("llama", dtype=torch.float32, tied=True)
     before, parameters = state(model), dict(model.named_parameters())
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
-    handle = sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, granularity="block", keep_weights=keep))
+    handle = sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, granularity="sublayer", dense_weights_device=keep))
     assert model.lm_head.weight is not model.model.embed_tokens.weight
     assert not model.config.tie_word_embeddings
     projections = 5 * (48 * 48 + 2 * 48 * 16 + 48 * 48 + 3 * 48 * 80)
@@ -90,19 +90,19 @@ def test_an_error_while_applying_leaves_the_model_whole(tokens: torch.Tensor, mo
 
 def test_a_wrong_rotation_is_caught(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model("llama", dtype=torch.float32)
-    dense = invariance.reference(model, tokens)
+    dense = parity.reference(model, tokens)
     with sparsify(model, tokens, LaRoSAConfig(sparsity=0.5)) as handle:
-        found = invariance.check(model, handle, dense)
+        found = parity.check(model, handle, dense)
         assert found["relative_logits_error"] <= found["bound"] < 0.01
         handle.adapters[0].matrix.mul_(1.01)
-        with pytest.raises(invariance.InvarianceError, match="level 0"):
-            invariance.check(model, handle, dense)
+        with pytest.raises(parity.ParityError, match="level 0"):
+            parity.check(model, handle, dense)
 
 
 def test_generate_works_and_is_sparse(tokens: torch.Tensor) -> None:
     model = build_model("mistral", dtype=torch.float32)
     prompt = tokens[:2, :6]
-    dense, logits = model.generate(prompt, max_new_tokens=8, do_sample=False), invariance.logits(model, prompt)
+    dense, logits = model.generate(prompt, max_new_tokens=8, do_sample=False), parity.logits(model, prompt)
     with sparsify(model, tokens, LaRoSAConfig(sparsity=0.0)):
         assert torch.equal(model.generate(prompt, max_new_tokens=8, do_sample=False), dense)
     with sparsify(model, tokens, LaRoSAConfig(sparsity=0.6)):
@@ -111,7 +111,7 @@ def test_generate_works_and_is_sparse(tokens: torch.Tensor) -> None:
         static = model.generate(prompt, max_new_tokens=8, do_sample=False, cache_implementation="static")
         assert torch.equal(cached, uncached)
         assert torch.equal(cached, static)
-        assert not torch.allclose(invariance.logits(model, prompt), logits)
+        assert not torch.allclose(parity.logits(model, prompt), logits)
 
 
 @pytest.mark.parametrize("kind", ["skip_first_n", "last_fraction", "decode_only"])
@@ -121,7 +121,7 @@ def test_left_padding_and_static_cache_do_not_change_which_tokens_are_sparse(kin
     prompt = tokens[:1, :8]
     padded = torch.cat([torch.zeros(1, 3, dtype=torch.int64), prompt], dim=1)
     mask = torch.tensor([[0] * 3 + [1] * 8])
-    with sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, tokens=policy)):
+    with sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, token_policy=policy)):
         plain = model.generate(prompt, max_new_tokens=6, do_sample=False)[:, 8:]
         for more in ({}, {"cache_implementation": "static"}):
             shifted = model.generate(padded, attention_mask=mask, max_new_tokens=6, do_sample=False, **more)[:, 11:]

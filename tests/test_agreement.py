@@ -12,9 +12,9 @@ import pytest
 
 from conftest import ROOT
 from larosa import models
-from larosa.command import read_settings
-from larosa.evaluation import harness
-from larosa.evaluation.zero_shot import zero_shot
+from larosa.cli.command import read_settings
+from larosa.evaluation.tasks import harness
+from larosa.evaluation.tasks.zero_shot import zero_shot
 
 TASKS, EXAMPLES = ("piqa", "arc_easy"), 20
 

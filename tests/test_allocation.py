@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,26 +17,27 @@ from test_schedule import ALL, method
 from transformers import PreTrainedModel
 
 from conftest import build_model
-from larosa import allocate as command
-from larosa import coefficients
-from larosa.architecture import SITES
 from larosa.calibration.calibrator import Calibrator
-from larosa.calibration.overlap import OverlapError
-from larosa.calibration.tokens import TokenBlock
-from larosa.cells import Cell, plan_cells
-from larosa.config import ConfigError, RunConfig
-from larosa.evaluation import invariance
-from larosa.evaluation.curves import output_curves
-from larosa.evaluation.divergence import divergence_curves
-from larosa.evaluation.finite import EvaluationError
-from larosa.evaluation.greedy import greedy_allocation
-from larosa.methods.limits import limits_of
-from larosa.pipeline import Bench, measure, open_bench, read_documents, run
-from larosa.prepare import prepare
+from larosa.cli import allocate as command
+from larosa.config.run import ConfigError
+from larosa.data.overlap import OverlapError
+from larosa.data.tokens import TokenBlock
+from larosa.evaluation import parity
+from larosa.experiment.measure import measure
+from larosa.experiment.pipeline import run
+from larosa.experiment.plan_runs import PlannedRun, plan_runs
+from larosa.experiment.prepare import prepare
+from larosa.experiment.session import Session, open_session, read_documents
+from larosa.methods.planning import thresholds_of
+from larosa.models.architecture import SITES
+from larosa.models.finite import EvaluationError
+from larosa.models.sites import ModelShape
 from larosa.rotation.rotation import build_rotation
-from larosa.sites import ModelShape
-from larosa.sparsity.allocation import AllocationError, allocate
-from larosa.sparsity.greedy import greedy_levels
+from larosa.search.allocation import AllocationError, allocate
+from larosa.search.curves import output_curves
+from larosa.search.divergence import divergence_curves
+from larosa.search.greedy import greedy_levels
+from larosa.search.greedy_levels import greedy_allocation
 from larosa.sparsity.handle import Plan, apply
 from larosa.sparsity.schedule import Levels, ScheduleError
 from larosa.sparsity.top_k import kept_channels
@@ -88,12 +89,12 @@ def plan_at(
     level = {s: tuple(levels.get((i, s), 0.0) for i in range(shape.layers)) for s in SITES}
     kept = {s: tuple(kept_channels(p, shape.sites[s].width) for p in level[s]) for s in SITES}
     rotation = build_rotation(chosen, None, shape.layers, shape.hidden_size, 0) if name.startswith("larosa") else None
-    plan = Plan(chosen, shape, Levels(0.5, level, kept, "given", shape.skips), ALL, rotation)
+    plan = Plan(chosen, shape, Levels(0.5, level, kept, "given", shape.weights_per_channel), ALL, rotation)
     if name != "teal":
-        return found.limited(plan)
+        return found.with_thresholds(plan)
     counted = found.histograms()
-    limits = {s: tuple(counted.threshold(i, s, p) for i, p in enumerate(level[s])) for s in SITES}
-    return replace(plan, thresholds=limits, calibrated_in=plan.method.coordinates)
+    thresholds = {s: tuple(counted.threshold(i, s, p) for i, p in enumerate(level[s])) for s in SITES}
+    return replace(plan, thresholds=thresholds, calibrated_in=plan.method.coordinates)
 
 
 @pytest.fixture
@@ -123,22 +124,22 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
     "magnitude": ("magnitude", {}),
     "teal": ("teal", {}),
     "wina": ("wina", {}),
-    "absorbed": ("larosa/paper", {"basis": "random", "granularity": "block", "top_k": {"ties": "keep"}}),
-    "simulated, threshold": ("larosa/paper", {"basis": "random", "form": "simulated", "rule": "threshold"}),
+    "absorbed": ("larosa/paper", {"basis": "random", "granularity": "sublayer", "ties": "keep"}),
+    "simulated, threshold": ("larosa/paper", {"basis": "random", "form": "simulated", "selector": "threshold"}),
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("around", ["dense", "sparse"])
-def test_curves_are_what_applied_plans_measure(form: str, around: str, calibrator: Calibrator) -> None:
+@pytest.mark.parametrize("other_sites", ["dense", "sparse"])
+def test_curves_are_what_applied_plans_measure(form: str, other_sites: str, calibrator: Calibrator) -> None:
     model, ids = calibrator.model, calibrator.tokens.ids[:2]
     name, more = FORMS[form]
-    base = {(i, s): 0.3 for i in range(3) for s in SITES} if around == "sparse" else {}
+    base = {(i, s): 0.3 for i in range(3) for s in SITES} if other_sites == "sparse" else {}
     plan, grid = plan_at(base, model, calibrator, name, **more), (0.0, 0.4, 0.8)
-    limits = limits_of(plan, calibrator)
+    thresholds = thresholds_of(plan, calibrator)
     with apply(model, plan) as handle:
-        kl = divergence_curves(model, handle, ids, grid, limits, around)
-        output = output_curves(model, handle, ids, grid, limits, around)
+        kl = divergence_curves(model, handle, ids, grid, thresholds, other_sites)
+        output = output_curves(model, handle, ids, grid, thresholds, other_sites)
     dense = model(ids).logits.log_softmax(-1)
     for layer, site, i in ((0, "h3", 1), (1, "h2", 2), (2, "h4", 1), (2, "h1", 0)):
         single = plan_at({**base, (layer, site): grid[i]}, model, calibrator, name, **more)
@@ -152,11 +153,11 @@ def test_curves_are_what_applied_plans_measure(form: str, around: str, calibrato
 
 
 def test_one_pass_gives_the_limits_of_all_levels(calibrator: Calibrator, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = plan_at({}, calibrator.model, calibrator, "magnitude", rule="threshold")
+    plan = plan_at({}, calibrator.model, calibrator, "magnitude", selector="threshold")
     monkeypatch.setattr("larosa.calibration.calibrator.count_magnitudes", lambda *_: pytest.fail("counted again"))
-    limits = limits_of(plan, calibrator)
-    assert limits is not None
-    assert limits(0, "h1", 0.2) < limits(0, "h1", 0.5) < limits(0, "h1", 0.9)
+    thresholds = thresholds_of(plan, calibrator)
+    assert thresholds is not None
+    assert thresholds(0, "h1", 0.2) < thresholds(0, "h1", 0.5) < thresholds(0, "h1", 0.9)
 
 
 @pytest.mark.parametrize("form", ["magnitude", "teal"])
@@ -165,9 +166,9 @@ def test_greedy_is_teals_algorithm(form: str, calibrator: Calibrator) -> None:
     model, ids = calibrator.model, calibrator.tokens.ids[:2]
     name, more = FORMS[form]
     plan = plan_at({}, model, calibrator, name, **more)
-    limits = limits_of(plan, calibrator)
+    thresholds = thresholds_of(plan, calibrator)
     with apply(model, plan) as handle:
-        found = greedy_allocation(model, handle, ids, limits, 0.5, step=0.8, highest=0.9)
+        found = greedy_allocation(model, handle, ids, thresholds, 0.5, step=0.8, highest=0.9)
     shape = plan.shape
     for layer in range(shape.layers):
         levels, spent = dict.fromkeys(SITES, 0.0), 0.0
@@ -195,33 +196,39 @@ def test_greedy_stops_a_site_at_the_highest_level() -> None:
 
 
 SEARCHES = [
-    ("magnitude", "top_k", "rule=marginal"),
-    ("teal", "threshold", "rule=greedy"),
-    ("wina/transform", "top_k", "error=kl"),
-    ("larosa/official", "threshold", "around=sparse"),
+    ("magnitude", "top_k", "algorithm=marginal"),
+    ("teal", None, "algorithm=greedy"),
+    ("wina/transform", None, "error=kl"),
+    ("larosa/official", "threshold", "other_sites=sparse"),
     ("larosa/output_aware", "threshold", "error=kl"),
 ]
 
 
-@pytest.mark.parametrize(("name", "rule", "search"), SEARCHES)
+@pytest.mark.parametrize(("name", "selector", "search"), SEARCHES)
 def test_the_command_writes_a_schedule_that_runs_use(
-    name: str, rule: str, search: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    name: str, selector: str | None, search: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    more = [f"method={name}", f"method.rule={rule}", "sparsity=0.5", "baseline=none", "schedule.path=mine"]
+    more = [
+        f"method={name}",
+        *([f"method.selector={selector}"] if selector else []),
+        "sparsity=0.5",
+        "baseline=none",
+        "schedule.path=mine",
+    ]
     config = parse(*overrides, *more, f"allocation.{search}", "allocation.grid=[0,0.3,0.6,0.9]", "allocation.step=0.5")
     path = command.run(config)
     assert path == Path("schedules/tiny-llama/mine.json")
     made_by = json.loads(path.read_text())["made_by"]
     assert made_by["model"]["name"] == "tiny-llama"
     assert made_by["method"] == config.method.label
-    assert ("curves" in made_by) == (search != "rule=greedy")
+    assert ("curves" in made_by) == (search != "algorithm=greedy")
     chosen = parse(*overrides, *more, "schedule=file")
-    levels = list(plan_cells(chosen).values())[-1].levels
+    levels = list(plan_runs(chosen).values())[-1].levels
     assert len({round(level, 6) for site in SITES for level in levels.level[site]}) > 2
-    if (name, search) == ("teal", "rule=greedy"):
+    if (name, search) == ("teal", "algorithm=greedy"):
         record = list(run(chosen).values())[-1]
-        assert record["metrics"]["accounting"]["level_byte_weighted"] == pytest.approx(0.5, abs=0.01)
+        assert record["metrics"]["accounting"]["weight_sparsity"] == pytest.approx(0.5, abs=0.01)
         assert "mine.json" in record["metrics"]["accounting"]["coefficients"]
 
 
@@ -233,7 +240,7 @@ def test_the_command_writes_a_schedule_that_runs_use(
         (["sparsity=0"], "nothing to allocate"),
         (["sparsity=0.95"], "needs more"),
         (["method=cats"], "not for cats"),
-        (["allocation.rule=greedy", "allocation.error=kl"], "allocation.error must be output"),
+        (["allocation.algorithm=greedy", "allocation.error=kl"], "allocation.error must be output"),
         (["allocation.grid=[0.1,0.5]"], "must rise from 0"),
         (["allocation.grid=[0,0.95]"], "less than or equal to 0.9"),
     ],
@@ -260,42 +267,41 @@ def test_a_schedule_found_on_an_evaluation_text_or_another_model_is_doubted(
     content["made_by"]["model"]["name"] = "larger-llama"
     path.write_text(json.dumps(content))
     with pytest.raises(ScheduleError, match="checksum does not match"):
-        plan_cells(parse(*overrides, *more, "schedule=file"))
+        plan_runs(parse(*overrides, *more, "schedule=file"))
     del content["checksum"]
     path.write_text(json.dumps(content))
     config = parse(*overrides, *more, "schedule=file")
-    bench = open_bench(config, read_documents(config))
-    measure(list(plan_cells(config).values())[-1], bench)
+    session = open_session(config, read_documents(config))
+    measure(list(plan_runs(config).values())[-1], session)
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 2
     assert "was made for larger-llama, not for tiny-llama" in warnings[0]
     assert "found on text" in warnings[1]
 
 
-@pytest.mark.parametrize("search", [command.run, coefficients.run])
 def test_a_search_runs_the_checks_of_a_run(
-    search: Callable[[RunConfig], Path], overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip
     chosen = [*overrides, "method=larosa/paper", "baseline=none", f"schedule.path={tmp_path / 'mine.json'}"]
     marked = tmp_path / "marked.txt"
     marked.write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.txt").read_bytes())
     with pytest.raises(OverlapError, match="not held out"):
-        search(parse(*chosen, f"texts.text.files=[{marked}]"))
-    monkeypatch.setattr(invariance, "bound", lambda *_: 0.0)
-    with pytest.raises(invariance.InvarianceError, match="at level 0"):
-        search(parse(*chosen))
+        command.run(parse(*chosen, f"texts.text.files=[{marked}]"))
+    monkeypatch.setattr(parity, "bound", lambda *_: 0.0)
+    with pytest.raises(parity.ParityError, match="at level 0"):
+        command.run(parse(*chosen))
     assert not (tmp_path / "mine.json").exists()
 
 
-@pytest.mark.parametrize("search", ["error=output", "error=kl", "rule=greedy"])
+@pytest.mark.parametrize("search", ["error=output", "error=kl", "algorithm=greedy"])
 def test_levels_are_not_found_among_nan(
     search: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip
     chosen = [*overrides, "method=magnitude", "baseline=none", f"schedule.path={tmp_path / 'mine.json'}"]
 
-    def broken(cell: Cell, bench: Bench, **more: bool) -> Any:
-        found = prepare(cell, bench, **more)
-        bench.model.model.layers[1].mlp.up_proj.weight.data[3] = float("inf")  # behind the check at level 0
+    def broken(planned: PlannedRun, session: Session, **more: bool) -> Any:
+        found = prepare(planned, session, **more)
+        session.model.model.layers[1].mlp.up_proj.weight.data[3] = float("inf")  # behind the check at level 0
         return found
 
     monkeypatch.setattr(command, "prepare", broken)

@@ -11,8 +11,8 @@ from transformers import AutoModel, PreTrainedModel
 
 from conftest import build_model
 from larosa import ArgumentError, LaRoSAConfig, LarosaError, sparsify
-from larosa.architecture import ArchitectureError
 from larosa.calibration.statistics import CalibrationError
+from larosa.models.architecture import ArchitectureError
 from larosa.sparsity.handle import PlanError
 
 
@@ -88,14 +88,14 @@ def test_too_few_tokens_name_no_setting_of_run_py(tokens: Tensor) -> None:
         ({"sparsity": 0.4, "settings": {"method.blok_size": 64}}, r"method\.blok_size: unknown key \(spelling\? conf/"),
         ({"sparsity": 0.4, "settings": {"block_size": 64}}, "'block_size' must begin with method., schedule., tokens."),
         ({"sparsity": 0.4, "settings": {"method.tuning.steps": 9}}, r"'method\.tuning\.steps' is no setting"),
-        ({"sparsity": 0.4, "settings": ["method.rule=threshold"]}, "settings must map names to values, got list"),
+        ({"sparsity": 0.4, "settings": ["method.selector=threshold"]}, "settings must map names to values, got list"),
         ({"sparsity": 0.4, "settings": {"method.form": "absorbed"}}, "go together"),
         ({"sparsity": 0.4, "settings": {"schedule.coefficients.h1": float("inf")}}, "finite"),
         ({"sparsity": 0.4, "settings": {"method.block_size": 7}}, "block_size=7 must divide the model's width 48"),
         ({"sparsity": 0.4, "batch_size": 0}, "batch_size: "),
         ({"sparsity": 0.4, "seed": -1}, "seed: "),
         ({"sparsity": 0.4, "seed": 2**63}, "seed: "),
-        ({"sparsity": 0.4, "keep_weights": "disk"}, "keep_weights: "),
+        ({"sparsity": 0.4, "dense_weights_device": "disk"}, "dense_weights_device: "),
         ({"config": 0.4}, r"LaRoSAConfig or a mapping.*got float: say sparsity=0\.4"),
         ({"config": "larosa/tuned"}, "say method='larosa/tuned'"),
         ({"config": {"sparcity": 0.4}}, r"sparcity: unknown key \(spelling\? LaRoSAConfig has sparsity,"),
@@ -194,6 +194,6 @@ def test_a_model_that_trains_without_dropout_is_none_of_our_business(tokens: Ten
 def test_a_sparse_model_is_refused_before_it_is_calibrated(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model("llama", dtype=torch.float32)
     with sparsify(model, tokens, sparsity=0.4, method="larosa/paper"):
-        monkeypatch.setattr("larosa.api.Calibrator", None)
+        monkeypatch.setattr("larosa.api.sparsify.Calibrator", None)
         with pytest.raises(PlanError, match="sparse already"):
             sparsify(model, tokens, sparsity=0.4, method="larosa/paper")

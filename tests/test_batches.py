@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from conftest import build_model
-from larosa.api import LaRoSAConfig, sparsify
-from larosa.evaluation.likelihood import likelihoods
+from larosa.api.sparsify import LaRoSAConfig, sparsify
+from larosa.evaluation.tasks.likelihood import likelihoods
 from larosa.sparsity.site import SparseSite
 
 
@@ -35,7 +35,7 @@ def test_copies_of_a_value_tie_exactly_in_every_batch(ties: str, tokens: Tensor)
             seen.append(FirstTokens())
             with handle.observed_by(seen[-1]):
                 model(tokens[:batch, :length])
-        k = next(site.rule.k for site in handle.sites if site.site == "h2")
+        k = next(site.selector.k for site in handle.sites if site.site == "h2")
     for own in seen:
         heads = torch.stack(own.z).view(5, 2, 3, 8)
         assert torch.equal(heads, heads[:, :, :1].expand_as(heads))

@@ -17,8 +17,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from larosa import assets, manifest, store
-from larosa.assets import AssetError, make_once
+from larosa.data import assets, manifest, tensor_store
+from larosa.data.assets import AssetError, make_once
 
 CONTENT = {"model.safetensors": b"weights" * 999, "config.json": b"{}", "deep/data.arrow": b"rows" * 99}
 
@@ -347,11 +347,11 @@ def test_calibration_of_a_read_only_cache(monkeypatch: pytest.MonkeyPatch, caplo
     def calibrate() -> dict[str, torch.Tensor]:
         return {"Q": torch.ones(3)}
 
-    store.cached("moments", {"model": "x"}, calibrate)
+    tensor_store.cached("moments", {"model": "x"}, calibrate)
     deny_writing(monkeypatch, READ_ONLY[0])
-    _, from_cache = store.cached("moments", {"model": "x"}, lambda: pytest.fail("built again"))
+    _, from_cache = tensor_store.cached("moments", {"model": "x"}, lambda: pytest.fail("built again"))
     assert from_cache
-    tensors, from_cache = store.cached("moments", {"model": "y"}, calibrate)
+    tensors, from_cache = tensor_store.cached("moments", {"model": "y"}, calibrate)
     assert torch.equal(tensors["Q"], torch.ones(3))
     assert not from_cache
     assert "LAROSA_CACHE=FOLDER" in caplog.text
@@ -365,6 +365,6 @@ def test_no_home_and_no_place_for_a_cache(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("LAROSA_CACHE", str(tmp_path / "file"))
     with pytest.raises(AssetError, match="set LAROSA_CACHE to a writable folder"):
         assets.cache_folder()
-    tensors, from_cache = store.cached("moments", {"model": "x"}, lambda: {"Q": torch.ones(3)})
+    tensors, from_cache = tensor_store.cached("moments", {"model": "x"}, lambda: {"Q": torch.ones(3)})
     assert torch.equal(tensors["Q"], torch.ones(3))
     assert not from_cache

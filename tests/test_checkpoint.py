@@ -15,11 +15,12 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM
 
-from larosa import checkpoint, models
-from larosa.calibration.texts import TextError
-from larosa.calibration.tokens import TokenBlock, check_ids
-from larosa.config import ModelConfig
-from larosa.models import ModelError
+from larosa import models
+from larosa.config.run import ModelConfig
+from larosa.data.texts import TextError
+from larosa.data.tokens import TokenBlock, check_ids
+from larosa.models import checkpoint
+from larosa.models.load import ModelError
 
 
 @pytest.fixture

@@ -18,9 +18,10 @@ from test_config import parse
 from test_pipeline import write_text
 
 from conftest import ROOT
-from larosa import launch, pipeline
+from larosa.cli import launch
 from larosa.errors import advice, described
-from larosa.results import RecordError, check_output
+from larosa.experiment import pipeline
+from larosa.experiment.results import RecordError, check_output
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "kernels", "analysis"))}
 
@@ -113,11 +114,11 @@ def test_help_says_how_to_begin_and_survives_a_closed_pipe(tmp_path: Path) -> No
 
 
 def test_the_modules_have_a_help_of_their_own(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "larosa.compare", "--help"]
+    command = [sys.executable, "-m", "larosa.cli.compare", "--help"]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path, env=ENVIRONMENT
     )
-    assert "python -m larosa.compare sweeps/methods.yaml" in done.stdout
+    assert "python -m larosa.cli.compare sweeps/methods.yaml" in done.stdout
     assert "`python -m larosa --help` lists the settings" in done.stdout
 
 

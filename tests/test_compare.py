@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,13 @@ import pytest
 from test_pipeline import write_text
 
 from conftest import ROOT
-from larosa import compare as command
-from larosa.cells import plan_cells
-from larosa.command import read_settings
-from larosa.compare import Comparison, compare
-from larosa.config import ConfigError
+from larosa.cli import compare as command
+from larosa.cli.command import read_settings
+from larosa.cli.compare import Comparison, compare
+from larosa.config.run import ConfigError
+from larosa.experiment import runner
+from larosa.experiment.plan_runs import plan_runs
+from larosa.records.disk import claimed
 
 SETTINGS = [
     "model=tiny-llama", "model.shape.hidden_size=64", "model.shape.num_attention_heads=4",
@@ -32,7 +37,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Compa
     settings = [*SETTINGS, f"calibration.text.files=[{texts[0]}]", f"texts.text.files=[{texts[1]}]"]
 
     def build(*methods: dict[str, Any], **more: Any) -> Comparison:
-        schedules = {"uniform": None, "official": None, "output": [], "greedy": ["allocation.rule=greedy"]}
+        schedules = {"uniform": None, "official": None, "output": [], "greedy": ["allocation.algorithm=greedy"]}
         content = {"settings": settings, "levels": [0.4], "schedules": schedules, "methods": methods, **more}
         path = tmp_path / "list.yaml"
         path.write_text(json.dumps(content))  # JSON is YAML
@@ -46,11 +51,11 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def realised(record: dict[str, Any]) -> float:
-    return float(record["metrics"]["measured_sparsity"]["text"]["byte_weighted_mean"])
+    return float(record["metrics"]["achieved_sparsity"]["text"]["weight_sparsity_mean"])
 
 
 def test_every_schedule_is_measured_and_net_bytes_are_met(make: Callable[..., Comparison], tmp_path: Path) -> None:
-    tuned = ["method=larosa/tuned", "method.transform_storage=int4", "method.tuning.steps=2"]
+    tuned = ["method=larosa/tuned", "method.transform_dtype=int4", "method.tuning.steps=2"]
     listed = make(
         {"settings": "method=magnitude", "schedules": ["uniform", "official", "output"]},
         {"settings": tuned, "schedules": ["uniform", "official"]},
@@ -64,7 +69,7 @@ def test_every_schedule_is_measured_and_net_bytes_are_met(make: Callable[..., Co
     }
     net = [r for r in found if r["config"]["method"]["name"] == "larosa" and r["config"]["sparsity"] > 0.41]
     assert len(net) == 1
-    assert 1 - net[0]["metrics"]["accounting"]["net_bytes_share"] == pytest.approx(0.4, abs=0.005)
+    assert 1 - net[0]["metrics"]["accounting"]["read_fraction"] == pytest.approx(0.4, abs=0.005)
     best = min((r for r in found if r["label"] == net[0]["label"] and r is not net[0]), key=mean_nats)
     assert net[0]["config"]["schedule"]["name"] == best["config"]["schedule"]["name"]
 
@@ -102,13 +107,13 @@ def test_done_cells_are_not_measured_again_and_failures_do_not_stop_it(
     make: Callable[..., Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     measured: list[str] = []
-    real = command.measure
+    real = runner.measure
 
-    def count(cell: Any, bench: Any) -> Any:
+    def count(cell: Any, session: Any) -> Any:
         measured.append(cell.config.method.label)
-        return real(cell, bench)
+        return real(cell, session)
 
-    monkeypatch.setattr(command, "measure", count)
+    monkeypatch.setattr(runner, "measure", count)
     entry = {"settings": "method=magnitude", "schedules": ["uniform"]}
     assert compare(make(entry), [f"output={tmp_path / 'runs'}"]) == 0
     assert measured == ["dense", "magnitude"]
@@ -117,6 +122,51 @@ def test_done_cells_are_not_measured_again_and_failures_do_not_stop_it(
     assert compare(make(*more), [f"output={tmp_path / 'runs'}"]) == 1
     assert "no schedule today" in caplog.text
     assert measured == ["dense", "magnitude", "wina", "wina"]  # the second at equal net bytes: column norms cost some
+
+
+def test_a_failed_run_is_noted_and_success_removes_the_note(
+    make: Callable[..., Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = runner.measure
+
+    def broken(planned: Any, session: Any) -> Any:
+        if planned.config.method.name == "magnitude":
+            raise RuntimeError("no memory left")
+        return real(planned, session)
+
+    monkeypatch.setattr(runner, "measure", broken)
+    listed = make(*({"settings": f"method={name}", "schedules": ["uniform"]} for name in ("magnitude", "teal")))
+    assert compare(listed, [f"output={tmp_path / 'runs'}"]) == 1
+    (note,) = (tmp_path / "runs").glob("*/failed.json")
+    failure = json.loads(note.read_text())
+    assert (failure["message"], failure["label"]) == ("no memory left", "magnitude")
+    words = shlex.split(failure["command"])
+    assert words[:2] == ["python", "run.py"]
+    assert list(plan_runs(read_settings(words[2:])).values())[-1].folder == note.parent
+    assert {r["config"]["method"]["name"] for r in records(tmp_path / "runs")} == {"dense", "teal"}
+    monkeypatch.setattr(runner, "measure", real)
+    assert compare(listed, [f"output={tmp_path / 'runs'}"]) == 0
+    assert not note.exists()
+
+
+def test_a_run_that_another_process_measures_is_waited_for(
+    make: Callable[..., Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    listed, output = make({"settings": "method=magnitude", "schedules": ["uniform"]}), f"output={tmp_path / 'runs'}"
+    assert compare(listed, [output]) == 0
+    (path,) = (p for p in (tmp_path / "runs").glob("*/result.json") if "magnitude" in p.parent.name)
+    content = path.read_bytes()
+    path.unlink()
+    monkeypatch.setattr(runner, "measure", lambda *_: pytest.fail("measured beside the other process"))
+    with ThreadPoolExecutor(1) as pool:
+        with claimed(path.parent):
+            waiting = pool.submit(compare, listed, [output])
+            while not any("waiting for it" in line for line in caplog.messages):
+                assert not waiting.done()
+                time.sleep(0.05)
+            path.write_bytes(content)
+        assert waiting.result(timeout=60) == 0
 
 
 @pytest.mark.parametrize(
@@ -139,7 +189,7 @@ def test_a_list_that_cannot_work_is_refused(
 def test_a_method_with_a_bench_of_its_own_is_refused(
     make: Callable[..., Comparison], more: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="one bench serves all methods"):
+    with pytest.raises(ConfigError, match="one session serves all methods"):
         compare(make({"settings": ["method=magnitude", more]}), [f"output={tmp_path / 'runs'}"])
 
 
@@ -167,4 +217,4 @@ def test_every_committed_list_can_be_planned() -> None:
         for entry in listed.methods:
             config = read_settings([*listed.settings, *entry.settings, "baseline=none", "schedule=uniform"])
             for level in entry.levels or listed.levels:
-                assert list(plan_cells(config.model_copy(update={"sparsity": level})).values())
+                assert list(plan_runs(config.model_copy(update={"sparsity": level})).values())

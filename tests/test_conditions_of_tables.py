@@ -12,10 +12,10 @@ from made_records import Record, made, score, seven
 from test_paper_tables import at, block, rows_of, tables
 
 from conftest import CONF, ROOT
-from larosa_analysis import bank
 from larosa_analysis.compact import compact
-from larosa_analysis.main_result import results
-from larosa_analysis.run import Run
+from larosa_analysis.records import store
+from larosa_analysis.records.run import Run
+from larosa_analysis.report.main_result import results
 from larosa_analysis.tables.group import every
 from larosa_analysis.tables.spec import SPECS
 
@@ -33,10 +33,10 @@ def reasoned(method: str, level: float, chat_template: bool = True, new_tokens: 
 
 def tuned(level: float, learning_rate: float, **more: Any) -> Record:
     run = made("larosa", level, **more)
-    run["label"] = "larosa/tuned (explicit, output_aware, per block, int4, tuned)"
+    run["label"] = "larosa/tuned (online, output_aware, per sublayer, int4, tuned)"
     run["config"]["method"] |= {
         "preset": "larosa/tuned",
-        "form": "explicit",
+        "form": "online",
         "tuning": {"learning_rate": learning_rate},
     }
     return run | {"identity": f"{run['identity']} {learning_rate}"}
@@ -45,7 +45,7 @@ def tuned(level: float, learning_rate: float, **more: Any) -> Record:
 def avoiding(calibration: str, examples: range, **more: Any) -> Record:
     run = made("larosa", calibration=calibration, tasks=seven(0.6), **more)
     right = [seven(0.6)["boolq"][number] for number in examples]
-    run["metrics"]["zero_shot"]["boolq"] = score("boolq", right, list(examples), left_out=100 - len(examples))
+    run["metrics"]["zero_shot"]["boolq"] = score("boolq", right, list(examples), excluded=100 - len(examples))
     return run
 
 
@@ -71,7 +71,7 @@ def test_other_prompts_and_answers_are_another_condition(tmp_path: Path) -> None
     found = block(table, "r1-distill-llama-8b")
     assert at(found, "50", "larosa", "AIME-24, %, ours").text == "missing"
     assert at(found, "40", "larosa", "AIME-24, %, ours").value == 50.0
-    assert table.left_out == ["r1-distill-llama-8b: 2 records: chat template or new tokens of aime24"]
+    assert table.excluded == ["r1-distill-llama-8b: 2 records: chat template or new tokens of aime24"]
 
 
 def test_what_was_measured_apart_stands_in_one_row(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_what_was_measured_apart_stands_in_one_row(tmp_path: Path) -> None:
     assert all(own["WikiText-2 perplexity, ours"].value is not None for own in varied)
     assert "2000-01-01 to 2000-01-02" in block(found[7], "llama3-8b").caption
     assert "2.99" in block(found[7], "llama3-8b").caption
-    assert found[7].left_out == []
+    assert found[7].excluded == []
     first = block(found[1], "llama3-8b")
     assert at(first, "25", "larosa", "Acc7, %, ours").value == pytest.approx(100 * _seven(0.6))
     assert at(first, "25", "larosa", "MMLU 5-shot, %, ours").value == 50.0
@@ -100,7 +100,7 @@ def test_of_what_was_measured_twice_the_newest_stands(tmp_path: Path) -> None:
     table = tables(tmp_path, runs)[2]
     shown = at(block(table, "llama3-8b"), "50", "larosa", "WikiText-2 perplexity, ours").value
     assert shown == runs[2]["metrics"]["perplexity"]["wikitext2"]["perplexity"]
-    assert table.left_out == ["llama3-8b: 1 record: an older measurement"]
+    assert table.excluded == ["llama3-8b: 1 record: an older measurement"]
 
 
 def test_examples_of_every_task_but_boolq_agree_where_the_calibration_varies(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_examples_of_every_task_but_boolq_agree_where_the_calibration_varies(tmp
     table = tables(tmp_path, [made("dense", 0.0, tasks=seven(0.7)), made("larosa", 0.25, tasks=seven(0.6)), fewer])[7]
     shown = [own for own in rows_of(block(table, "llama3-8b")) if own["Acc7, %, ours"].value is not None]
     assert [own["level, %"].text for own in shown] == ["0", "25"]
-    assert table.left_out == ["llama3-8b: 1 record: examples of arc_challenge"]
+    assert table.excluded == ["llama3-8b: 1 record: examples of arc_challenge"]
 
 
 def test_boolq_is_scored_on_what_all_calibrations_leave(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_boolq_is_scored_on_what_all_calibrations_leave(tmp_path: Path) -> None:
     assert "boolq (acc, 20 of 1000" in found.caption
     apart = tables(tmp_path / "apart", [runs[0], avoiding("a", range(0, 100, 2)), avoiding("b", range(1, 100, 2))])[7]
     assert all(own["Acc7, %, ours"].value is None for own in rows_of(block(apart, "llama3-8b")))
-    assert apart.left_out == ["llama3-8b: boolq: its runs have no example in common"]
+    assert apart.excluded == ["llama3-8b: boolq: its runs have no example in common"]
 
 
 def test_settings_that_a_label_does_not_tell_are_a_condition(tmp_path: Path) -> None:
@@ -129,21 +129,25 @@ def test_settings_that_a_label_does_not_tell_are_a_condition(tmp_path: Path) -> 
     found = block(table, "llama3-8b")
     shown = [own["level, %"].text for own in rows_of(found) if own["method"].text.startswith("larosa/tuned")]
     assert shown == ["25", "40"]
-    assert len(table.left_out) == 1
-    assert "1 record: settings of larosa/tuned" in table.left_out[0]
+    assert len(table.excluded) == 1
+    assert "1 record: settings of larosa/tuned" in table.excluded[0]
     version = tuned(0.5, 1e-3) | {"tuning_version": 2}
     assert Run.of(version).settings != Run.of(runs[1]).settings
     seeds = made("larosa", 0.4)
     seeds["config"]["seed"] = 1
-    assert tables(tmp_path / "seeds", [made("dense", 0.0), made("larosa"), made("teal"), seeds])[2].left_out == [
+    assert tables(tmp_path / "seeds", [made("dense", 0.0), made("larosa"), made("teal"), seeds])[2].excluded == [
         "llama3-8b: 1 record: seed"
     ]
 
 
 def test_the_version_of_tuning_is_kept() -> None:
     record = made("larosa")
-    shaped = {"meaning": record["meaning"], "model": record["model"], "method": {"tuning_version": 2}}
-    once = compact(record | {"shaped_by": shaped})
+    shaped = {
+        "semantics_version": record["semantics_version"],
+        "model": record["model"],
+        "method": {"tuning_version": 2},
+    }
+    once = compact(record | {"identity_inputs": shaped})
     assert once["tuning_version"] == 2
     assert compact(once) == once
     assert "tuning_version" not in compact(record)
@@ -154,4 +158,4 @@ def test_tasks_alone_make_no_group_of_texts(tmp_path: Path) -> None:
     assert list(every([Run.of(record) for record in runs], texts=True, tasks=())) == []
     path = tmp_path / "records"
     tables(path, runs)
-    assert results(bank.read(path, path)) == []
+    assert results(store.read(path, path)) == []

@@ -15,18 +15,18 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from conftest import CONF, ROOT
-from larosa import pipeline
-from larosa.cells import plan_cells
-from larosa.config import ConfigError, RunConfig
+from larosa.config.run import ConfigError, RunConfig
 from larosa.errors import LarosaError
+from larosa.experiment import pipeline, session
+from larosa.experiment.plan_runs import plan_runs
 from larosa.rotation.rotation import build_rotation
 
 OWN_FILES = {"calibration=text": "calibration.text.files=[a.txt]", "texts=text": "texts.text.files=[a.txt]"}
 NEEDS = {
     **OWN_FILES,
     "schedule=file": "schedule.path=a.json",
-    "tokens=decode_only": "texts=none evaluation.zero_shot.tasks=[]",
-    "tokens=last_fraction": "evaluation.zero_shot.batch_size=1",
+    "token_policy=decode_only": "texts=none evaluation.zero_shot.tasks=[]",
+    "token_policy=last_fraction": "evaluation.zero_shot.batch_size=1",
 }
 
 
@@ -61,10 +61,12 @@ def test_every_conf_file_composes(choice: str) -> None:
 def test_every_method_plans_with_its_own_paper_s_settings(name: str) -> None:
     """Options of a group that the command line chooses stay open."""
     config = parse(f"+experiment={name}", "sparsity=0.3")
-    cells = plan_cells(config)
+    cells = plan_runs(config)
     assert config.method.name in name
     assert list(cells)[-1] == config.method.label
-    assert {"teal": 0.5, "wina": 0.99, "r_sparse": 0.1}.get(name, config.tokens.fraction) == config.tokens.fraction
+    assert {"teal": 0.5, "wina": 0.99, "r_sparse": 0.1}.get(
+        name, config.token_policy.fraction
+    ) == config.token_policy.fraction
     assert parse(f"+experiment={name}", "sparsity=0.3", "texts=lambada").texts.keys() == {"lambada"}
 
 
@@ -78,7 +80,7 @@ def test_every_model_plans_with_every_method(model: str, method: str, schedule: 
     """Composed apart, for no group looks at another, and checked together."""
     composed = tree("sparsity=0.4", f"method={method}", f"schedule={schedule}")
     config = RunConfig.parse({**composed, "model": tree(f"model={model}")["model"]})
-    cells = plan_cells(config)
+    cells = plan_runs(config)
     assert len({str(cell.folder) for cell in cells.values()}) == len(cells)
     assert list(cells)[-1] == config.method.label
 
@@ -95,18 +97,18 @@ def test_no_group_is_named_sparsity() -> None:
         (["+sparcity=0.4"], "sparcity: unknown key"),
         (["+method.bases=pca"], "method.bases: unknown key"),
         (["method.basis=fourier"], "method.basis"),
-        (["method=magnitude", "method.basis=pca"], "has no rotation"),
-        (["method.form=plain"], "absorbed, simulated or explicit"),
-        (["tokens=decode_only"], "would measure the dense model"),
-        (["tokens=last_fraction"], "batch_size=1"),
+        (["method=magnitude", "+method.basis=pca"], "magnitude has no setting basis, which belongs to wina, larosa"),
+        (["method.form=plain"], "method.form: Input should be 'absorbed', 'simulated' or 'online'"),
+        (["token_policy=decode_only"], "would measure the dense model"),
+        (["token_policy=last_fraction"], "batch_size=1"),
         (["calibration.probe_sequences=99"], "must not exceed"),
-        (["tokens=skip_first_n", "tokens.n=1024"], "leaves no sparse token"),
-        (["tokens=last_fraction", "tokens.fraction=0"], "tokens.fraction"),
-        (["tokens=last_fraction", "tokens.fraction=nan"], "tokens.fraction"),
+        (["token_policy=skip_first_n", "token_policy.n=1024"], "leaves no sparse token"),
+        (["token_policy=last_fraction", "token_policy.fraction=0"], "token_policy.fraction"),
+        (["token_policy=last_fraction", "token_policy.fraction=nan"], "token_policy.fraction"),
         (["sparsity=false"], "sparsity: expected a number"),
         (["calibration.sequences=true"], "calibration.sequences: expected a number"),
         (["evaluation.perplexity.max_tokens=true"], "max_tokens: expected a number"),
-        (["method=r_sparse", "method.rank_share=false"], "rank_share: expected a number"),
+        (["method=r_sparse", "method.low_rank_ratio=false"], "low_rank_ratio: expected a number"),
         (["allocation.step=inf"], "allocation.step: Input should be a finite number"),
         (["schedule.coefficients.h1=nan"], "schedule.coefficients.h1"),
         (["+schedule.table.mine={h1: -1, h2: 1, h3: 1, h4: 1}"], "schedule.table.mine.h1: Input should be greater"),
@@ -173,7 +175,7 @@ def test_the_highest_seed_serves_every_generator() -> None:
 
 
 def test_decode_only_is_scored_by_what_is_generated() -> None:
-    only = ["tokens=decode_only", "texts=none"]
+    only = ["token_policy=decode_only", "texts=none"]
     tasks = ("gsm8k_cot", "hendrycks_math500")
     assert parse(*only, f"evaluation.zero_shot.tasks=[{','.join(tasks)}]").evaluation.zero_shot.tasks == tasks
     with pytest.raises(ConfigError, match="would measure the dense model"):
@@ -190,15 +192,15 @@ def test_baseline_one_several_none() -> None:
 
 def test_cells_that_differ_are_all_measured_and_equal_ones_once() -> None:
     def labels(*overrides: str) -> list[str]:
-        return list(plan_cells(parse(*overrides)))
+        return list(plan_runs(parse(*overrides)))
 
-    assert labels("method.top_k.ties=keep", "baseline=[dense,larosa]") == [
+    assert labels("method.ties=keep", "baseline=[dense,larosa]") == [
         "dense",
-        "larosa (explicit, output_aware, per block, int8)",
-        "larosa (explicit, output_aware, per block, int8) #2",
+        "larosa (online, output_aware, per sublayer, int8)",
+        "larosa (online, output_aware, per sublayer, int8) #2",
     ]
     assert labels("method=magnitude", "baseline=[magnitude,dense]") == ["dense", "magnitude"]
-    assert labels("baseline=larosa/output_aware") == ["larosa (explicit, output_aware, per block, int8)"]
+    assert labels("baseline=larosa/output_aware") == ["larosa (online, output_aware, per sublayer, int8)"]
 
 
 @pytest.mark.parametrize(
@@ -217,16 +219,18 @@ def test_cells_that_differ_are_all_measured_and_equal_ones_once() -> None:
 def test_what_cannot_work_is_refused_before_anything_loads(overrides: list[str], message: str | None) -> None:
     config = parse(*overrides)
     if message is None:
-        plan_cells(config)
+        plan_runs(config)
         return
     with pytest.raises(LarosaError, match=message):
-        plan_cells(config)
+        plan_runs(config)
 
 
 def test_baselines_stand_at_the_byte_weighted_level_of_a_nominal_method() -> None:
-    config = parse("model=llama2-7b", "method=larosa/paper", "schedule=paper", "schedule.count=nominal", "sparsity=0.5")
-    cells = plan_cells(config)
-    assert cells["magnitude"].config.schedule.count == "bytes"
+    config = parse(
+        "model=llama2-7b", "method=larosa/paper", "schedule=paper", "schedule.metric=nominal", "sparsity=0.5"
+    )
+    cells = plan_runs(config)
+    assert cells["magnitude"].config.schedule.metric == "weight_bytes"
     assert 0.46 < cells["magnitude"].config.sparsity < 0.475
     assert cells[config.method.label].config.sparsity == 0.5
 
@@ -234,14 +238,14 @@ def test_baselines_stand_at_the_byte_weighted_level_of_a_nominal_method() -> Non
 def test_identity_follows_what_shapes_the_result_and_nothing_else() -> None:
     def folder(*overrides: str) -> Path:
         config = parse(*overrides)
-        return plan_cells(config)[config.method.label].folder
+        return plan_runs(config)[config.method.label].folder
 
     base = folder()
-    assert folder("tracking=off", "force=true", "baseline=none", "model.keep_weights=cpu") == base
-    for other in ("sparsity=0.41", "seed=1", "calibration.length=512", "method.top_k.ties=keep", "texts=lambada",
+    assert folder("tracking=off", "force=true", "baseline=none", "model.dense_weights_device=cpu") == base
+    for other in ("sparsity=0.41", "seed=1", "calibration.length=512", "method.ties=keep", "texts=lambada",
                   "model.dtype=bfloat16", "evaluation.zero_shot.examples=21", "schedule=uniform"):  # fmt: skip
         assert folder(other) != base, other
-    dense = {plan_cells(parse(o))["dense"].folder for o in ("sparsity=0.4", "sparsity=0.5", "schedule=uniform")}
+    dense = {plan_runs(parse(o))["dense"].folder for o in ("sparsity=0.4", "sparsity=0.5", "schedule=uniform")}
     assert len(dense) == 1
 
 
@@ -250,7 +254,7 @@ def test_own_files_shape_the_identity_by_content(tmp_path: Path) -> None:
 
     def folder() -> Path:
         config = parse("calibration=text", f"calibration.text.files=[{file}]")
-        return plan_cells(config)[config.method.label].folder
+        return plan_runs(config)[config.method.label].folder
 
     file.write_text("one")
     one = folder()
@@ -281,7 +285,7 @@ def test_run_py_ends_with_one_message_within_seconds(overrides: list[str], messa
 def test_run_refuses_before_anything_loads(
     overrides: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for step in ("read_documents", "open_bench"):
-        monkeypatch.setattr(pipeline, step, lambda *_: pytest.fail("loaded"))
+    for step in ("read_documents", "open_session"):
+        monkeypatch.setattr(session, step, lambda *_: pytest.fail("loaded"))
     with pytest.raises(LarosaError, match=message):
         pipeline.run(parse(f"output={tmp_path}", "tracking=off", *overrides))

@@ -13,15 +13,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from conftest import build_model
-from larosa.architecture import SITES
-from larosa.config import MethodConfig
+from larosa.config.run import MethodConfig
 from larosa.decode.decoder import Decoder
 from larosa.decode.errors import DecodeError
 from larosa.decode.from_model import weights_of
-from larosa.decode.gate_model import check_model
 from larosa.decode.generate import Sampling, draw, generate
+from larosa.decode.parity_model import check_model
 from larosa.decode.prefill import prefill
-from larosa.decode.rules import SiteRule, dense_rules, level_rules, rules_of
+from larosa.decode.selectors import SiteSelector, dense_selectors, level_selectors, selectors_of
+from larosa.models.architecture import SITES
 from larosa.sparsity.handle import apply
 from larosa.sparsity.top_k import keep_mask
 
@@ -34,18 +34,18 @@ MODELS = [
 ]
 METHODS = {
     "magnitude": ("magnitude", {}),
-    "threshold": ("magnitude", {"rule": "threshold"}),
+    "threshold": ("magnitude", {"selector": "threshold"}),
     "teal": ("teal", {}),
     "cats": ("cats", {}),
     "wina": ("wina", {}),
     "wina/transform": ("wina/transform", {}),
     "layer": ("larosa/paper", {}),
-    "block": ("larosa/paper", {"granularity": "block"}),
+    "block": ("larosa/paper", {"granularity": "sublayer"}),
     "model": ("larosa/paper", {"granularity": "model"}),
     "simulated": ("larosa/paper", {"form": "simulated"}),
-    "simulated, scored": ("larosa/paper", {"form": "simulated", "score": "column_norm"}),
+    "simulated, scored": ("larosa/paper", {"form": "simulated", "importance": "column_norm"}),
     "int8": ("larosa/output_aware", {}),
-    "int8, scored": ("larosa/output_aware", {"score": "column_norm"}),
+    "int8, scored": ("larosa/output_aware", {"importance": "column_norm"}),
     "blocks": ("larosa/output_aware", {"block_size": 16}),
 }
 
@@ -79,7 +79,7 @@ def close(found: Tensor, expected: Tensor) -> None:
 def test_dense_decoder_is_the_model(kind: str, more: dict[str, object], tokens: Tensor) -> None:
     model = small(kind, **more)
     weights, ids = weights_of(model), tokens[:2, :12]
-    decoder = Decoder(weights, dense_rules(weights.shape), 16, batch=2)
+    decoder = Decoder(weights, dense_selectors(weights.shape), 16, batch=2)
     expected = model(ids).logits
     close(stepped(decoder, ids), expected)
     close(prefill(decoder, ids), expected)
@@ -91,13 +91,13 @@ def test_sparse_decoder_is_the_sparse_model(kind: str, name: str, tokens: Tensor
     model, ids = small(kind), tokens[:2, :12]
     with applied(model, tokens, chosen(name)) as handle:
         weights = weights_of(model, handle)
-        decoder = Decoder(weights, rules_of(handle), 16, batch=2)
+        decoder = Decoder(weights, selectors_of(handle), 16, batch=2)
         expected = model(ids).logits
         close(stepped(decoder, ids), expected)
         close(prefill(decoder, ids), expected)
         with handle.level_zero():
             dense = model(ids).logits
-    close(stepped(Decoder(weights, dense_rules(weights.shape), 16, batch=2), ids), dense)
+    close(stepped(Decoder(weights, dense_selectors(weights.shape), 16, batch=2), ids), dense)
     close(prefill(decoder, ids, "dense"), dense)
     assert not torch.allclose(dense, expected, rtol=1e-2)
 
@@ -106,23 +106,23 @@ def test_sparse_decoder_is_the_sparse_model(kind: str, name: str, tokens: Tensor
 def test_limits_are_expected_to_keep_what_the_plan_does(name: str, sites: tuple[str, ...], tokens: Tensor) -> None:
     model = small()
     with applied(model, tokens, chosen(name)) as handle:
-        plan, rules = handle.plan, rules_of(handle)
-        found = check_model(model, handle, weights_of(model, handle), tokens[0])["level_measured"]
+        plan, selectors = handle.plan, selectors_of(handle)
+        found = check_model(model, handle, weights_of(model, handle), tokens[0])["achieved_sparsity"]
     for site in SITES:
         width = plan.shape.sites[site].width
-        assert all((rule.limit is not None) == (site in sites) for rule in rules[site])
-        assert all(rule.k == plan.levels.kept[site][0] for rule in rules[site])
-        assert (rules[site][0].k < width) == (site in sites)
-        assert found[site] == pytest.approx(1 - rules[site][0].k / width, abs=0.1)
+        assert all((selector.threshold is not None) == (site in sites) for selector in selectors[site])
+        assert all(selector.k == plan.levels.kept[site][0] for selector in selectors[site])
+        assert (selectors[site][0].k < width) == (site in sites)
+        assert found[site] == pytest.approx(1 - selectors[site][0].k / width, abs=0.1)
     own = {site: tuple(8 * i + layer + 1 for layer in range(3)) for i, site in enumerate(SITES)}
     with apply(model, replace(plan, levels=replace(plan.levels, kept=own))) as handle:
-        rules = rules_of(handle)
-    assert all(tuple(rule.k for rule in rules[site]) == own[site] for site in sites)
+        selectors = selectors_of(handle)
+    assert all(tuple(selector.k for selector in selectors[site]) == own[site] for site in sites)
 
 
 def test_a_limit_that_is_expected_to_keep_everything_is_of_unknown_share() -> None:
-    assert [SiteRule(k).expected(64) for k in (20, 64)] == [20, 64]
-    assert [SiteRule(k, limit=0.5).expected(64) for k in (20, 64)] == [20, None]
+    assert [SiteSelector(k).expected(64) for k in (20, 64)] == [20, 64]
+    assert [SiteSelector(k, threshold=0.5).expected(64) for k in (20, 64)] == [20, None]
 
 
 @pytest.mark.parametrize("name", ["magnitude", "layer"])
@@ -130,7 +130,7 @@ def test_greedy_generation_is_transformers(name: str, tokens: Tensor) -> None:
     model, prompt = small("mistral", sliding_window=None), tokens[:2, :6]
     with applied(model, tokens, chosen(name)) as handle:
         expected = model.generate(prompt, max_new_tokens=10, min_new_tokens=10, do_sample=False, eos_token_id=None)
-        decoder = Decoder(weights_of(model, handle), rules_of(handle), 16, batch=2)
+        decoder = Decoder(weights_of(model, handle), selectors_of(handle), 16, batch=2)
     assert torch.equal(generate(decoder, prompt, 10), expected)
     stop = int(expected[0, 9])
     cut = generate(decoder, prompt, 10, stop=stop)
@@ -141,7 +141,7 @@ def test_greedy_generation_is_transformers(name: str, tokens: Tensor) -> None:
 
 def test_prefill_then_steps_are_steps(tokens: Tensor) -> None:
     weights, ids = weights_of(small()), tokens[:1, :12]
-    decoder = Decoder(weights, level_rules(weights.shape, 0.5), 12)
+    decoder = Decoder(weights, level_selectors(weights.shape, 0.5), 12)
     expected = stepped(decoder, ids)
     close(prefill(decoder, ids[:, :8]), expected[:, :8])
     for i in range(8, 12):
@@ -166,7 +166,7 @@ def test_sampling_follows_the_distribution_and_its_cuts() -> None:
 
 def test_sampled_generation_repeats_with_its_seed(tokens: Tensor) -> None:
     weights = weights_of(small())
-    decoder = Decoder(weights, level_rules(weights.shape, 0.4), 40)
+    decoder = Decoder(weights, level_selectors(weights.shape, 0.4), 40)
     how = Sampling(temperature=1.0, top_k=50, top_p=0.9, seed=3)
     first = generate(decoder, tokens[:1, :4], 36, how)
     assert torch.equal(generate(decoder, tokens[:1, :4], 36, how), first)
@@ -188,21 +188,21 @@ def test_masks_in_bfloat16_are_those_of_the_sparsifier(ties: str) -> None:
 def test_the_decoder_says_what_it_cannot_do(tokens: Tensor) -> None:
     weights = weights_of(small("mistral", sliding_window=8))
     with pytest.raises(DecodeError, match="sliding window"):
-        Decoder(weights, dense_rules(weights.shape), 16)
+        Decoder(weights, dense_selectors(weights.shape), 16)
     with pytest.raises(DecodeError, match="float64"):
         weights_of(build_model("llama"))
     with pytest.raises(DecodeError, match="no channel"):
-        level_rules(weights.shape, 0.999)
+        level_selectors(weights.shape, 0.999)
     model = small()
     with (
         applied(model, tokens, method("r_sparse")) as handle,
         pytest.raises(DecodeError, match="low-rank"),
     ):
         weights_of(model, handle)
-    decoder = Decoder(weights, dense_rules(weights.shape), 8)
+    decoder = Decoder(weights, dense_selectors(weights.shape), 8)
     with pytest.raises(DecodeError, match="does not fit"):
         prefill(decoder, tokens[:1, :9])
-    assert set(decoder.rules) == set(SITES)
+    assert set(decoder.selectors) == set(SITES)
 
 
 @pytest.mark.parametrize("how", [{"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"temperature": float("inf")}])

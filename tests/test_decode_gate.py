@@ -18,11 +18,11 @@ from conftest import SHAPE
 from larosa.decode import ops
 from larosa.decode.decoder import Decoder
 from larosa.decode.dense import DenseDecoder, transposed
-from larosa.decode.errors import GateError
+from larosa.decode.errors import ParityError
 from larosa.decode.from_model import weights_of
-from larosa.decode.gate import check_plain
-from larosa.decode.gate_model import check_model
-from larosa.decode.rules import SiteRule, level_rules
+from larosa.decode.parity import check_plain
+from larosa.decode.parity_model import check_model
+from larosa.decode.selectors import SiteSelector, level_selectors
 from larosa.decode.weights import DecodeWeights, random_weights
 
 
@@ -46,7 +46,7 @@ def test_the_gate_is_green(name: str, tokens: Tensor) -> None:
     assert 0 <= found["kl_nats"] < 1e-8
     assert found["sites"]["masks_differ_share"] < 1e-3
     if name not in ("cats", "teal", "threshold"):
-        assert found["level_measured"]["h1"] == 0.5
+        assert found["achieved_sparsity"]["h1"] == 0.5
 
 
 @pytest.mark.parametrize("name", ["magnitude", "layer", "int8", "wina", "threshold"])
@@ -68,9 +68,9 @@ def test_a_broken_weight_is_red(site: str, tokens: Tensor) -> None:
     with applied(model, tokens, chosen("magnitude")) as handle:
         weights = weights_of(model, handle)
         weights.layers[1].matrices[site][3] *= 1.5
-        with pytest.raises(GateError, match="level 0"):
+        with pytest.raises(ParityError, match="level 0"):
             check_model(model, handle, weights, tokens[0, :8])
-        with pytest.raises(GateError, match=f"layer 1, {site}: .*product"):  # found by the site alone
+        with pytest.raises(ParityError, match=f"layer 1, {site}: .*product"):  # found by the site alone
             check_model(model, handle, weights, tokens[0, :8], kappa=[1e6])
 
 
@@ -78,9 +78,9 @@ def test_a_wrong_level_is_red(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -
     model = small()
     with applied(model, tokens, chosen("magnitude")) as handle:
         weights = weights_of(model, handle)
-        less = level_rules(weights.shape, 0.45)
-        monkeypatch.setattr("larosa.decode.gate_model.rules_of", lambda _: less)
-        with pytest.raises(GateError, match="not within a unit"):
+        less = level_selectors(weights.shape, 0.45)
+        monkeypatch.setattr("larosa.decode.parity_model.selectors_of", lambda _: less)
+        with pytest.raises(ParityError, match="not within a unit"):
             check_model(model, handle, weights, tokens[0, :8])
 
 
@@ -89,11 +89,13 @@ def test_a_wrong_level_is_red(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -
 def test_random_weights_pass_the_plain_gate(kind: str, more: dict[str, object]) -> None:
     weights = random(kind, **more)
     for level in (0.0, 0.5, 0.9):
-        found = check_plain(weights, level_rules(weights.shape, level))
+        found = check_plain(weights, level_selectors(weights.shape, level))
         assert found["relative_logits_error"] <= found["bound"] < 0.3
-        assert found["level_measured"]["h1"] == pytest.approx(level, abs=0.02)
-    limits = {site: (SiteRule(own[0].k, limit=0.1),) * 2 for site, own in level_rules(weights.shape, 0.5).items()}
-    check_plain(weights, limits)
+        assert found["achieved_sparsity"]["h1"] == pytest.approx(level, abs=0.02)
+    thresholds = {
+        site: (SiteSelector(own[0].k, threshold=0.1),) * 2 for site, own in level_selectors(weights.shape, 0.5).items()
+    }
+    check_plain(weights, thresholds)
 
 
 ON_GPU = torch.cuda.is_available()
@@ -128,9 +130,9 @@ def test_one_launch_a_site_has_the_bits_of_the_watched_step(kind: str, layers: i
     device = torch.device("cuda" if ON_GPU else "cpu")
     config = AutoConfig.for_model(kind, **INTERPRETED)
     weights = random_weights(config, torch.bfloat16, device, 0, layers, **more)
-    found = check_plain(weights, level_rules(weights.shape, 0.5), tokens=TOKENS, backend="triton")
+    found = check_plain(weights, level_selectors(weights.shape, 0.5), tokens=TOKENS, backend="triton")
     assert found["bit_identical"]
-    assert found["level_measured"]["h4"] == pytest.approx(0.5, abs=0.02)
+    assert found["achieved_sparsity"]["h4"] == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize("backend", ["triton", "reference"])
@@ -144,7 +146,9 @@ def test_a_step_keeps_what_it_read_and_picks_what_comes(dtype: torch.dtype, layo
     weights = random_weights(config, dtype, device, 0, layers=1)
     how: dict[str, Any] = {"batch": 2, "backend": backend}
     if layout is None:
-        decoder = Decoder(weights, level_rules(weights.shape, 0.5 if ON_GPU else 0.0), 5, **how)  # searches are slow
+        decoder = Decoder(
+            weights, level_selectors(weights.shape, 0.5 if ON_GPU else 0.0), 5, **how
+        )  # searches are slow
     else:
         decoder = DenseDecoder(weights, layout, 5, transposed(weights), **how)
     decoder.tokens.fill_(-7)
@@ -167,43 +171,43 @@ def test_one_launch_a_site_with_limits_and_gates() -> None:
     device = torch.device("cuda" if ON_GPU else "cpu")
     weights = random_weights(AutoConfig.for_model("qwen2", **INTERPRETED), torch.bfloat16, device, 0, layers=1)
     small = {"h1": 0.1, "h2": 0.01, "h3": 0.1, "h4": 0.002}
-    limits = {site: (SiteRule(weights.shape.sites[site].width, limit=own),) for site, own in small.items()}
-    gate = SiteRule(weights.shape.sites["h4"].width, limit=0.02, gated=True)
-    for rules in (limits, {**limits, "h4": (gate,)}):
-        found = check_plain(weights, rules, tokens=TOKENS, backend="triton")
-        assert 0.02 < found["level_measured"]["h4"] < 0.98
+    thresholds = {site: (SiteSelector(weights.shape.sites[site].width, threshold=own),) for site, own in small.items()}
+    gate = SiteSelector(weights.shape.sites["h4"].width, threshold=0.02, gated=True)
+    for selectors in (thresholds, {**thresholds, "h4": (gate,)}):
+        found = check_plain(weights, selectors, tokens=TOKENS, backend="triton")
+        assert 0.02 < found["achieved_sparsity"]["h4"] < 0.98
 
 
 def test_the_plain_gate_is_red_on_wrong_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = random(dtype=torch.float32)
-    rules = level_rules(weights.shape, 0.5)
-    check_plain(weights, rules)
+    selectors = level_selectors(weights.shape, 0.5)
+    check_plain(weights, selectors)
     select, gemv, attend = ops.topk_select, ops.sparse_gemv, ops.decode_attention
     with monkeypatch.context() as patch:
         patch.setattr(ops, "topk_select", lambda x, k, *a, **b: select(x, k - 1, *a, **b))
-        with pytest.raises(GateError, match="mask"):
-            check_plain(weights, rules)
+        with pytest.raises(ParityError, match="mask"):
+            check_plain(weights, selectors)
     with monkeypatch.context() as patch:
         patch.setattr(ops, "sparse_gemv", lambda *a, **b: gemv(*a, **b) * 1.001)
-        with pytest.raises(GateError, match="product"):
-            check_plain(weights, rules)
+        with pytest.raises(ParityError, match="product"):
+            check_plain(weights, selectors)
     with monkeypatch.context() as patch:
         patch.setattr(ops, "decode_attention", lambda *a, **b: attend(*a, **b) * 1.01)
-        with pytest.raises(GateError, match="logits"):
-            check_plain(weights, rules)
+        with pytest.raises(ParityError, match="logits"):
+            check_plain(weights, selectors)
 
 
 def test_the_plain_gate_is_red_on_a_wrong_gate_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = random(dtype=torch.float32)
     shape = weights.shape
-    own = SiteRule(shape.sites["h4"].width, limit=0.02, gated=True)
-    rules = {**level_rules(shape, 0.0), "h4": (own,) * shape.layers}
-    found = check_plain(weights, rules)
-    assert 0.02 < found["level_measured"]["h4"] < 0.98
+    own = SiteSelector(shape.sites["h4"].width, threshold=0.02, gated=True)
+    selectors = {**level_selectors(shape, 0.0), "h4": (own,) * shape.layers}
+    found = check_plain(weights, selectors)
+    assert 0.02 < found["achieved_sparsity"]["h4"] < 0.98
     swiglu = ops.swiglu_topk
     for other in (0.01, 0.04):
         wrong = torch.tensor([ops.threshold_bits(other, torch.float32), -1], dtype=torch.int32)
         with monkeypatch.context() as patch:
             patch.setattr(ops, "swiglu_topk", lambda g, k, t, b, p, _gate, how, w=wrong: swiglu(g, k, t, b, p, w, how))
-            with pytest.raises(GateError, match="the neurons are not those"):
-                check_plain(weights, rules)
+            with pytest.raises(ParityError, match="the neurons are not those"):
+                check_plain(weights, selectors)

@@ -14,17 +14,16 @@ from test_config import parse
 from transformers import AutoConfig
 
 from conftest import ROOT, SHAPE
-from larosa.cells import plan_cells
-from larosa.decode.calibrate import bracketed, kth_bits, limited
+from larosa.decode import evaluate as evaluated
+from larosa.decode.calibrate import kth_bits, with_search_ranges, with_thresholds
 from larosa.decode.decoder import Decoder
 from larosa.decode.dense import DenseDecoder, transposed
 from larosa.decode.errors import DecodeError
-from larosa.decode.rules import dense_rules, level_rules
-from larosa.decode.speed import compare, measure, with_speedups
+from larosa.decode.selectors import dense_selectors, level_selectors
+from larosa.decode.timing import compare, measure, with_speedups
 from larosa.decode.weights import DecodeWeights, random_weights
 from larosa.errors import LarosaError
-from larosa.evaluation import speed as evaluated
-from larosa_analysis import checksum
+from larosa.experiment.plan_runs import plan_runs
 
 BLOCKED = ("pydantic", "hydra", "omegaconf", "wandb", "datasets", "lm_eval", "pandas", "sklearn", "psutil")
 
@@ -36,7 +35,7 @@ def weights(dtype: torch.dtype = torch.float32, **more: object) -> DecodeWeights
 
 def test_rows_hold_dense_and_every_level_at_every_length() -> None:
     own = weights(adapters=1)
-    plans = {"half": level_rules(own.shape, 0.5), "none": dense_rules(own.shape)}
+    plans = {"half": level_selectors(own.shape, 0.5), "none": dense_selectors(own.shape)}
     rows = compare(own, plans, contexts=(8, 16), outputs=(3,), repeats=2)
     assert len(rows) == (4 + 2) * 2
     dense = [row for row in rows if row["kind"] == "dense" and row["context"] == 8]
@@ -69,7 +68,7 @@ def test_bytes_are_those_that_a_step_reads() -> None:
     own = weights(transforms="int8")
     D, wide, kv, vocabulary = 48, 80, 16, 384
     for level in (0.0, 0.5):
-        found = measure(Decoder(own, level_rules(own.shape, level), 16), context=8, new_tokens=2, repeats=1)
+        found = measure(Decoder(own, level_selectors(own.shape, level), 16), context=8, new_tokens=2, repeats=1)
         read = found["read_bytes"]
         projections = 2 * 4 * (D * (D + 2 * kv) + D * D + 3 * D * wide)
         assert read["projections"] == pytest.approx((1 - level) * projections)
@@ -84,7 +83,7 @@ def test_bytes_are_those_that_a_step_reads() -> None:
 def test_the_dense_baseline_computes_the_model(layout: str) -> None:
     own = weights()
     copy = None if layout == "input_major" else transposed(own)
-    dense, sparse = DenseDecoder(own, layout, 8, copy), Decoder(own, dense_rules(own.shape), 8)
+    dense, sparse = DenseDecoder(own, layout, 8, copy), Decoder(own, dense_selectors(own.shape), 8)
     for token in (3, 200, 17):
         torch.testing.assert_close(dense.step(token), sparse.step(token), rtol=1e-4, atol=1e-4)
     with pytest.raises(DecodeError, match="layout"):
@@ -94,18 +93,22 @@ def test_the_dense_baseline_computes_the_model(layout: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_calibrated_limits_keep_about_as_much_and_brackets_hold_the_limits(dtype: torch.dtype) -> None:
     own = weights(dtype)
-    rules = level_rules(own.shape, 0.5)
-    calibrating = Decoder(own, rules, 40)
+    selectors = level_selectors(own.shape, 0.5)
+    calibrating = Decoder(own, selectors, 40)
     calibrating.cache.normal_(generator=torch.Generator().manual_seed(0))
     ids = torch.randint(384, (12,), generator=torch.Generator().manual_seed(0))
     bits = kth_bits(calibrating, ids, context=16)
     assert set(bits) == {(layer, site) for layer in range(2) for site in ("h1", "h2", "h3", "h4")}
     for (layer, site), seen in bits.items():
-        low, high = bracketed(rules, bits)[site][layer].bracket or (0, 0)
+        low, high = with_search_ranges(selectors, bits)[site][layer].search_range or (0, 0)
         assert low <= int(seen.min()) <= int(seen.max()) <= high
-    limits = limited(rules, bits, dtype)
-    assert all(each.limit is not None and each.k == rules[site][0].k for site in limits for each in limits[site])
-    limiting = Decoder(own, limits, 40)
+    thresholds = with_thresholds(selectors, bits, dtype)
+    assert all(
+        each.threshold is not None and each.k == selectors[site][0].k
+        for site in thresholds
+        for each in thresholds[site]
+    )
+    limiting = Decoder(own, thresholds, 40)
     limiting.cache.normal_(generator=torch.Generator().manual_seed(1))
     found = measure(limiting, context=16, new_tokens=16, repeats=1)
     assert all(0.3 < share < 0.7 for share in found["kept_share"].values())
@@ -114,7 +117,7 @@ def test_calibrated_limits_keep_about_as_much_and_brackets_hold_the_limits(dtype
 def test_lengths_that_do_not_fit_are_refused() -> None:
     own = weights()
     with pytest.raises(DecodeError, match="exceed max_len"):
-        measure(Decoder(own, dense_rules(own.shape), 8), context=8, new_tokens=1)
+        measure(Decoder(own, dense_selectors(own.shape), 8), context=8, new_tokens=1)
 
 
 def test_the_benchmark_runs_where_only_torch_is(tmp_path: Path) -> None:
@@ -136,10 +139,10 @@ def test_the_benchmark_runs_where_only_torch_is(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", block + run], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.rstrip().splitlines()[-3].startswith("| limits 50 %")
-    record = checksum.read(tmp_path / "out.json")  # sealed as every record is
-    assert [row["name"] for row in record["rows"]][-3:] == ["top-k 0 %", "top-k 50 %", "limits 50 %"]
-    assert record["gate"]["8"]["top-k 50 %"]["bit_identical"]
+    assert done.stdout.rstrip().splitlines()[-3].startswith("| thresholds 50 %")
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert [row["name"] for row in record["rows"]][-3:] == ["top-k 0 %", "top-k 50 %", "thresholds 50 %"]
+    assert record["parity"]["8"]["top-k 50 %"]["bit_identical"]
     assert set(record["selection_us"]["8"]) == {"top-k 50 %"}
     assert [(row["layout"], row["tokens"]) for row in record["prefill"]] == [("input_major", 8), ("output_major", 8)]
     assert str(tmp_path) not in json.dumps(record)
@@ -151,12 +154,12 @@ def test_the_benchmark_runs_where_only_torch_is(tmp_path: Path) -> None:
         (["model.dtype=float64"], "bfloat16"),
         (["method=r_sparse"], "low-rank"),
         (["evaluation.speed.contexts=[9000]"], "at most 8192 positions"),
-        (["evaluation.speed.gate_tokens=5000"], "gate_tokens"),
+        (["evaluation.speed.parity_tokens=5000"], "parity_tokens"),
     ],
 )
 def test_what_cannot_be_timed_is_refused_early(more: list[str], message: str) -> None:
     with pytest.raises(LarosaError, match=message):
-        plan_cells(parse("evaluation=speed", *more))
+        plan_runs(parse("evaluation=speed", *more))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
@@ -165,15 +168,15 @@ def test_no_speed_without_a_gpu_unless_asked_for_by_name(monkeypatch: pytest.Mon
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     for backend in ("auto", "triton"):
         with pytest.raises(LarosaError, match=r"on a CUDA GPU, and this is a cpu.*backend=reference"):
-            plan_cells(parse(*timed, f"backend={backend}"))
+            plan_runs(parse(*timed, f"backend={backend}"))
         with pytest.raises(LarosaError, match="float32 needs backend=reference"):
-            plan_cells(parse("evaluation=speed", "model.dtype=float32", f"backend={backend}"))
-    plan_cells(parse(*timed, "backend=reference"))
-    plan_cells(parse("backend=triton"))  # nothing decodes
+            plan_runs(parse("evaluation=speed", "model.dtype=float32", f"backend={backend}"))
+    plan_runs(parse(*timed, "backend=reference"))
+    plan_runs(parse("backend=triton"))  # nothing decodes
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(LarosaError, match="Triton's interpreter"):
-        plan_cells(parse(*timed))
-    plan_cells(parse(*timed, "backend=triton"))
+        plan_runs(parse(*timed))
+    plan_runs(parse(*timed, "backend=triton"))
 
 
 def test_times_of_anything_but_the_kernels_on_a_gpu_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

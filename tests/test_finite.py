@@ -10,18 +10,18 @@ from made_records import made
 from transformers import PreTrainedModel
 
 from conftest import build_model
-from larosa import report
-from larosa.api import LaRoSAConfig, sparsify
-from larosa.architecture import ModelView
-from larosa.evaluation import invariance
-from larosa.evaluation.curves import layer_error
-from larosa.evaluation.divergence import divergence
-from larosa.evaluation.finite import EvaluationError
-from larosa.evaluation.invariance import InvarianceError
-from larosa.evaluation.likelihood import likelihoods
+from larosa.api.sparsify import LaRoSAConfig, sparsify
+from larosa.evaluation import parity
+from larosa.evaluation.parity import ParityError
 from larosa.evaluation.perplexity import perplexity
-from larosa.evaluation.wrapper import callable_of
-from larosa_analysis.records import Entry, RecordsError
+from larosa.evaluation.tasks.likelihood import likelihoods
+from larosa.evaluation.tasks.wrapper import callable_of
+from larosa.experiment import summary
+from larosa.models.architecture import ModelView
+from larosa.models.finite import EvaluationError
+from larosa.search.curves import layer_error
+from larosa.search.divergence import divergence
+from larosa_analysis.records.entry import Entry, RecordsError
 
 IDS = torch.arange(2, 34)[None]
 RUNS: dict[str, Callable[[PreTrainedModel], object]] = {
@@ -56,26 +56,26 @@ def test_an_overflow_in_float16_names_the_dtype() -> None:
         with pytest.raises(EvaluationError, match="float16 overflows"):
             run(overflowing())
     with pytest.raises(EvaluationError, match="dense model's logits hold NaN or infinity: float16 overflows"):
-        invariance.reference(overflowing(), IDS)
+        parity.reference(overflowing(), IDS)
 
 
 def test_the_dense_model_is_checked_first_and_its_bad_weight_named() -> None:
     model = build_model("qwen2", dtype=torch.float32)
     model.model.layers[3].self_attn.k_proj.weight.data[1, 2] = float("nan")
     with pytest.raises(EvaluationError, match=r"weight model\.layers\.3\.self_attn\.k_proj\.weight does too"):
-        invariance.reference(model, IDS)
+        parity.reference(model, IDS)
     assert not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_transformation_that_breaks_a_sound_model_is_named(dtype: torch.dtype, tokens: torch.Tensor) -> None:
     model = build_model("llama", dtype=dtype)
-    dense = invariance.reference(model, tokens)
+    dense = parity.reference(model, tokens)
     advice = "float16 overflows" if dtype == torch.float16 else "check the weights"
     with sparsify(model, tokens, LaRoSAConfig(sparsity=0.4)) as handle:
         model.model.layers[1].mlp.up_proj.weight.data[5] = float("inf")
-        with pytest.raises(InvarianceError, match=f"hold NaN or infinity, the dense model's do not: {advice}"):
-            invariance.check(model, handle, dense)
+        with pytest.raises(ParityError, match=f"hold NaN or infinity, the dense model's do not: {advice}"):
+            parity.check(model, handle, dense)
 
 
 def test_errors_of_search_are_finite() -> None:
@@ -91,7 +91,7 @@ def test_errors_of_search_are_finite() -> None:
 
 def test_a_table_never_shows_nan_as_a_number() -> None:
     assert (
-        report.cells({"ppl x": float("nan"), "increase x": float("inf")}, ["ppl x", "increase x"]) == ["no number"] * 2
+        summary.cells({"ppl x": float("nan"), "increase x": float("inf")}, ["ppl x", "increase x"]) == ["no number"] * 2
     )
 
 

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from conftest import build_model
-from larosa.api import LaRoSAConfig, sparsify
+from larosa.api.sparsify import LaRoSAConfig, sparsify
 from larosa.calibration.statistics import second_moments
-from larosa.calibration.tokens import TokenBlock
-from larosa.evaluation.likelihood import likelihoods
+from larosa.data.tokens import TokenBlock
 from larosa.evaluation.perplexity import perplexity
-from larosa.inputs import ActivationError, InputError, longest_sequence
-from larosa.rotation.explicit import ExplicitTransform
+from larosa.evaluation.tasks.likelihood import likelihoods
+from larosa.models.inputs import ActivationError, InputError, longest_sequence
+from larosa.rotation.online import OnlineTransform
 from larosa.rotation.rotation import LayerwiseRotationMatrix
 from larosa.sparsity.guard import SparseModelError
 from larosa.sparsity.handle import HandleError, PlanError, SparsityHandle, handle_of
@@ -133,7 +133,7 @@ def test_remove_leaves_no_guard(form: str, tokens: Tensor, tmp_path: Path) -> No
     model.model.push_to_hub = print  # somebody's own, which must come back
     before, dense = attributes(model), model(tokens).logits
     policy = {"kind": "decode_only", "n": 0, "fraction": 1.0}
-    sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, form=form, tokens=policy)).remove()
+    sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, form=form, token_policy=policy)).remove()
     assert attributes(model) == before
     del model.model.push_to_hub
     model.save_pretrained(tmp_path)
@@ -323,7 +323,7 @@ def test_the_simulated_form_has_the_gradient_of_what_it_keeps(tokens: Tensor) ->
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.complex64])
 def test_an_activation_has_floats(dtype: torch.dtype) -> None:
     x = torch.ones(2, 8).to(dtype)
-    transform = ExplicitTransform(torch.eye(8)[None], "model", torch.float32)
+    transform = OnlineTransform(torch.eye(8)[None], "model", torch.float32)
     rotation = LayerwiseRotationMatrix(8)
     everything: list[Callable[[Tensor], Any]] = [
         TopKSparsification(8, 0.5),

@@ -22,12 +22,13 @@ from test_config import parse
 from test_pipeline import WORDS, overrides, write_text  # noqa: F401  # a fixture
 from test_weights import saved
 
-from larosa import contents, models, pipeline, results
-from larosa.calibration import sources
-from larosa.calibration.texts import load_documents
-from larosa.cells import identity_of, plan_cells
-from larosa.evaluation import definitions
-from larosa.models import ModelError
+from larosa import models
+from larosa.data import contents, sources
+from larosa.data.texts import load_documents
+from larosa.evaluation.tasks import definitions
+from larosa.experiment import pipeline, results
+from larosa.experiment.plan_runs import identity_of, plan_runs
+from larosa.models.load import ModelError
 
 BASE = ["model=tiny-llama", "texts=none", "calibration=text", "baseline=none", "evaluation.zero_shot.tasks=[]"]
 
@@ -387,7 +388,7 @@ def test_a_model_that_is_not_here_yet(home: Path, monkeypatch: pytest.MonkeyPatc
     """The commit that is going to be fetched, so that the next run finds the record."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home / "hub"))
     answer = type("Metadata", (), {"commit_hash": "d" * 40})
-    monkeypatch.setattr("larosa.weights.get_hf_file_metadata", lambda *_, **__: answer)
+    monkeypatch.setattr("larosa.models.sources.get_hf_file_metadata", lambda *_, **__: answer)
     words = [*BASE, "model.source=hub", "model.hub_id=someone/new", "calibration.text.files=[]"]
     assert models.fingerprint(parse(*words).model)["revision"] == "d" * 40
 
@@ -398,7 +399,7 @@ def test_a_model_that_is_not_here_yet(home: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_time_is_of_its_hardware_and_software(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["evaluation=speed", "evaluation.zero_shot.tasks=[]", "calibration.text.files=[]"]
     before = told(*words)
-    monkeypatch.setattr("larosa.provenance._processor", lambda: "another processor")
+    monkeypatch.setattr("larosa.experiment.provenance._processor", lambda: "another processor")
     hardware = told(*words)
     assert hardware != before
     true_version = metadata.version
@@ -457,7 +458,7 @@ def test_an_edited_model_is_calibrated_and_measured_anew(overrides: list[str], h
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert path.stat().st_size == state.st_size
     assert perplexity(words) != first
-    found = [cell.identity["model"]["sha256"] for cell in plan_cells(parse(*words)).values()]
+    found = [cell.identity["model"]["sha256"] for cell in plan_runs(parse(*words)).values()]
     kept = [json.loads(own.read_text()) for own in (home / "cache" / "calibration").glob("*.json")]
     assert {own["identity"]["model"]["sha256"] == found[0] for own in kept if "model" in own["identity"]} == {
         True,

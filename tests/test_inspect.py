@@ -1,4 +1,4 @@
-"""`python -m larosa.inspect`: the numbers of its files against their definitions, on a tiny model."""
+"""`python -m larosa.cli.diagnose`: the numbers of its files against their definitions, on a tiny model."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from test_pipeline import write_text
 from conftest import CONF, ROOT
 from larosa import models
 from larosa.calibration.calibrator import Calibrator
-from larosa.calibration.texts import load_documents
-from larosa.calibration.tokens import calibration_block, evaluation_block
-from larosa.command import read_settings
-from larosa.config import ConfigError, RunConfig
-from larosa.evaluation.covariance import cosines
-from larosa.evaluation.surface import surface
+from larosa.cli.command import read_settings
+from larosa.cli.diagnose import diagnose
+from larosa.cli.launch import in_sweep
+from larosa.cli.sweep import Sweep
+from larosa.config.run import ConfigError, RunConfig
+from larosa.data.texts import load_documents
+from larosa.data.tokens import calibration_block, evaluation_block
 from larosa.evaluation.tap import dense_activations
-from larosa.inspect import inspect
-from larosa.launch import in_sweep
-from larosa.results import identity
+from larosa.experiment.diagnostics.covariance import cosines
+from larosa.experiment.diagnostics.surface import surface
+from larosa.experiment.results import identity
 from larosa.sparsity.top_k import theoretical_error
-from larosa.sweep import Sweep
-from larosa_analysis import bank
 from larosa_analysis.figures import every
+from larosa_analysis.records import store
 
 LAYER, TOKENS = 1, 40
 LEVELS = (0.25, 0.5, 0.75)
@@ -43,17 +43,17 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [
         "model=tiny-llama", "calibration=text", f"calibration.text.files=[{calibration}]", "calibration.length=64",
         "calibration.sequences=8", "texts=text", f"texts.text.files=[{held_out}]", "calibration.text.name=own",
-        "evaluation.perplexity.length=64", f"inspect.layer={LAYER}", f"inspect.levels=[{','.join(map(str, LEVELS))}]",
-        f"inspect.tokens={TOKENS}", "inspect.surface_tokens=8", "inspect.channels=20", f"output={tmp_path / 'runs'}",
+        "evaluation.perplexity.length=64", f"diagnostics.layer={LAYER}", f"diagnostics.levels=[{','.join(map(str, LEVELS))}]",
+        f"diagnostics.tokens={TOKENS}", "diagnostics.surface_tokens=8", "diagnostics.channels=20", f"output={tmp_path / 'runs'}",
     ]  # fmt: skip
 
 
 def read(kind: str, settings: list[str], *more: str) -> tuple[dict[str, Any], RunConfig]:
     config = read_settings([*settings, *more])
-    path = inspect(kind, config)
+    path = diagnose(kind, config)
     assert path.name == f"inspect-{kind}-tiny-llama.json"
     record = json.loads(path.read_text())
-    assert (record["schema"], record["kind"], record["model"]) == (1, kind, "tiny-llama")
+    assert (record["schema"], record["kind"], record["model"]) == (2, kind, "tiny-llama")
     assert {"created", "git", "versions", "hardware", "data", "values"} <= set(record)
     assert str(Path.cwd()) not in path.read_text()
     return record, config
@@ -119,19 +119,19 @@ def test_error_curve_is_the_readers_error(settings: list[str]) -> None:
         assert found == pytest.approx(float(expected), rel=1e-4)
     larosa = next(own for label, own in values["measured"].items() if label.startswith("larosa"))
     assert larosa == pytest.approx(values["measured"]["magnitude"], rel=1e-3)  # h4 is not rotated
-    assert values["realised"]["magnitude"] == pytest.approx(LEVELS, abs=0.5 / x.shape[1] + 1e-9)
-    assert values["realised"]["teal"] != values["realised"]["magnitude"]
+    assert values["achieved"]["magnitude"] == pytest.approx(LEVELS, abs=0.5 / x.shape[1] + 1e-9)
+    assert values["achieved"]["teal"] != values["achieved"]["magnitude"]
 
 
 @pytest.mark.parametrize("method", ["larosa/official", "larosa/output_aware"])
 def test_error_curve_in_other_coordinates(settings: list[str], method: str) -> None:
-    record, _ = read("error_curve", settings, f"method={method}", "baseline=none", "inspect.site=h1")
+    record, _ = read("error_curve", settings, f"method={method}", "baseline=none", "diagnostics.site=h1")
     (errors,) = record["values"]["measured"].values()
     assert 0 < errors[0] < errors[1] < errors[2] < 1
 
 
 def test_covariance_of_two_texts(settings: list[str]) -> None:
-    record, config = read("covariance", settings, "inspect.site=h3")
+    record, config = read("covariance", settings, "diagnostics.site=h3")
     values = record["values"]
     assert (values["sets"], values["site"]) == (["own", "text"], "h3")
     model, tokenizer = models.load_model(config.model, 0), models.load_tokenizer(config.model)
@@ -162,16 +162,16 @@ def test_cosine_of_orthogonal_moments_is_zero() -> None:
     [
         ("surfaces", [], "there is no 'surfaces'"),
         ("surface", ["method=dense", "baseline=none"], "dense model drops nothing"),
-        ("surface", ["inspect.layer=3"], "layers 0 to 2"),
-        ("surface", ["inspect.surface_tokens=64"], "a block has 64"),
+        ("surface", ["diagnostics.layer=3"], "layers 0 to 2"),
+        ("surface", ["diagnostics.surface_tokens=64"], "a block has 64"),
         ("thresholds", ["method=teal", "baseline=magnitude"], "baseline=none"),
         ("error_curve", ["method=cats", "baseline=none"], "no levels of their own"),
-        ("covariance", ["inspect.site=h4"], "h1 and h3"),
+        ("covariance", ["diagnostics.site=h4"], "h1 and h3"),
     ],
 )
 def test_what_cannot_be_shown_is_refused(settings: list[str], kind: str, more: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        inspect(kind, read_settings([*settings, *more]))
+        diagnose(kind, read_settings([*settings, *more]))
 
 
 @pytest.mark.parametrize(("name", "figure"), [("figure1", "figure1"), ("figure5", "figure5")])
@@ -188,37 +188,37 @@ def test_a_figures_sweep_fills_it(settings: list[str], tmp_path: Path, name: str
         (path,) = (tmp_path / "runs").glob("inspect-*.json")
         made.append(path.stat().st_mtime_ns)
     assert made[0] == made[1]
-    drawn = {own.name: own for own in every.build(bank.read(tmp_path / "runs", tmp_path / "none"))}
+    drawn = {own.name: own for own in every.build(store.read(tmp_path / "runs", tmp_path / "none"))}
     assert drawn[figure].figure is not None
 
 
-def test_a_failed_inspection_is_noted_and_success_removes_the_note(settings: list[str], tmp_path: Path) -> None:
+def test_a_failed_diagnostic_is_noted_and_success_removes_the_note(settings: list[str], tmp_path: Path) -> None:
     given = Sweep("group", tmp_path / "sweep", os.getpid())
     notes = []
     for layer in (3, LAYER):
-        words = [*settings, "inspect.kind=surface", f"inspect.layer={layer}"]
+        words = [*settings, "diagnostics.kind=surface", f"diagnostics.layer={layer}"]
         with initialize_config_dir(str(CONF), version_base="1.3"):
             in_sweep(given, compose("config", words), ["same"], "python run.py")
         (outcome,) = given.outcomes()
         notes.append([json.loads(path.read_text()) for path in (tmp_path / "runs").glob("failed-*/failed.json")])
         assert bool(outcome.failed) == (layer == 3)
     (note,), after = notes
-    assert note["asked"]["inspected"] == "surface"
+    assert note["asked"]["diagnostics"] == "surface"
     assert after == []
 
 
-def test_other_settings_or_force_inspect_again(settings: list[str]) -> None:
+def test_other_settings_or_force_diagnose_again(settings: list[str]) -> None:
     chosen = ["surface", settings, "method=magnitude", "baseline=none"]
     first, _ = read(*chosen)
     assert read(*chosen)[0] == first
-    assert read(*chosen, "inspect.surface_tokens=4")[0]["identity"] != first["identity"]
+    assert read(*chosen, "diagnostics.surface_tokens=4")[0]["identity"] != first["identity"]
     again, _ = read(*chosen)
     assert again["values"] == first["values"]
-    path = inspect("surface", read_settings([*chosen[1], *chosen[2:]]))
+    path = diagnose("surface", read_settings([*chosen[1], *chosen[2:]]))
     path.write_text(path.read_text().replace('"tokens":8', '"tokens":9'))
     assert read(*chosen, "force=true")[0]["values"] == first["values"]
 
 
-def test_inspect_does_not_shape_a_run(settings: list[str]) -> None:
-    one, other = read_settings(settings), read_settings([*settings, "inspect.tokens=3"])
+def test_diagnostics_do_not_shape_a_run(settings: list[str]) -> None:
+    one, other = read_settings(settings), read_settings([*settings, "diagnostics.tokens=3"])
     assert identity(one, {}, "cpu") == identity(other, {}, "cpu")

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from larosa.disk import read_object
-from larosa.evaluation.requests import read_requests
-from larosa.evaluation.scores import ZeroShotError
-from larosa.sweep import Outcome, Sweep
+from larosa.cli.sweep import Outcome, Sweep
+from larosa.evaluation.tasks.requests import read_requests
+from larosa.evaluation.tasks.scores import ZeroShotError
+from larosa.records.disk import read_object
 
 NO_OBJECT = ["", "{", "[]", "null", '"text"', "7", "[" * 100_000, "\udcff", '[{"identity": "x"}]']
 

@@ -78,9 +78,9 @@ def test_a_gpu_is_known_by_a_part_of_its_name() -> None:
     assert [peak_bytes_per_s(name) for name in names] == [4.8e12, 3.35e12, 2.04e12, None]
 
 
-def test_a_record_carries_the_checksum_that_the_analysis_reads(tmp_path: Path) -> None:
+def test_a_record_carries_the_checksum_that_larosa_reads(tmp_path: Path) -> None:
     """The rule is written twice, for kernels know nothing of larosa: so this holds the two together."""
-    checksum = pytest.importorskip("larosa_analysis.checksum")
+    checksum = pytest.importorskip("larosa.records.checksum")
     record = {"device": "cpu", "rows": [{"p50_us": 1.5, "share_of_peak": None}], "dirty": False, "name": "\u00b5s"}
     write_record(tmp_path / "new" / "rows.json", record)
     assert checksum.read(tmp_path / "new" / "rows.json") == record

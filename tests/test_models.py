@@ -15,8 +15,8 @@ from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from larosa import models
-from larosa.config import ModelConfig
-from larosa.models import ModelError
+from larosa.config.run import ModelConfig
+from larosa.models.load import ModelError
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
 PARAMETERS = {

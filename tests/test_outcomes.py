@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from larosa_analysis.outcomes import Score, compact_score, pack, unpack
-from larosa_analysis.paired import accuracies_differ, mcnemar, paired_t
-from larosa_analysis.records import RecordsError
+from larosa_analysis.records.entry import RecordsError
+from larosa_analysis.records.outcomes import Score, compact_score, pack, unpack
+from larosa_analysis.stats.paired import accuracies_differ, mcnemar, paired_t
 
 
 def found(correct: list[int], ids: list[int] | None = None, task: str = "piqa") -> dict[str, Any]:
     """A score as a run records it."""
     return {
         "task": task, "metric": "acc", "value": sum(correct) / len(correct), "standard_error": 0.1,
-        "examples": len(correct), "population": 1000, "split": "validation", "source": "made up",
+        "examples": len(correct), "num_available": 1000, "split": "validation", "source": "made up",
         "document_ids": ids or list(range(len(correct))), "correct": [float(c) for c in correct],
     }  # fmt: skip
 
@@ -41,9 +41,9 @@ def test_runs_of_examples_are_short() -> None:
 
 
 def test_a_compact_score_is_itself_and_keeps_what_it_says() -> None:
-    once = compact_score(found([1, 0, 1], [5, 7, 9]) | {"left_out": 4})
+    once = compact_score(found([1, 0, 1], [5, 7, 9]) | {"excluded": 4})
     assert compact_score(once) == once
-    assert (once["correct"], once["document_ids"], once["left_out"]) == ("101", "5,2x2", 4)
+    assert (once["correct"], once["document_ids"], once["excluded"]) == ("101", "5,2x2", 4)
     assert score([1, 0, 1], [5, 7, 9]).correct.tolist() == [1, 0, 1]
     with pytest.raises(RecordsError, match="0 or 1"):
         compact_score(found([1, 0]) | {"correct": [1.0, 0.5]})

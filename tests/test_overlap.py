@@ -7,8 +7,9 @@ import unicodedata
 import numpy as np
 import pytest
 
-from larosa.calibration import overlap as module
-from larosa.calibration.overlap import (
+from larosa.config.run import TextConfig
+from larosa.data import overlap as module
+from larosa.data.overlap import (
     MAX_SHARE,
     OverlapError,
     hash_ngrams,
@@ -17,8 +18,7 @@ from larosa.calibration.overlap import (
     require_disjoint,
     tfidf,
 )
-from larosa.calibration.texts import load_documents
-from larosa.config import TextConfig
+from larosa.data.texts import load_documents
 
 TEN = "one two three four five six seven eight nine ten"
 

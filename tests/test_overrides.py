@@ -12,11 +12,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from larosa import keys
 from larosa.__main__ import arranged
-from larosa.command import read_settings
-from larosa.config import ConfigError
-from larosa.overrides import fit, settings, word
+from larosa.cli.command import read_settings
+from larosa.cli.overrides import fit, settings, word
+from larosa.config import keys
+from larosa.config.run import ConfigError
 
 PARSER = OverridesParser.create()
 NASTY = [

@@ -12,9 +12,10 @@ import pytest
 from made_records import inspections, made, sealed, seven, timings, write
 
 from conftest import ROOT
-from larosa_analysis import bank, build
+from larosa_analysis import build
 from larosa_analysis.figures import every, lengths, thresholds
-from larosa_analysis.main_result import results
+from larosa_analysis.records import store
+from larosa_analysis.report.main_result import results
 from larosa_analysis.tables import every as every_table
 from larosa_analysis.tables import flops
 
@@ -86,16 +87,16 @@ def test_what_has_no_record_says_what_makes_it(tmp_path: Path) -> None:
     words = folders(tmp_path, lengths=(32,))
     for path in (tmp_path / "records").glob("inspect-*.json"):
         path.unlink()
-    found = bank.read(Path(words[1]), Path(words[3]))
+    found = store.read(Path(words[1]), Path(words[3]))
     drawn = {own.name: own for own in every.build(found)}
     assert [name for name, own in drawn.items() if own.figure is None] == ["figure1", "figure4", "figure5"]
     assert "--config-name figure4 -m model=llama2-7b" in drawn["figure4"].missing
-    assert "larosa.inspect error_curve model=smollm2-135m" in drawn["figure5"].missing
-    assert "larosa.inspect thresholds" in drawn["figure3"].missing
+    assert "larosa.cli.diagnose error_curve model=smollm2-135m" in drawn["figure5"].missing
+    assert "larosa.cli.diagnose thresholds" in drawn["figure3"].missing
     assert "d: `python run.py --config-dir sweeps --config-name figure3 -m conditions=smollm2-135m " in (
         drawn["figure3"].missing
     )
-    empty = bank.read(tmp_path / "nothing", tmp_path / "nothing")
+    empty = store.read(tmp_path / "nothing", tmp_path / "nothing")
     assert [own.name for own in every.build(empty) if own.figure is not None] == ["figure2"]
     assert (
         build.main(["--records", str(tmp_path / "no"), "--speed", str(tmp_path / "no"), "--out", str(tmp_path / "o")])
@@ -106,7 +107,7 @@ def test_what_has_no_record_says_what_makes_it(tmp_path: Path) -> None:
 def test_a_line_over_lengths_is_one_process(tmp_path: Path) -> None:
     fewer, older = timings((32, 128)), timings((32, 64, 128))
     newest = timings((32, 64, 128)) | {"date": "2999-01-01T00:00:00+00:00"}
-    found = lengths.timed(bank.Bank([], [], [older, newest, fewer]))
+    found = lengths.timed(store.RecordStore([], [], [older, newest, fewer]))
     assert found
     for own in found.values():
         assert [cell.new_tokens for cell in own] == [32, 64, 128]
@@ -115,15 +116,15 @@ def test_a_line_over_lengths_is_one_process(tmp_path: Path) -> None:
 
 def test_limits_behind_adapters_are_no_line_of_figure_3() -> None:
     """The committed timings hold both: what an adapter costs is not what limits do."""
-    found = lengths.timed(bank.read(build.RECORDS, build.TIMINGS), "limits")
-    assert {cell.record["extras"] for own in found.values() for cell in own} == {"none"}
+    found = lengths.timed(store.read(build.RECORDS, build.TIMINGS), "thresholds")
+    assert {cell.record["overhead"] for own in found.values() for cell in own} == {"none"}
 
 
 def test_limits_behind_a_rotation_are_called_so(tmp_path: Path) -> None:
     run = made("larosa", model="smollm2-135m")
-    run["config"]["method"]["rule"] = "threshold"
+    run["config"]["method"]["selector"] = "threshold"
     write(tmp_path, [made("dense", 0.0, model="smollm2-135m"), run])
-    figure = thresholds.drawn(bank.read(tmp_path, tmp_path / "none"), "smollm2-135m", "figure3").figure
+    figure = thresholds.drawn(store.read(tmp_path, tmp_path / "none"), "smollm2-135m", "figure3").figure
     assert figure is not None
     named = [text.get_text() for axes in figure.axes if (own := axes.get_legend()) for text in own.get_texts()]
     assert "larosa/paper, limits" in named
@@ -133,14 +134,14 @@ def test_two_models_get_two_figures(tmp_path: Path) -> None:
     words = folders(tmp_path)
     other = {f"b-{name}".replace("b-inspect", "inspect-b"): r for name, r in inspections("llama3-8b").items()}
     write(tmp_path / "records", [made("dense", 0.0)], inspections() | other)
-    names = [own.name for own in every.build(bank.read(Path(words[1]), Path(words[3])))]
+    names = [own.name for own in every.build(store.read(Path(words[1]), Path(words[3])))]
     assert "figure1-llama3-8b" in names
     assert "figure5-smollm2-135m" in names
 
 
 def test_the_main_result_is_the_method_tables(tmp_path: Path) -> None:
     shutil.copy(build.RECORDS / "methods-smollm2.jsonl", tmp_path)
-    (block,) = (result.block for result in results(bank.read(tmp_path, tmp_path)))
+    (block,) = (result.block for result in results(store.read(tmp_path, tmp_path)))
     readme = (ROOT / "README.md").read_text()
     for row in block.rows:
         name = row[0].text.partition(" (")[0]
@@ -153,7 +154,7 @@ def test_the_readmes_tables_are_what_the_records_give(tmp_path: Path, capsys: py
     own, words = tmp_path / "README.md", [*folders(tmp_path), "--readme", str(tmp_path / "README.md"), "--check"]
     own.write_text("a\n<!-- table: table05 -->\n<!-- end table: table05 -->\nb\n")
     assert build.main(words) == 1
-    found = bank.read(Path(words[1]), Path(words[3]))
+    found = store.read(Path(words[1]), Path(words[3]))
     known = build.readme_tables(every_table.build(found, flops.shapes(build.MODELS)), Path(words[1]), Path(words[3]))
     assert not build.fill_readme(own, known, check=False)
     assert build.main(words) == 0

@@ -10,8 +10,9 @@ import pytest
 from made_records import Record, inspections, made, score, sealed, seven, write
 
 from conftest import ROOT
-from larosa_analysis import bank, build, paper
-from larosa_analysis.records import RecordsError, read_lines
+from larosa_analysis import build, paper
+from larosa_analysis.records import store
+from larosa_analysis.records.entry import RecordsError, read_lines
 from larosa_analysis.tables import every, flops, render
 from larosa_analysis.tables.cells import Block, Cell, Table
 from larosa_analysis.tables.flops import adapters, tflops
@@ -21,7 +22,7 @@ SHAPES = flops.shapes(build.MODELS)
 
 
 def tables(folder: Path, runs: list[Record], inspected: dict[str, Record] | None = None) -> dict[int, Table]:
-    found = bank.read(write(folder, runs, inspected), folder / "no timings")
+    found = store.read(write(folder, runs, inspected), folder / "no timings")
     return {table.number: table for table in every.build(found, SHAPES)}
 
 
@@ -73,7 +74,7 @@ def test_the_best_is_marked_only_beyond_chance(tmp_path: Path) -> None:
     found = block(tables(tmp_path / "b", apart)[2], "llama3-8b")
     assert [own[1].text for own in found.rows if any(cell.best for cell in own)] == ["larosa"]
     off = made("wina", nats=1.9)
-    off["metrics"]["measured_sparsity"]["wikitext2"]["byte_weighted_mean"] = 0.48
+    off["metrics"]["achieved_sparsity"]["wikitext2"]["weight_sparsity_mean"] = 0.48
     found = block(tables(tmp_path / "c", [*apart, off])[2], "llama3-8b")
     assert [own[1].text for own in found.rows if any(cell.best for cell in own)] == ["larosa"]
     assert at(found, "50", "wina", "in bytes, %").text == "48.0 off"
@@ -103,7 +104,7 @@ def _shares(share: float) -> list[float]:
 def test_the_dense_model_is_scored_on_the_examples_that_calibration_left(tmp_path: Path) -> None:
     dense, sparse = made("dense", 0.0, tasks=seven(0.7)), made("larosa", tasks=seven(0.6))
     right = seven(0.6)["boolq"][10:]
-    sparse["metrics"]["zero_shot"]["boolq"] = score("boolq", right, list(range(10, 100)), left_out=10)
+    sparse["metrics"]["zero_shot"]["boolq"] = score("boolq", right, list(range(10, 100)), excluded=10)
     found = block(tables(tmp_path, [dense, sparse])[14], "llama3-8b")
     assert at(found, "0", "dense", "boolq, %, ours").value == pytest.approx(100 * np.mean(seven(0.7)["boolq"][10:]))
     assert "left out 10" in found.caption
@@ -113,7 +114,7 @@ def test_other_conditions_are_left_out_by_name(tmp_path: Path) -> None:
     runs = [made("dense", 0.0), made("larosa"), made("teal"), made("larosa", 0.4, calibration="c4")]
     again = made("teal", created="1999-01-01T00:00:00+00:00")
     found = tables(tmp_path, [*runs, again])
-    assert found[2].left_out == ["llama3-8b: 1 record: an older measurement", "llama3-8b: 1 record: calibration tokens"]
+    assert found[2].excluded == ["llama3-8b: 1 record: an older measurement", "llama3-8b: 1 record: calibration tokens"]
     assert "Left out" in render.markdown(found[2])
     varied = rows_of(block(found[7], "llama3-8b"))
     assert {own["calibration"].text for own in varied} >= {"wikitext2", "c4"}
@@ -134,9 +135,9 @@ def test_what_a_method_cannot_reach_is_said(tmp_path: Path) -> None:
 
 def test_the_papers_count_and_schedule_come_first_in_printed_rows(tmp_path: Path) -> None:
     nominal = made("larosa", nats=2.5)
-    nominal["config"]["schedule"]["count"] = "nominal"
-    nominal["metrics"]["accounting"]["level_byte_weighted"] = 0.47
-    nominal["metrics"]["measured_sparsity"]["wikitext2"]["byte_weighted_mean"] = 0.47
+    nominal["config"]["schedule"]["metric"] = "nominal"
+    nominal["metrics"]["accounting"]["weight_sparsity"] = 0.47
+    nominal["metrics"]["achieved_sparsity"]["wikitext2"]["weight_sparsity_mean"] = 0.47
     nominal["identity"] += "-nominal"
     found = block(tables(tmp_path, [made("dense", 0.0), made("larosa", nats=2.0), nominal])[2], "llama3-8b")
     own = [line for line in rows_of(found) if line["method"].text.startswith("larosa")]
@@ -157,9 +158,9 @@ def test_more_texts_do_not_put_another_schedule_in_a_printed_row(tmp_path: Path)
 def nominal(method: str, realised: float, nats: float) -> Record:
     """Asked for 50 % as the paper counts; a limit realises another level than was planned."""
     run = made(method, nats=nats)
-    run["config"]["schedule"]["count"] = "nominal"
-    own = run["metrics"]["measured_sparsity"]["wikitext2"]
-    own |= {"byte_weighted_mean": 0.9 * realised, "level_mean": dict.fromkeys(own["level_mean"], realised)}
+    run["config"]["schedule"]["metric"] = "nominal"
+    own = run["metrics"]["achieved_sparsity"]["wikitext2"]
+    own |= {"weight_sparsity_mean": 0.9 * realised, "site_mean": dict.fromkeys(own["site_mean"], realised)}
     return run | {"identity": f"{run['identity']} nominal"}
 
 
@@ -176,8 +177,8 @@ def test_the_papers_count_is_that_of_the_records() -> None:
         for record in read_lines(path):
             planned, shape = record["metrics"]["accounting"], record["config"]["model"]["shape"]
             if record["label"] != "dense":
-                own = flops.counted_by_width(shape, planned["level_planned"])
-                assert own == pytest.approx(planned["level_paper_count"], abs=1e-6)
+                own = flops.counted_by_width(shape, planned["planned_sparsity"])
+                assert own == pytest.approx(planned["nominal_sparsity"], abs=1e-6)
 
 
 def test_operations_are_the_papers(tmp_path: Path) -> None:
@@ -249,7 +250,7 @@ def test_every_calibration_set_of_table_7_stands_with_its_boolq(tmp_path: Path) 
     ]
     for run, first in ((runs[0], 10), (runs[1], 10), (runs[2], 0)):
         right = seven(0.6)["boolq"][first:]
-        run["metrics"]["zero_shot"]["boolq"] = score("boolq", right, list(range(first, 100)), left_out=first)
+        run["metrics"]["zero_shot"]["boolq"] = score("boolq", right, list(range(first, 100)), excluded=first)
     found = rows_of(block(tables(tmp_path, runs)[7], "llama3-8b"))
     assert {own["calibration"].text for own in found if own["Acc7, %, ours"].value is not None} == {"-", "a", "b"}
 
@@ -283,10 +284,10 @@ def test_a_damaged_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
         folder = write(tmp_path / name, [made("dense", 0.0)])
         (folder / name).write_text(content)
         with pytest.raises(RecordsError, match=message):
-            bank.read(folder, folder)
+            store.read(folder, folder)
 
     refused("inspect-a.json", sealed({"kind": "other"}), "inspect-a.json is no inspection")
-    refused("inspect-b.json", sealed({"kind": "surface", "values": {}}), "inspect-b.json: expected schema 1 and layer")
+    refused("inspect-b.json", sealed({"kind": "surface", "values": {}}), "inspect-b.json: expected schema 2 and layer")
     refused("other.jsonl", sealed({"kind": "other"}) + "\n", "no compact record")
     refused("inspect-c.json", sealed(inspections()["inspect-surface.json"]).replace("48", "49"), "checksum")
     refused("inspect-d.json", '{"kind": "surface"}', "inspect-d.json: it has no checksum")

@@ -14,16 +14,16 @@ from test_schedule import method
 from torch import Tensor
 
 from conftest import SHAPE, build_model
-from larosa.architecture import LayerView
-from larosa.quantization import calibrated
-from larosa.quantization.model import quantise
+from larosa.models.architecture import LayerView
+from larosa.quantization import external
+from larosa.quantization.apply import quantise
 
 
 def test_a_layer_is_rounded_once_for_all_that_leave_it_alike(
     tokens: Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Another level or method on the same weights, and a run that was stopped, find it; other settings do not."""
-    rounded = calibrated._rounded_layer
+    rounded = external._rounded_layer
     indices: list[int] = []
 
     def counted(layer: LayerView, *more: Any) -> dict[str, Tensor]:
@@ -32,15 +32,15 @@ def test_a_layer_is_rounded_once_for_all_that_leave_it_alike(
             raise KeyboardInterrupt
         return rounded(layer, *more)
 
-    def rounds(name: str, choice: str = "w4_gptq_output", sparsity: float = 0.3, seed: int = 0, **more: Any) -> Any:
+    def rounds(name: str, choice: str = "w4_gptq_out", sparsity: float = 0.3, seed: int = 0, **more: Any) -> Any:
         indices.clear()
         model = build_model("llama", dtype=torch.float32, seed=seed)
         with applied(model, tokens, method(name), sparsity=sparsity) as handle:
             first = tokens if more.get("sequences") is None else tokens[: more["sequences"]]
             quantise(model, handle, config(choice, **more), first)
-            return {key: (own.codes, own.scale) for key, own in handle.quantised.items()}
+            return {key: (own.qweight, own.scale) for key, own in handle.quantised.items()}
 
-    monkeypatch.setattr(calibrated, "_rounded_layer", counted)
+    monkeypatch.setattr(external, "_rounded_layer", counted)
     stop, layers = 2, SHAPE["num_hidden_layers"]
     with pytest.raises(KeyboardInterrupt):
         rounds("magnitude")
@@ -56,7 +56,7 @@ def test_a_layer_is_rounded_once_for_all_that_leave_it_alike(
             assert torch.equal(other[key][1], scale)
     for change in (
         {"choice": "w8_gptq"},
-        {"first_token_weight": 3.0},
+        {"attention_sink_weight": 3.0},
         {"sequences": 1},
         {"seed": 1},
         {"name": "larosa/paper"},
@@ -73,7 +73,7 @@ def test_what_a_layer_was_given_is_forgotten_before_the_next_one(
     tokens: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where nothing is rounded because the cache has it."""
-    seen, held, alive = calibrated._seen, list[weakref.ref[Tensor]](), list[int]()
+    seen, held, alive = external._seen, list[weakref.ref[Tensor]](), list[int]()
 
     def watched(layer: LayerView, inputs: Any) -> dict[str, list[Tensor]]:
         alive.append(sum(own() is not None for own in held))
@@ -81,7 +81,7 @@ def test_what_a_layer_was_given_is_forgotten_before_the_next_one(
         held.extend(weakref.ref(x) for rows in found.values() for x in rows)
         return found
 
-    monkeypatch.setattr(calibrated, "_seen", watched)
+    monkeypatch.setattr(external, "_seen", watched)
     for _ in range(2):
         held.clear()
         with applied(build_model("llama", dtype=torch.float32), tokens, method("magnitude")) as handle:

@@ -14,13 +14,15 @@ from test_paper_tables import block, rows_of, tables
 
 from conftest import CONF
 from larosa.errors import LarosaError
-from larosa_analysis import bank, methods, quantised
-from larosa_analysis.main_result import results
-from larosa_analysis.records import Entry, RecordsError, load
+from larosa.records import quantization_label
+from larosa_analysis.comparison import methods
+from larosa_analysis.records import store
+from larosa_analysis.records.entry import Entry, RecordsError, load
+from larosa_analysis.report.main_result import results
 from larosa_analysis.tables import added
 from larosa_analysis.tables.cells import Block, Cell
 
-CHOICES = ("none", "w8", "w4_rtn", "w4_rtn_input", "w4_gptq", "w4_awq", "w8_gptq", "w4_gptq_output")
+CHOICES = ("none", "w8", "w4_rtn", "w4_rtn_in", "w4_gptq", "w4_awq", "w8_gptq", "w4_gptq_out")
 NAMES = ("none", "w8", "w4 rtn along outputs", "w4 rtn", "w4 gptq", "w4 awq", "w8 gptq", "w4 gptq along outputs")
 COLUMN = "WikiText-2 perplexity, ours"
 
@@ -30,7 +32,7 @@ def on_grid(choice: str, method: str, level: float = 0.5, **more: Any) -> Record
     run = made(method, level, **more)
     run["config"]["quantization"] = yaml.safe_load((CONF / "quantization" / f"{choice}.yaml").read_text())
     if choice != "none":
-        stored = {"projection_bytes": 100, "extras_bytes": 25, "net_bytes_share_of_16_bit": 0.1875}
+        stored = {"projection_bytes": 100, "overhead_bytes": 25, "read_fraction_of_16_bit": 0.1875}
         run["metrics"]["accounting"]["quantised"] = stored
     return run | {"identity": f"{run['identity']} {choice}"}
 
@@ -55,13 +57,13 @@ def of(found: Block, level: str, quantization: str, method: str) -> dict[str, Ce
 @pytest.mark.parametrize(("choice", "name"), zip(CHOICES, NAMES, strict=True))
 def test_names(choice: str, name: str) -> None:
     record = on_grid(choice, "larosa")
-    assert quantised.name(record["config"]) == name
+    assert quantization_label.name(record["config"]) == name
     label = Entry.of(record).label
     assert label == ("larosa/paper (absorbed, pca, per layer" + (")" if name == "none" else f", {name})"))
     record["config"]["quantization"] |= {"head": "w8", "adapters": "w8"}
-    assert quantised.name(record["config"]).removeprefix(f"{name}, ") == "w8 head, w8 adapters"
+    assert quantization_label.name(record["config"]).removeprefix(f"{name}, ") == "w8 head, w8 adapters"
     del record["config"]["quantization"]
-    assert quantised.name(record["config"]) == "none"
+    assert quantization_label.name(record["config"]) == "none"
 
 
 def test_table_9_of_a_printed_model(tmp_path: Path) -> None:
@@ -88,7 +90,7 @@ def test_table_9_of_a_printed_model(tmp_path: Path) -> None:
 def test_bytes_are_of_16_bit_weights_and_extras_of_weights_as_stored(tmp_path: Path) -> None:
     runs = [on_grid(choice, "larosa") for choice in ("none", "w4_gptq")]
     for run in runs:
-        run["metrics"]["accounting"] |= {"extras_share": 0.05, "net_bytes_share": 0.55}
+        run["metrics"]["accounting"] |= {"overhead_fraction": 0.05, "read_fraction": 0.55}
     found = block(tables(tmp_path, runs)[9], "llama3-8b")
     shown = {name: of(found, "50", name, "larosa") for name in ("none", "gptq")}
     assert [own["bytes read, % of 16 bits a weight"].shown for own in shown.values()] == ["55.0", "18.8"]
@@ -98,7 +100,7 @@ def test_bytes_are_of_16_bit_weights_and_extras_of_weights_as_stored(tmp_path: P
 def test_of_a_model_that_the_paper_has_not_every_setting_has_a_row(tmp_path: Path) -> None:
     runs = every_choice(model="smollm2-135m", texts=("lambada",), calibration="boolq-passages")
     for run in runs:
-        run["model"]["gguf_sha256"] = next(iter(quantised._GRIDS))
+        run["model"]["gguf_sha256"] = next(iter(quantization_label._GRIDS))
     found = block(tables(tmp_path, runs)[9], "smollm2-135m")
     for name in NAMES:
         for level, method in (("0", "dense"), ("0", "larosa/paper"), ("25", "magnitude"), ("25", "larosa/paper")):
@@ -110,7 +112,7 @@ def test_of_a_model_that_the_paper_has_not_every_setting_has_a_row(tmp_path: Pat
 
 def test_what_codes_add_is_paired_by_block_with_the_same_method_and_level(tmp_path: Path) -> None:
     runs = every_choice(model="smollm2-135m", texts=("lambada", "gsm8k"))
-    runs[1]["model"]["gguf_sha256"] = next(iter(quantised._GRIDS))
+    runs[1]["model"]["gguf_sha256"] = next(iter(quantization_label._GRIDS))
     lonely = on_grid(
         "w8", "magnitude", 0.5, model="smollm2-135m", texts=("lambada", "gsm8k")
     )  # nothing plain beside it
@@ -128,7 +130,7 @@ def test_what_codes_add_is_paired_by_block_with_the_same_method_and_level(tmp_pa
     assert "gsm8k, lambada together" in found.caption
     assert "the source was already quantised" in found.caption
     short = runs[-1]["metrics"]["perplexity"]
-    del short["lambada"], runs[-1]["metrics"]["measured_sparsity"]["lambada"]
+    del short["lambada"], runs[-1]["metrics"]["achieved_sparsity"]["lambada"]
     again = block(tables(tmp_path / "c", runs)[9], f"smollm2-135m: {added.TITLE}")
     lost = next(own for own in rows_of(again) if (own["level, %"].text, own["method"].text) == ("0", "larosa/paper"))
     assert lost[NAMES[-1]].value is None  # of the plain run's texts it has one only
@@ -147,9 +149,9 @@ def test_no_other_table_or_figure_holds_them(tmp_path: Path) -> None:
     assert {number for number, table in beside.items() if table != alone[number]} == {9}
     only = tables(tmp_path / "c", better)
     assert all(block.folded for number in (1, 2, 5, 6) for block in only[number].blocks)
-    both = bank.read(tmp_path / "b", tmp_path / "none")
-    assert [own.block for own in results(both)] == [own.block for own in results(bank.read(tmp_path / "a", tmp_path))]
-    assert not results(bank.read(tmp_path / "c", tmp_path))
+    both = store.read(tmp_path / "b", tmp_path / "none")
+    assert [own.block for own in results(both)] == [own.block for own in results(store.read(tmp_path / "a", tmp_path))]
+    assert not results(store.read(tmp_path / "c", tmp_path))
 
 
 def test_unquantised_runs_of_other_methods_and_schedules_stay_out_of_table_9(tmp_path: Path) -> None:
@@ -186,7 +188,7 @@ def test_a_calibrated_quantiser_ties_the_dense_model_to_the_calibration(tmp_path
     runs = [
         on_grid("w4_gptq", "larosa"),
         on_grid("w4_gptq", "dense", 0.0, calibration="c4"),
-        on_grid("w4_rtn_input", "dense", 0.0, calibration="c4"),
+        on_grid("w4_rtn_in", "dense", 0.0, calibration="c4"),
     ]
     found = block(tables(tmp_path, runs)[9], "llama3-8b")
     assert of(found, "0", "gptq", "dense")[COLUMN].text == "missing"
@@ -198,7 +200,7 @@ def test_quantisers_that_read_more_or_less_do_not_mix(tmp_path: Path) -> None:
     runs[-1]["config"]["quantization"]["sequences"] = 16
     runs[-1]["identity"] += "16"
     table = tables(tmp_path, runs)[9]
-    assert table.left_out == ["llama3-8b: 1 record: settings of w4 gptq"]
+    assert table.excluded == ["llama3-8b: 1 record: settings of w4 gptq"]
     only = block(tables(tmp_path / "b", runs[-1:])[9], "llama3-8b")
     assert "w4 gptq: calibrated on the first 16 sequences, first tokens count 64 times" in only.caption
 

@@ -14,25 +14,26 @@ from test_schedule import ALL, method, schedule, shape_of
 from torch import Tensor, nn
 
 from conftest import build_model
-from larosa.accounting import account
-from larosa.architecture import SITES, ModelView
 from larosa.calibration.calibrator import Calibrator
-from larosa.calibration.tokens import TokenBlock
-from larosa.cells import plan_cells
-from larosa.config import MethodConfig, TokenPolicyConfig
-from larosa.evaluation import invariance
+from larosa.config.run import MethodConfig, TokenPolicyConfig
+from larosa.data.tokens import TokenBlock
+from larosa.evaluation import parity
+from larosa.evaluation.accounting import account
 from larosa.evaluation.error import probe
 from larosa.evaluation.sparsity import SparsityMeter
+from larosa.experiment.pipeline import run
+from larosa.experiment.plan_runs import plan_runs
+from larosa.experiment.results import identity
 from larosa.methods import r_sparse
-from larosa.pipeline import run
-from larosa.results import identity
-from larosa.sites import ModelShape
+from larosa.methods.registry import METHODS
+from larosa.models.architecture import SITES, ModelView
+from larosa.models.sites import ModelShape
 from larosa.sparsity.handle import Plan, apply
 from larosa.sparsity.low_rank import LowRank, flat, rank_of, truncated_svd, truncated_svds, unflat
 from larosa.sparsity.schedule import ScheduleError, make_levels
 
 EPS = torch.finfo(torch.float64).eps
-TOP_K = {"rule": "top_k"}
+TOP_K = {"selector": "top_k"}
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def planned(
     shape = ModelShape.of(model.config)
     calibrator = Calibrator(model, TokenBlock(tokens, "t", 1, tokens.numel(), "x"), {"source": "test"}, 2, 0)
     levels = make_levels(shape, schedule("uniform"), sparsity, "tiny")
-    return r_sparse.plan(chosen, shape, levels, policy, calibrator)
+    return METHODS["r_sparse"].plan(chosen, shape, levels, policy, calibrator)
 
 
 def outputs(model: nn.Module, tokens: Tensor, path: str) -> Tensor:
@@ -61,7 +62,7 @@ def full(model: nn.Module) -> LowRank:
     """Pairs of full rank: nothing is lost."""
     found: dict[str, list[tuple[object, ...]]] = {site: [] for site in SITES}
     for layer, site in ModelView(model).sites():
-        found[site].append(tuple(truncated_svd(p.weight, min(p.weight.shape)) for p in layer.readers(site)))
+        found[site].append(tuple(truncated_svd(p.weight, min(p.weight.shape)) for p in layer.consumers(site)))
     return {site: tuple(layers) for site, layers in found.items()}
 
 
@@ -70,7 +71,7 @@ def full(model: nn.Module) -> LowRank:
 def test_the_first_layer_is_what_the_paper_says(kind: str, rule: str, tokens: Tensor) -> None:
     """Every projection of the first layer, on what it reads: the kept entries whole, the rest at rank r."""
     model = build_model(kind)
-    plan = planned(model, tokens, method("r_sparse", rule=rule, rank_share=0.2))
+    plan = planned(model, tokens, method("r_sparse", selector=rule, low_rank_ratio=0.2))
     sites = {"h1": "self_attn.q_proj self_attn.k_proj self_attn.v_proj", "h2": "self_attn.o_proj",
              "h3": "mlp.gate_proj mlp.up_proj", "h4": "mlp.down_proj"}  # fmt: skip
     for site, names in sites.items():
@@ -79,9 +80,9 @@ def test_the_first_layer_is_what_the_paper_says(kind: str, rule: str, tokens: Te
             linear = model.get_submodule(path)
             with apply(model, plan) as handle:
                 sparse, found = inputs(model, tokens, path), outputs(model, tokens, path)
-                rule_there = next(s for s in handle.sites if (s.layer, s.site) == (0, site)).rule
+                selector_there = next(s for s in handle.sites if (s.layer, s.site) == (0, site)).selector
                 whole: list[Tensor] = []
-                rule_there.register_forward_pre_hook(lambda _m, args, whole=whole: whole.append(args[0]))
+                selector_there.register_forward_pre_hook(lambda _m, args, whole=whole: whole.append(args[0]))
                 model(tokens)
             x = whole[0]  # before anything is dropped, everything in front of it sparse
             if rule == "threshold":
@@ -112,48 +113,48 @@ def test_limits_are_quantiles_of_the_dense_model(tokens: Tensor) -> None:
 @pytest.mark.parametrize("rule", ["threshold", "top_k"])
 def test_full_rank_is_dense_at_every_level(rule: str, tokens: Tensor) -> None:
     model = build_model("mistral")
-    dense = invariance.reference(model, tokens)
-    bound = invariance.bound(torch.float64, dense.kappa, 80)
+    dense = parity.reference(model, tokens)
+    bound = parity.bound(torch.float64, dense.kappa, 80)
     for sparsity in (0.2, 0.9):
-        plan = planned(model, tokens, method("r_sparse", rule=rule), sparsity)
+        plan = planned(model, tokens, method("r_sparse", selector=rule), sparsity)
         with apply(model, plan):
-            assert float((invariance.logits(model, tokens) - dense.logits).norm() / dense.logits.norm()) > 1e-3
+            assert float((parity.logits(model, tokens) - dense.logits).norm() / dense.logits.norm()) > 1e-3
         with apply(model, replace(plan, low_rank=full(model))):
-            error = (invariance.logits(model, tokens) - dense.logits).norm() / dense.logits.norm()
+            error = (parity.logits(model, tokens) - dense.logits).norm() / dense.logits.norm()
         assert float(error) < bound
 
 
 def test_level_zero_is_dense_bit_for_bit_and_remove_restores(tokens: Tensor) -> None:
     model = build_model("qwen2", dtype=torch.float32, tied=True)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    dense = invariance.reference(model, tokens)
+    dense = parity.reference(model, tokens)
     handle = apply(model, planned(model, tokens, method("r_sparse")))
-    assert not torch.equal(invariance.logits(model, tokens), dense.logits)
-    assert invariance.check(model, handle, dense)["relative_logits_error"] == 0.0
-    assert not torch.equal(invariance.logits(model, tokens), dense.logits)
+    assert not torch.equal(parity.logits(model, tokens), dense.logits)
+    assert parity.check(model, handle, dense)["relative_logits_error"] == 0.0
+    assert not torch.equal(parity.logits(model, tokens), dense.logits)
     handle.remove()
-    assert torch.equal(invariance.logits(model, tokens), dense.logits)
+    assert torch.equal(parity.logits(model, tokens), dense.logits)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_no_level_no_pairs(tokens: Tensor) -> None:
     model = build_model("llama")
-    plan = planned(model, tokens, method("r_sparse", rank_search=(0.02, 0.1)), 0.0)
-    assert account(plan)["extras"] == {"kind": "none", "products": 0, "bytes": 0}
-    assert account(plan)["net_bytes_share"] == 1.0
-    dense = invariance.logits(model, tokens)
+    plan = planned(model, tokens, method("r_sparse", low_rank_ratio_grid=(0.02, 0.1)), 0.0)
+    assert account(plan)["overhead"] == {"kind": "none", "products": 0, "bytes": 0}
+    assert account(plan)["read_fraction"] == 1.0
+    dense = parity.logits(model, tokens)
     with apply(model, plan):
-        assert torch.equal(invariance.logits(model, tokens), dense)
+        assert torch.equal(parity.logits(model, tokens), dense)
 
 
 @pytest.mark.parametrize("rule", ["threshold", "top_k"])
 def test_tokens_that_are_not_sparse_get_no_remainder(rule: str, tokens: Tensor) -> None:
     model = build_model("llama")
-    dense = invariance.logits(model, tokens)
+    dense = parity.logits(model, tokens)
     policy = TokenPolicyConfig(kind="skip_first_n", n=10, fraction=1.0)
-    with apply(model, planned(model, tokens, method("r_sparse", rule=rule), policy=policy)) as handle:
-        found = invariance.logits(model, tokens)
+    with apply(model, planned(model, tokens, method("r_sparse", selector=rule), policy=policy)) as handle:
+        found = parity.logits(model, tokens)
         assert all(site.low_rank._held.rest is None for site in handle.sites)  # nothing is held on to
     assert torch.equal(found[:, :10], dense[:, :10])
     assert not torch.allclose(found[:, 10:], dense[:, 10:])
@@ -163,16 +164,16 @@ def test_threads_have_a_remainder_each(tokens: Tensor) -> None:
     """One thread's pass runs while another's is between a site and its readers."""
     model = build_model("llama")
     with apply(model, planned(model, tokens, method("r_sparse"))):
-        expected = invariance.logits(model, tokens)
+        expected = parity.logits(model, tokens)
 
         def interrupt(*_: object) -> None:
             hook.remove()
-            other = threading.Thread(target=invariance.logits, args=(model, tokens[:1]))
+            other = threading.Thread(target=parity.logits, args=(model, tokens[:1]))
             other.start()
             other.join()
 
         hook = model.model.layers[2].input_layernorm.register_forward_hook(interrupt)
-        assert torch.equal(invariance.logits(model, tokens), expected)
+        assert torch.equal(parity.logits(model, tokens), expected)
 
 
 def test_reported_errors_include_the_low_rank_part(tokens: Tensor) -> None:
@@ -201,32 +202,32 @@ def test_reported_errors_include_the_low_rank_part(tokens: Tensor) -> None:
 
 def test_bytes_are_counted(tokens: Tensor) -> None:
     model = build_model("llama")
-    counted = account(planned(model, tokens, method("r_sparse", rank_share=0.1)))
+    counted = account(planned(model, tokens, method("r_sparse", low_rank_ratio=0.1)))
     shapes = [(48, 48), (16, 48), (16, 48), (48, 48), (80, 48), (80, 48), (48, 80)]
     ranks = [int(0.1 * out * width / (out + width)) for out, width in shapes]
     assert min(ranks) == 1
     assert max(ranks) == 3
     weights = sum(r * (out + width) for r, (out, width) in zip(ranks, shapes, strict=True))
-    assert counted["extras"] == {
+    assert counted["overhead"] == {
         "kind": "low-rank remainders, rank 1 to 3", "products": 5 * 7, "bytes": 5 * 2 * weights,
     }  # fmt: skip
-    assert counted["extras_share"] <= 0.1
-    assert counted["level_byte_weighted"] == pytest.approx(0.5, abs=0.01)
-    assert counted["net_bytes_share"] == 1 - counted["level_byte_weighted"] + counted["extras_share"]
+    assert counted["overhead_fraction"] <= 0.1
+    assert counted["weight_sparsity"] == pytest.approx(0.5, abs=0.01)
+    assert counted["read_fraction"] == 1 - counted["weight_sparsity"] + counted["overhead_fraction"]
 
 
 @pytest.mark.parametrize("model", ["llama2-7b", "llama3-8b", "smollm2-135m"])
 def test_candidates_cost_the_same_net_bytes(model: str) -> None:
     shape = shape_of(model)
     levels = make_levels(shape, schedule("official"), 0.5, model)
-    chosen = method("r_sparse", rank_search=(0.0, 0.0125, 0.1))
+    chosen = method("r_sparse", low_rank_ratio_grid=(0.0, 0.0125, 0.1))
     for share, own in r_sparse.candidates(chosen, shape, levels).items():
         for s, site in shape.sites.items():
             net = {}
-            for at, level in ((share, own.level[s][0]), (chosen.rank_share, levels.level[s][0])):
+            for at, level in ((share, own.level[s][0]), (chosen.low_rank_ratio, levels.level[s][0])):
                 pairs = sum(rank_of(at, out, site.width) * (out + site.width) for out in site.outputs)
                 net[at] = (1 - level) * site.weights + pairs
-            assert net[share] == pytest.approx(net[chosen.rank_share], rel=1e-12)
+            assert net[share] == pytest.approx(net[chosen.low_rank_ratio], rel=1e-12)
             assert own.level[s][0] - levels.level[s][0] == pytest.approx(share - 0.025, abs=5e-3)
             assert abs(own.kept[s][0] - (1 - own.level[s][0]) * site.width) <= 0.5 + 1e-9
     plain = r_sparse.candidates(method("r_sparse"), shape, levels)
@@ -247,18 +248,18 @@ def test_the_search_picks_the_share_that_errs_least(tokens: Tensor) -> None:
         linear.weight.copy_(torch.linalg.qr(random(64, 64)).Q)
     shares = (0.0, 0.13)
     for rule in ("threshold", "top_k"):
-        chosen = method("r_sparse", rank_share=0.0, rank_search=shares, rule=rule)
+        chosen = method("r_sparse", low_rank_ratio=0.0, low_rank_ratio_grid=shares, selector=rule)
         plan = planned(model, tokens, chosen, 0.4)
         assert [len(pairs) for pairs in plan.low_rank["h3"][:2]] == [2, 0]
         assert [pair.rank for pair in plan.low_rank["h3"][0]] == [4, 4]
         more = 2 * 4 * (64 + 64) / (2 * 64 * 64)
         assert plan.levels.level["h3"][:2] == pytest.approx((0.4 + more, 0.4))
         counted = account(plan)
-        assert counted["net_bytes_share"] == pytest.approx(0.6, abs=0.5 / 64)
-        assert counted["level_asked"] == 0.4 < counted["level_byte_weighted"]
+        assert counted["read_fraction"] == pytest.approx(0.6, abs=0.5 / 64)
+        assert counted["target_sparsity"] == 0.4 < counted["weight_sparsity"]
         assert "0.13 at" in counted["coefficients"]
-        singles = [planned(model, tokens, method("r_sparse", rank_share=0.0, rank_search=(s,), rule=rule), 0.4)
-                   for s in shares]  # fmt: skip
+        alone = [method("r_sparse", low_rank_ratio=0.0, low_rank_ratio_grid=(s,), selector=rule) for s in shares]
+        singles = [planned(model, tokens, one, 0.4) for one in alone]
         calibrator = Calibrator(model, TokenBlock(tokens, "t", 1, 128, "x"), {"source": "test"}, 2, 0)
         *alone, mixed = calibrator.site_errors([*singles, plan])
         for s in SITES:
@@ -272,10 +273,10 @@ def test_the_measured_level_is_the_planned_one(tokens: Tensor) -> None:
     model = build_model("llama")
     shape = ModelShape.of(model.config)
     plan = planned(model, tokens, method("r_sparse", **TOP_K))
-    meter = SparsityMeter(shape, shape.skips)
+    meter = SparsityMeter(shape, shape.weights_per_channel)
     with apply(model, plan) as handle, handle.observed_by(meter):
         model(tokens)
-    assert meter.summary()["byte_weighted_mean"] == pytest.approx(account(plan)["level_byte_weighted"], abs=1e-12)
+    assert meter.summary()["weight_sparsity_mean"] == pytest.approx(account(plan)["weight_sparsity"], abs=1e-12)
 
 
 def test_pairs_are_computed_once(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,14 +302,18 @@ def test_rank_of_a_square_projection(share: float, rank: int) -> None:
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
-        ("magnitude", {"rank_share": 0.1}, "has no low-rank part"),
-        ("larosa/paper", {"rank_search": (0.1,)}, "has no low-rank part"),
-        ("r_sparse", {"rank_share": 1.0}, "less than 1"),
-        ("r_sparse", {"rank_search": (0.1, -0.1)}, "greater than or equal to 0"),
-        ("r_sparse", {"rank_search": (0.1, 0.1)}, "twice"),
-        ("r_sparse", {"rank_share": 0.0}, "is method=magnitude"),
-        ("r_sparse", {"form": "absorbed"}, "has no rotation"),
-        ("r_sparse", {"score": "column_norm"}, "no meaning"),
+        ("magnitude", {"low_rank_ratio": 0.1}, "magnitude has no setting low_rank_ratio, which belongs to r_sparse"),
+        (
+            "larosa/paper",
+            {"low_rank_ratio_grid": (0.1,)},
+            "larosa has no setting low_rank_ratio_grid, which belongs to r_sparse",
+        ),
+        ("r_sparse", {"low_rank_ratio": 1.0}, "less than 1"),
+        ("r_sparse", {"low_rank_ratio_grid": (0.1, -0.1)}, "greater than or equal to 0"),
+        ("r_sparse", {"low_rank_ratio_grid": (0.1, 0.1)}, "twice"),
+        ("r_sparse", {"low_rank_ratio": 0.0}, "is method=magnitude"),
+        ("r_sparse", {"form": "absorbed"}, "r_sparse has no setting form, which belongs to wina, larosa"),
+        ("r_sparse", {"importance": "column_norm"}, "r_sparse has no setting importance, which belongs to larosa"),
     ],
 )
 def test_impossible_combinations_raise(name: str, more: dict[str, object], message: str) -> None:
@@ -319,26 +324,31 @@ def test_impossible_combinations_raise(name: str, more: dict[str, object], messa
 @pytest.mark.parametrize(("sparsity", "share"), [("0.9", "0.3"), ("0.01", "0.0")])
 def test_shares_out_of_reach_are_refused_before_weights_load(sparsity: str, share: str) -> None:
     config = parse(
-        "model=llama2-7b", "method=r_sparse", f"sparsity={sparsity}", f"method.rank_search=[{share}]",
+        "model=llama2-7b", "method=r_sparse", f"sparsity={sparsity}", f"method.low_rank_ratio_grid=[{share}]",
         "schedule=uniform", "baseline=none",
     )  # fmt: skip
-    with pytest.raises(ScheduleError, match=r"at site h1, layer 0.*leave it out of method.rank_search"):
-        plan_cells(config)
+    with pytest.raises(ScheduleError, match=r"at site h1, layer 0.*leave it out of method.low_rank_ratio_grid"):
+        plan_runs(config)
 
 
 def test_it_stands_beside_other_methods_and_shapes_only_its_own_identity() -> None:
-    cells = plan_cells(parse("baseline=[dense,r_sparse]", "method=r_sparse", "method.rank_search=[0.01,0.05]"))
+    cells = plan_runs(parse("baseline=[dense,r_sparse]", "method=r_sparse", "method.low_rank_ratio_grid=[0.01,0.05]"))
     assert list(cells) == ["dense", "r_sparse (2.5 % low-rank)", "r_sparse (searched, +2.5 % bytes)"]
     shaped = identity(parse("method=r_sparse"), {}, "cpu")["method"]
-    assert shaped["rank_share"] == 0.025
-    assert not {"rank_share", "rank_search"} & set(identity(parse("method=teal"), {}, "cpu")["method"])
+    assert shaped["low_rank_ratio"] == 0.025
+    assert not {"low_rank_ratio", "low_rank_ratio_grid"} & set(identity(parse("method=teal"), {}, "cpu")["method"])
 
 
 def test_a_run_records_it(overrides: list[str]) -> None:  # noqa: F811
-    more = ["method=r_sparse", "method.rank_share=0.05", "method.rank_search=[0.03,0.08]", "baseline=r_sparse"]
+    more = [
+        "method=r_sparse",
+        "method.low_rank_ratio=0.05",
+        "method.low_rank_ratio_grid=[0.03,0.08]",
+        "baseline=r_sparse",
+    ]
     found, searched = (record["metrics"] for record in run(parse(*overrides, *more)).values())
     for metrics in (found, searched):
-        assert metrics["invariance"]["relative_logits_error"] == 0.0
-        assert metrics["accounting"]["extras"]["products"] == 3 * 7
-    nets = [metrics["accounting"]["net_bytes_share"] for metrics in (found, searched)]
-    assert nets[1] - nets[0] == pytest.approx(0.025, abs=0.02)  # rank_share 0.025 and 0.05
+        assert metrics["parity"]["relative_logits_error"] == 0.0
+        assert metrics["accounting"]["overhead"]["products"] == 3 * 7
+    nets = [metrics["accounting"]["read_fraction"] for metrics in (found, searched)]
+    assert nets[1] - nets[0] == pytest.approx(0.025, abs=0.02)  # low_rank_ratio 0.025 and 0.05

@@ -1,7 +1,7 @@
 """README's commands are the ones CI runs and the ones that exist."""
 
 from conftest import CONF, ROOT
-from larosa_analysis import methods
+from larosa_analysis.comparison import methods
 
 README = (ROOT / "README.md").read_text()
 

@@ -1,4 +1,4 @@
-"""Realised sparsity by text, from the committed records."""
+"""Achieved sparsity by text, from the committed records."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 from made_records import sealed
 
 from conftest import ROOT
-from larosa_analysis import realised
 
 RECORDS = ROOT / "analysis" / "records" / "methods-smollm2.jsonl"
 

@@ -16,10 +16,12 @@ import pytest
 from test_config import parse
 from test_pipeline import overrides, write_text  # noqa: F401  # a fixture
 
-from larosa import cells, commit, compare, launch, pipeline, record_file, results, workbench
-from larosa.failures import CellsFailedError
-from larosa.inspect import inspect
-from larosa_analysis import checksum, compact
+from larosa.cli import compare, launch
+from larosa.cli.diagnose import diagnose
+from larosa.experiment import measure, pipeline, plan_runs, record_file, results, runner, session
+from larosa.experiment.failures import RunsFailedError
+from larosa.records import checksum, commit
+from larosa_analysis import compact
 
 Record = dict[str, Any]
 Change = Callable[[Record], object]
@@ -37,8 +39,8 @@ def path(words: list[str]) -> Path:
     return planned(words).folder / "result.json"
 
 
-def planned(words: list[str]) -> cells.Cell:
-    return list(cells.plan_cells(parse(*words)).values())[-1]
+def planned(words: list[str]) -> plan_runs.Cell:
+    return list(plan_runs.plan_runs(parse(*words)).values())[-1]
 
 
 def changed(path: Path, change: Change, seal: bool) -> None:
@@ -56,7 +58,7 @@ CHANGES: dict[str, tuple[Change, bool, str]] = {
     "no metrics": (lambda r: r.update(metrics={}), False, "checksum does not match"),
     "an older larosa": (lambda r: r.pop("checksum"), False, "no checksum: an older larosa"),
     "a checksum of another type": (lambda r: r.update(checksum=3), False, "checksum does not match"),
-    "NaN": (lambda r: r["metrics"]["invariance"].update(bound=float("nan")), False, "cannot have been written so"),
+    "NaN": (lambda r: r["metrics"]["parity"].update(bound=float("nan")), False, "cannot have been written so"),
     "sealed without metrics": (lambda r: r.update(metrics={}), True, "metrics.accounting"),
     "sealed without a text": (lambda r: r["metrics"].update(perplexity={}), True, "lacks perplexity of text"),
     "sealed without tokens": (lambda r: r["data"].update(texts={}), True, "lacks the tokens of text"),
@@ -69,11 +71,11 @@ CHANGES: dict[str, tuple[Change, bool, str]] = {
         lambda r: r["metrics"]["perplexity"]["text"].update(block_nll_nats=[]), True, "block_nll_nats",
     ),
     "sealed with a level of 1.5": (
-        lambda r: r["metrics"]["accounting"].update(level_asked=1.5), True, "metrics.accounting.level_asked",
+        lambda r: r["metrics"]["accounting"].update(target_sparsity=1.5), True, "metrics.accounting.target_sparsity",
     ),
     "sealed under another identity": (lambda r: r.update(identity="0" * 16), True, "another identity"),
-    "sealed with another method": (lambda r: r["shaped_by"]["method"].update(name="teal"), True, "another identity"),
-    "sealed with another schema": (lambda r: r.update(schema=2), True, "schema 2"),
+    "sealed with another method": (lambda r: r["identity_inputs"]["method"].update(name="teal"), True, "another identity"),
+    "sealed with another schema": (lambda r: r.update(schema=1), True, "schema 1"),
 }  # fmt: skip
 
 CONTENTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
@@ -87,7 +89,7 @@ CONTENTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a number": (lambda _: b"3", "found int"),
     "nested without end": (lambda _: b"[" * 200_000, "not JSON"),
     "a flipped bit": (lambda content: content.replace(b'"seed": 0', b'"seed": 1'), "checksum does not match"),
-    "a key twice": (lambda content: content.replace(b'"schema": 1', b'"schema": 1, "schema": 3', 1), "does not match"),
+    "a key twice": (lambda content: content.replace(b'"schema": 2', b'"schema": 1, "schema": 3', 1), "does not match"),
 }
 
 
@@ -181,13 +183,13 @@ def test_a_rescued_record_is_found_again(
 ) -> None:
     folder = planned(words).folder
     emptied = full_disk(folder, monkeypatch, tmp_path)
-    with pytest.raises(CellsFailedError, match=r"No space left.*was saved as .*larosa-[0-9a-f]{16}\.json"):
+    with pytest.raises(RunsFailedError, match=r"No space left.*was saved as .*larosa-[0-9a-f]{16}\.json"):
         pipeline.run(parse(*words))
     (rescue,) = tmp_path.glob("larosa-*.json")
     assert (folder / "failed.json").exists()
     if moved != "left there":
         shutil.move(rescue, folder / ("result.json" if moved == "moved and renamed" else rescue.name))
-    monkeypatch.setattr(pipeline, "measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(runner, "measure", lambda *_: pytest.fail("measured again"))
     if moved == "left there":  # on a disk that is still full
         assert pipeline.run(parse(*words))
         assert rescue.exists()
@@ -238,42 +240,42 @@ def test_other_versions_are_named(
 def test_files_that_change_while_they_are_measured(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    true_perplexity = pipeline.perplexity
+    true_perplexity = measure.perplexity
 
     def slow(*given: Any) -> Any:
         write_text(tmp_path / "b.txt", 9)
         return true_perplexity(*given)
 
     folder = planned(words).folder
-    monkeypatch.setattr(pipeline, "perplexity", slow)
-    with pytest.raises(CellsFailedError, match=r"files changed while it was measured \(texts\)"):
+    monkeypatch.setattr(measure, "perplexity", slow)
+    with pytest.raises(RunsFailedError, match=r"files changed while it was measured \(texts\)"):
         pipeline.run(parse(*words))
     assert not (folder / "result.json").exists()
 
 
 def test_a_bench_is_not_shared_by_texts_of_other_content(words: list[str], tmp_path: Path) -> None:
-    config, shared = parse(*words), workbench.Workbench()
+    config, shared = parse(*words), session.Sessions()
     first = shared.open(config)
     assert shared.open(config) is first
     write_text(tmp_path / "b.txt", 9)
     second = shared.open(config)
     assert second.texts["text"].sha256 != first.texts["text"].sha256
-    assert workbench.bench_settings(config) != workbench.bench_settings(parse(*words, "seed=1"))
-    assert compare.Workbench is workbench.Workbench
+    assert session.session_settings(config) != session.session_settings(parse(*words, "seed=1"))
+    assert compare.Sessions is session.Sessions
 
 
 def test_an_inspection_that_changed_is_made_again(
     words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = parse(*words, "inspect.tokens=20", "inspect.surface_tokens=4")
-    path = inspect("surface", config)
+    config = parse(*words, "diagnostics.tokens=20", "diagnostics.surface_tokens=4")
+    path = diagnose("surface", config)
     content = path.read_text()
-    assert inspect("surface", config) == path
+    assert diagnose("surface", config) == path
     for other in (content.replace('"layer":1', '"layer":0'), "[]", "null", content[:-9], "{}"):
         path.write_text(other)
         caplog.clear()
-        inspect("surface", config)
-        assert [line for line in caplog.messages if f"{path} is damaged" in line and "inspected again" in line]
+        diagnose("surface", config)
+        assert [line for line in caplog.messages if f"{path} is damaged" in line and "measured again" in line]
         assert checksum.read(path)["values"] == json.loads(content)["values"]
 
 

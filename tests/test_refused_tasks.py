@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from tasks import settings
 
-from larosa.cells import plan_cells
-from larosa.command import read_settings
-from larosa.evaluation import harness
-from larosa.evaluation.scores import ZeroShotError
-from larosa.evaluation.zero_shot import check_room, zero_shot
-from larosa.pipeline import Documents, open_bench
+from larosa.cli.command import read_settings
+from larosa.evaluation.tasks import harness
+from larosa.evaluation.tasks.scores import ZeroShotError
+from larosa.evaluation.tasks.zero_shot import check_room, zero_shot
+from larosa.experiment.plan_runs import plan_runs
+from larosa.experiment.session import Documents, open_session
 
 
 def test_a_template_that_is_not_there_is_refused_before_anything_is_scored(model: Any, tokenizer: Any) -> None:
@@ -33,7 +33,7 @@ def test_a_bench_without_a_template_loads_no_weights(tmp_path: Path, monkeypatch
     )
     documents = Documents(["words"], {}, {}, {})
     with pytest.raises(ZeroShotError, match="chat template"):
-        open_bench(config, documents)
+        open_session(config, documents)
 
 
 @pytest.mark.parametrize(("tasks", "asked", "length"), [
@@ -46,7 +46,7 @@ def test_no_room_for_the_question_is_refused_before_weights_load(tasks: str, ask
     if asked == "null":
         words += ["model.shape.max_position_embeddings=256", "calibration.length=64", "evaluation.perplexity.length=64"]
     with pytest.raises(ZeroShotError, match=f"generates up to {length} tokens.*max_new_tokens well below"):
-        plan_cells(read_settings(words))
+        plan_runs(read_settings(words))
 
 
 def test_a_task_of_the_hub_says_itself_how_much_it_generates() -> None:

@@ -15,17 +15,17 @@ from tasks import settings
 from transformers import ByT5Tokenizer
 
 from conftest import ROOT
-from larosa.command import read_settings
-from larosa.config import ZeroShotConfig
-from larosa.evaluation import harness, likelihood
-from larosa.evaluation.likelihood import likelihoods
-from larosa.evaluation.recording import record
-from larosa.evaluation.requests import Requests
-from larosa.evaluation.scores import ZeroShotError, draw
-from larosa.evaluation.wrapper import wrap
-from larosa.evaluation.zero_shot import check_tasks, zero_shot
-from larosa.requests import write_requests
-from larosa.results import identity
+from larosa.cli.command import read_settings
+from larosa.cli.requests import write_requests
+from larosa.config.run import ZeroShotConfig
+from larosa.evaluation.tasks import harness, likelihood
+from larosa.evaluation.tasks.likelihood import likelihoods
+from larosa.evaluation.tasks.recording import record
+from larosa.evaluation.tasks.requests import Requests
+from larosa.evaluation.tasks.scores import ZeroShotError, draw
+from larosa.evaluation.tasks.wrapper import wrap
+from larosa.evaluation.tasks.zero_shot import check_tasks, zero_shot
+from larosa.experiment.results import identity
 
 TASKS = ("piqa", "winogrande", "hellaswag", "arc_easy")
 
@@ -149,10 +149,10 @@ def test_the_command_refuses_a_template_that_is_not_there(wheel: Any, tmp_path: 
 WITHOUT = """
 import json, sys
 sys.modules |= dict.fromkeys(["lm_eval", "datasets", "sklearn", "evaluate"])  # importing None fails
-import larosa.pipeline, larosa.compare
+import larosa.experiment.pipeline, larosa.cli.compare
 from larosa import models
-from larosa.command import read_settings
-from larosa.evaluation.zero_shot import zero_shot
+from larosa.cli.command import read_settings
+from larosa.evaluation.tasks.zero_shot import zero_shot
 config = read_settings(sys.argv[1:])
 model, tokenizer = models.load_model(config.model, 0), models.load_tokenizer(config.model)
 scores = zero_shot(model, tokenizer, config.evaluation.zero_shot, config.seed)

@@ -55,7 +55,7 @@ def test_pca_diagonalises_by_falling_eigenvalue_with_fixed_signs() -> None:
     assert (Q.gather(0, Q.abs().argmax(0, keepdim=True)) > 0).all()
 
 
-@pytest.mark.parametrize(("granularity", "adapters"), [("layer", 6), ("block", 13), ("group", 2), ("model", 0)])
+@pytest.mark.parametrize(("granularity", "adapters"), [("layer", 6), ("sublayer", 13), ("group", 2), ("model", 0)])
 def test_adapters_by_granularity(granularity: str, adapters: int) -> None:
     index = rotation_index(7, granularity, group_size=3)
     assert Rotation(torch.eye(2, dtype=torch.float64).expand(14, 2, 2), index).adapters == adapters

@@ -12,12 +12,13 @@ from test_config import parse
 from transformers import AutoConfig
 
 from conftest import CONF, ROOT
-from larosa.accounting import account
-from larosa.architecture import SITES
-from larosa.cells import plan_cells
-from larosa.config import MethodConfig, ScheduleConfig, TokenPolicyConfig
+from larosa.config.method import method_settings
+from larosa.config.run import MethodConfig, ScheduleConfig, TokenPolicyConfig
+from larosa.evaluation.accounting import account
+from larosa.experiment.plan_runs import plan_runs
+from larosa.models.architecture import SITES
+from larosa.models.sites import ModelShape
 from larosa.rotation.rotation import Rotation, build_rotation, rotation_index
-from larosa.sites import ModelShape
 from larosa.sparsity.handle import Plan
 from larosa.sparsity.schedule import ScheduleError, byte_weighted, make_levels, table11_constraints
 
@@ -31,7 +32,7 @@ def schedule(name: str, **more: object) -> ScheduleConfig:
 
 
 def method(name: str, **more: object) -> MethodConfig:
-    return MethodConfig(**{**yaml.safe_load((CONF / f"method/{name}.yaml").read_text()), **more})
+    return method_settings({**yaml.safe_load((CONF / f"method/{name}.yaml").read_text()), **more})
 
 
 ALL = TokenPolicyConfig(kind="all", n=0, fraction=1.0)
@@ -43,9 +44,9 @@ ALL = TokenPolicyConfig(kind="all", n=0, fraction=1.0)
 def test_byte_weighted_level_is_met_to_within_one_channel_a_site(model: str, name: str, sparsity: float) -> None:
     shape = shape_of(model)
     levels = make_levels(shape, schedule(name), sparsity, model)
-    skipped = sum((shape.sites[s].width - k) * shape.sites[s].fan_out for s in SITES for k in levels.kept[s])
+    skipped = sum((shape.sites[s].width - k) * shape.sites[s].out_features for s in SITES for k in levels.kept[s])
     total = shape.layers * shape.layer_weights
-    one_channel = sum(shape.sites[s].fan_out for s in SITES) * shape.layers
+    one_channel = sum(shape.sites[s].out_features for s in SITES) * shape.layers
     assert abs(skipped - sparsity * total) <= one_channel
     for s in SITES:
         for level, kept in zip(levels.level[s], levels.kept[s], strict=True):
@@ -61,13 +62,13 @@ def test_paper_count_reproduces_table_5() -> None:
     """Table 5: LLaMA2-7B, 45 / 65 / 40 / 57.5 % is the paper's 50 %, and fewer bytes than that."""
     shape = shape_of("llama2-7b")
     plan = Plan(
-        method("larosa/paper"), shape, make_levels(shape, schedule("paper", count="nominal"), 0.5, "llama2-7b"),
+        method("larosa/paper"), shape, make_levels(shape, schedule("paper", metric="nominal"), 0.5, "llama2-7b"),
         ALL, build_rotation(method("larosa/paper", basis="identity"), None, 32, 1, 0),
     )  # fmt: skip
     counted = account(plan)
-    assert [round(counted["level_planned"][s][0], 3) for s in SITES] == [0.45, 0.65, 0.4, 0.575]
-    assert counted["level_paper_count"] == pytest.approx(0.5, abs=2e-3)
-    assert 0.46 < counted["level_byte_weighted"] < 0.475
+    assert [round(counted["planned_sparsity"][s][0], 3) for s in SITES] == [0.45, 0.65, 0.4, 0.575]
+    assert counted["nominal_sparsity"] == pytest.approx(0.5, abs=2e-3)
+    assert 0.46 < counted["weight_sparsity"] < 0.475
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_flops_reproduce_table_19(model: str, layers: int, dense: float, larosa:
     always = counted["projections"] + counted["head"] + 2048 * counted["attention_per_token_attended"]
     assert 2048 * always / 1e12 == pytest.approx(dense, rel=5e-4)
     # the paper counts an adapter for each of the layers, of which the last one needs none
-    assert 2048 * (always + counted["extras"] * layers / (layers - 1)) / 1e12 == pytest.approx(larosa, rel=5e-4)
+    assert 2048 * (always + counted["overhead"] * layers / (layers - 1)) / 1e12 == pytest.approx(larosa, rel=5e-4)
     assert counted["projections_kept"] == pytest.approx(counted["projections"] / 2, rel=1e-3)
 
 
@@ -92,7 +93,7 @@ def test_flops_reproduce_table_19(model: str, layers: int, dense: float, larosa:
     [
         ("magnitude", {}, 0),
         ("larosa/output_aware", {}, 2 * 32 * 2 * 4096**2),
-        ("larosa/blocks", {"block_size": 64}, 2 * 32 * 2 * 4096 * 64),
+        ("larosa/block_diagonal", {"block_size": 64}, 2 * 32 * 2 * 4096 * 64),
         ("wina", {}, 32 * (3 * 4096 + 11008)),
     ],
 )
@@ -100,7 +101,7 @@ def test_flops_of_extras(name: str, more: dict[str, object], products: int) -> N
     shape = shape_of("llama2-7b")
     levels = make_levels(shape, schedule("official"), 0.5, "llama2-7b")
     counted = account(Plan(method(name, **more), shape, levels, ALL, None))["flops_per_token"]
-    assert counted["extras"] == products
+    assert counted["overhead"] == products
     assert counted["head"] is None
 
 
@@ -115,11 +116,11 @@ def test_adapters_are_counted_apart() -> None:
         else:  # one matrix is enough to count products
             index = rotation_index(32, chosen.granularity, chosen.group_size)
             rotation = Rotation(torch.eye(1, dtype=torch.float64)[None], index)
-        return float(account(Plan(chosen, shape, levels, ALL, rotation))["extras_share"])
+        return float(account(Plan(chosen, shape, levels, ALL, rotation))["overhead_fraction"])
 
     one_a_layer = 32 * 4096**2 * 2 / 12.952e9
     assert shares() == pytest.approx(one_a_layer * 31 / 32, rel=1e-3)
-    assert shares(granularity="block") == pytest.approx(one_a_layer * 63 / 32, rel=1e-3)
+    assert shares(granularity="sublayer") == pytest.approx(one_a_layer * 63 / 32, rel=1e-3)
     assert shares(granularity="group", group_size=4) == pytest.approx(one_a_layer * 7 / 32, rel=1e-3)
     assert shares(granularity="model") == 0.0
     assert shares(form="simulated") == pytest.approx(2 * one_a_layer, rel=1e-3)
@@ -134,7 +135,7 @@ def test_table_11_rows_and_the_rule_for_models_without_one() -> None:
         a2, a4 = table11_constraints(rows[model].h1, rows[model].h3, ratio)
         assert rows[model].h2 == pytest.approx(a2, abs=0.01)
         assert rows[model].h4 == pytest.approx(a4, abs=0.011)
-    levels = make_levels(shape_of("smollm2-135m"), schedule("paper", count="nominal"), 0.5, "smollm2-135m")
+    levels = make_levels(shape_of("smollm2-135m"), schedule("paper", metric="nominal"), 0.5, "smollm2-135m")
     assert "no row for smollm2-135m" in levels.source
     assert levels.level["h2"][0] == pytest.approx(0.8)
     assert levels.level["h4"][0] == pytest.approx(0.5 * (2 + 1536 / 576 - 1.6) / (1536 / 576))
@@ -142,7 +143,7 @@ def test_table_11_rows_and_the_rule_for_models_without_one() -> None:
 
 def test_a_level_of_one_or_more_is_refused_with_the_reach() -> None:
     with pytest.raises(ScheduleError, match=r"site h2, layer 0 would need level 1\.\d+.*must stay below 0\.6"):
-        make_levels(shape_of("llama3-8b"), schedule("paper", count="nominal"), 0.7, "llama3-8b")
+        make_levels(shape_of("llama3-8b"), schedule("paper", metric="nominal"), 0.7, "llama3-8b")
     with pytest.raises(ScheduleError, match="must stay below"):
         make_levels(shape_of("smollm2-135m"), schedule("official"), 0.95, "smollm2-135m")
 
@@ -192,8 +193,8 @@ def test_committed_schedules_are_used_by_name(path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(ROOT)
     level = path.stem.rpartition("-")[2]
     more = ["method=magnitude", "schedule=file", f"schedule.path={path.stem}", f"sparsity={level}"]
-    cell = list(plan_cells(parse(f"model={path.parent.name}", *more)).values())[-1]
-    assert byte_weighted(cell.levels.level, shape_of(path.parent.name), cell.levels.skips) == pytest.approx(
-        float(level)
-    )
+    cell = list(plan_runs(parse(f"model={path.parent.name}", *more)).values())[-1]
+    assert byte_weighted(
+        cell.levels.level, shape_of(path.parent.name), cell.levels.weights_per_channel
+    ) == pytest.approx(float(level))
     assert len(set(cell.levels.level["h1"])) > 2

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from conftest import build_model
-from larosa.api import LaRoSAConfig, sparsify
-from larosa.architecture import norm_epsilon
+from larosa.api.sparsify import LaRoSAConfig, sparsify
 from larosa.calibration.statistics import CalibrationError, second_moments, with_gamma
-from larosa.calibration.tokens import TokenBlock
-from larosa.config import CoefficientsConfig, TokenPolicyConfig
+from larosa.config.run import CoefficientsConfig, TokenPolicyConfig
+from larosa.data.tokens import TokenBlock
+from larosa.models.architecture import norm_epsilon
 
 ONES = CoefficientsConfig(h1=1, h2=1, h3=1, h4=1)
 
@@ -94,7 +94,7 @@ def test_skipped_tokens_are_dense(tokens: Tensor) -> None:
     dense = model(tokens).logits
     policy = TokenPolicyConfig(kind="skip_first_n", n=10, fraction=1.0)
     for form in ("absorbed", "simulated"):
-        with sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, form=form, tokens=policy)):
+        with sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, form=form, token_policy=policy)):
             sparse = model(tokens).logits
         torch.testing.assert_close(sparse[:, :10], dense[:, :10])
         assert not torch.allclose(sparse[:, 10:], dense[:, 10:])

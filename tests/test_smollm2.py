@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_config import parse
 
-from larosa.pipeline import run
+from larosa.experiment.pipeline import run
 
 pytestmark = pytest.mark.slow
 LEAN = ["evaluation.zero_shot.tasks=[]", "tracking=off"]
@@ -26,7 +26,7 @@ def test_the_forms_stand_where_they_should(tmp_path: Path) -> None:
     """Texts unrelated to calibration, 0.8 / 1.2, 40 %: increase relative to magnitude's, mean over the texts."""
     texts = ["texts=[lambada,gsm8k]", f"output={tmp_path}", *LEAN]
     records = run(parse(*texts, "method=larosa/paper"))
-    for granularity in ("layer", "block"):
+    for granularity in ("layer", "sublayer"):
         more = run(
             parse(
                 *texts,
@@ -45,7 +45,7 @@ def test_the_forms_stand_where_they_should(tmp_path: Path) -> None:
         return sum(own / other for own, other in pairs) / len(increase["magnitude"])
 
     absorbed = ratio("larosa/paper (absorbed, pca, per layer)")
-    layer, block = (ratio(f"larosa/paper (simulated, pca, per {g})") for g in ("layer", "block"))
+    layer, block = (ratio(f"larosa/paper (simulated, pca, per {g})") for g in ("layer", "sublayer"))
     assert block < layer < absorbed
     assert 1.1 < absorbed < 1.6
     assert 0.95 < layer < 1.25

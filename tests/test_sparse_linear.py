@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from conftest import build_model
 from larosa.decode.errors import DecodeError
 from larosa.decode.sparse_linear import FEW_ROWS, SparseLinear, sparse_linears
-from larosa.evaluation import invariance
+from larosa.evaluation import parity
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
@@ -21,12 +21,12 @@ def test_generate_gives_the_sparse_model_s_tokens(kind: str, name: str, tokens: 
     how = {"max_new_tokens": 8, "do_sample": False, "cache_implementation": "static", "eos_token_id": None}
     before = list(model.modules())
     with applied(model, tokens, method(name)):
-        expected, logits = model.generate(tokens[:1, :9], **how), invariance.logits(model, tokens[:1, :1])
+        expected, logits = model.generate(tokens[:1, :9], **how), parity.logits(model, tokens[:1, :1])
         with sparse_linears(model) as made:
             assert len(made) == 7 * 5
             assert torch.equal(model.generate(tokens[:1, :9], **how), expected)
-            torch.testing.assert_close(invariance.logits(model, tokens[:1, :1]), logits, rtol=1e-4, atol=1e-4)
-        assert torch.equal(invariance.logits(model, tokens[:1, :1]), logits)
+            torch.testing.assert_close(parity.logits(model, tokens[:1, :1]), logits, rtol=1e-4, atol=1e-4)
+        assert torch.equal(parity.logits(model, tokens[:1, :1]), logits)
     assert [id(module) for module in model.modules()] == [id(module) for module in before]
 
 

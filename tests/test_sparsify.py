@@ -16,41 +16,42 @@ from test_pipeline import write_text
 from torch import Tensor
 
 from conftest import CONF, build_model
-from larosa import ArgumentError, LaRoSAConfig, MethodConfig, models, sparsify
-from larosa.cells import plan_cells
-from larosa.config import RunConfig
+from larosa import ArgumentError, LaRoSAConfig, models, sparsify
+from larosa.api.settings import SparsityConfig, choices
+from larosa.config.method import method_settings
+from larosa.config.run import RunConfig
+from larosa.experiment.plan_runs import plan_runs
+from larosa.experiment.session import Session, open_session, read_documents
 from larosa.methods.registry import METHODS
-from larosa.pipeline import Bench, open_bench, read_documents
-from larosa.sites import ModelShape
+from larosa.models.sites import ModelShape
 from larosa.sparsity.handle import Plan, apply
 from larosa.sparsity.schedule import ScheduleError, byte_weighted
 from larosa.sparsity.schedule_file import write_schedule
-from larosa.sparsity_config import SparsityConfig, choices
 
 STEPS = {"method.tuning.steps": 2}
-SEARCH = {"method.rank_search": [0.0125, 0.025], "method.rank_share": 0.02}
+SEARCH = {"method.low_rank_ratio_grid": [0.0125, 0.025], "method.low_rank_ratio": 0.02}
 CASES: list[dict[str, Any]] = [
     *({"method": name} for name in choices("method")),
     *({"schedule": name} for name in ("uniform", "constrained")),
     {"schedule": "paper", "model_name": "tiny-llama"},
-    *({"token_policy": name, "method": "larosa/paper"} for name in choices("tokens")),
-    {"method": "larosa/paper", "token_policy": "skip_first_n", "settings": {"tokens.n": 5}},
-    {"method": "larosa/paper", "settings": {"method.rule": "threshold", "schedule.count": "nominal"}},
-    {"method": "larosa/paper", "settings": {"method.score": "column_norm", "method.granularity": "block"}},
+    *({"token_policy": name, "method": "larosa/paper"} for name in choices("token_policy")),
+    {"method": "larosa/paper", "token_policy": "skip_first_n", "settings": {"token_policy.n": 5}},
+    {"method": "larosa/paper", "settings": {"method.selector": "threshold", "schedule.metric": "nominal"}},
+    {"method": "larosa/paper", "settings": {"method.importance": "column_norm", "method.granularity": "sublayer"}},
     {"method": "larosa/paper", "settings": {"method.basis": "hadamard", "method.granularity": "model"}, "seed": 3},
     {"method": "larosa/official", "settings": {"method.basis": "random", "method.rotation_dtype": "model"}, "seed": 3},
-    {"method": "larosa/output_aware", "settings": {"method.block_size": 16, "method.transform_storage": "model"}},
-    {"method": "magnitude", "settings": {"method.rule": "threshold"}},
+    {"method": "larosa/output_aware", "settings": {"method.block_size": 16, "method.transform_dtype": "model"}},
+    {"method": "magnitude", "settings": {"method.selector": "threshold"}},
     {"method": "r_sparse", "settings": SEARCH, "schedule": "uniform"},
 ]
 
 
 @dataclass
 class Runs:
-    """One bench of run.py's, for many methods."""
+    """One session of run.py's, for many methods."""
 
     words: list[str]
-    bench: Bench
+    session: Session
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
             f"output={folder / 'runs'}", "evaluation.perplexity.length=64",
         ]  # fmt: skip
         config = parse(*words)
-        yield Runs(words, open_bench(config, read_documents(config)))
+        yield Runs(words, open_session(config, read_documents(config)))
 
 
 def tuned_shortly(case: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def tuned_shortly(case: dict[str, Any]) -> dict[str, Any]:
 
 def as_run_py(case: dict[str, Any], words: list[str]) -> RunConfig:
     """The same in run.py's words."""
-    groups = {"method": "method", "schedule": "schedule", "tokens": "token_policy"}
+    groups = {"method": "method", "schedule": "schedule", "token_policy": "token_policy"}
     named = [f"{group}={case[key]}" for group, key in groups.items() if key in case]
     changed = [f"{key}={json.dumps(value)}" for key, value in case["settings"].items()]
     evaluated = ["texts=none", "evaluation.zero_shot.tasks=[]"]
@@ -99,32 +100,32 @@ def same(one: object, other: object) -> bool:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(str(v) for v in case.values()).replace(" ", ""))
 def test_the_plan_is_run_py_s(case: dict[str, Any], runs: Runs) -> None:
-    case, bench = tuned_shortly(case), runs.bench
+    case, session = tuned_shortly(case), runs.session
     config = as_run_py(case, runs.words)
-    (cell,) = plan_cells(config).values()
-    calibrator = copy.copy(bench.calibrator)
+    (cell,) = plan_runs(config).values()
+    calibrator = copy.copy(session.calibrator)
     calibrator.seed = config.seed
-    plan = METHODS[config.method.name](
-        cell.config.method, ModelShape.of(bench.model.config), cell.levels, config.tokens, calibrator
+    plan = METHODS[config.method.name].plan(
+        cell.config.method, ModelShape.of(session.model.config), cell.levels, config.token_policy, calibrator
     )
-    ids = bench.calibration.ids
-    with apply(bench.model, plan):
-        expected = bench.model(ids[:2]).logits
+    ids = session.calibration.ids
+    with apply(session.model, plan):
+        expected = session.model(ids[:2]).logits
     model = models.load_model(config.model, 0)
     with sparsify(model, ids, sparsity=0.3, batch_size=config.calibration.batch_size, **case) as handle:
         found = model(ids[:2]).logits
     for field in fields(Plan):
         assert same(getattr(handle.plan, field.name), getattr(plan, field.name)), field.name
     assert torch.equal(found, expected)
-    assert torch.equal(model(ids[:2]).logits, bench.model(ids[:2]).logits)
+    assert torch.equal(model(ids[:2]).logits, session.model(ids[:2]).logits)
 
 
 def test_every_preset_and_group_of_conf_is_compared() -> None:
-    for group, key in {"method": "method", "schedule": "schedule", "tokens": "token_policy"}.items():
+    for group, key in {"method": "method", "schedule": "schedule", "token_policy": "token_policy"}.items():
         assert {case[key] for case in CASES if key in case} >= set(choices(group)) - {"official", "file"}
     assert SparsityConfig.read(sparsity=0.4).method == parse().method  # the defaults
     assert SparsityConfig.read(sparsity=0.4).schedule == parse().schedule
-    assert SparsityConfig.read(sparsity=0.4).tokens == parse().tokens
+    assert SparsityConfig.read(sparsity=0.4).token_policy == parse().token_policy
 
 
 def test_a_schedule_file_by_path_and_by_name(tokens: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,10 +167,10 @@ def test_settings_can_be_objects_and_mappings(tokens: Tensor) -> None:
     asked = SparsityConfig.read(method="larosa/paper", sparsity=0.4)
     with sparsify(model, tokens, sparsity=0.4, method="larosa/paper") as handle:
         by_name = handle.plan
-    whole = [asked.method, asked.method.model_dump(), MethodConfig(**asked.method.model_dump())]
+    whole = [asked.method, asked.method.model_dump(), method_settings(asked.method.model_dump())]
     for method in whole:
         with sparsify(
-            model, tokens, sparsity=0.4, method=method, schedule=asked.schedule, token_policy=dict(asked.tokens)
+            model, tokens, sparsity=0.4, method=method, schedule=asked.schedule, token_policy=dict(asked.token_policy)
         ) as handle:
             assert same(handle.plan.rotation, by_name.rotation)
             assert handle.plan.levels == by_name.levels
@@ -181,13 +182,13 @@ def test_settings_can_be_objects_and_mappings(tokens: Tensor) -> None:
 @pytest.mark.parametrize("name", ["larosa/tuned", "larosa/learned", "larosa/output_aware", "larosa/official"])
 def test_larosa_config_reaches_every_larosa(name: str, tokens: Tensor) -> None:
     """A LaRoSAConfig with a preset's settings is the preset."""
-    settings = {"method.transform_storage": "model", **(STEPS if "tuned" in name or "learned" in name else {})}
+    settings = {"method.transform_dtype": "model", **(STEPS if "tuned" in name or "learned" in name else {})}
     asked = SparsityConfig.read(method=name, sparsity=0.4, settings=settings)
-    own = asked.method.model_dump(exclude={"name", "preset", "top_k", "rank_share", "rank_search"})
+    own = asked.method.model_dump(exclude={"name", "preset"})
     model = build_model("qwen2", dtype=torch.float32)
     with sparsify(model, tokens, sparsity=0.4, method=asked.method, batch_size=2):
         expected = model(tokens).logits
-    config = LaRoSAConfig(sparsity=0.4, ties=asked.method.top_k.ties, batch_size=2, **own)
+    config = LaRoSAConfig(sparsity=0.4, batch_size=2, **own)
     with sparsify(model, tokens, config):
         assert torch.equal(model(tokens).logits, expected)
 
@@ -197,11 +198,11 @@ def test_cats_has_levels_of_its_own(tokens: Tensor) -> None:
     with sparsify(model, tokens, sparsity=0.3, method="cats", schedule="uniform") as handle:
         levels = handle.plan.levels
         assert levels.level["h1"] == (0.0,) * 5
-        assert byte_weighted(levels.level, handle.plan.shape, levels.skips) == pytest.approx(0.3)
+        assert byte_weighted(levels.level, handle.plan.shape, levels.weights_per_channel) == pytest.approx(0.3)
     with pytest.raises(ScheduleError, match="method=cats skips up and down only"):
         sparsify(model, tokens, sparsity=0.9, method="cats")
-    with pytest.raises(ScheduleError, match=r"leave it out of method\.rank_search"):
-        sparsify(model, tokens, sparsity=0.4, method="r_sparse", settings={"method.rank_search": [0.9]})
+    with pytest.raises(ScheduleError, match=r"leave it out of method\.low_rank_ratio_grid"):
+        sparsify(model, tokens, sparsity=0.4, method="r_sparse", settings={"method.low_rank_ratio_grid": [0.9]})
 
 
 def test_dense_needs_no_level(tokens: Tensor) -> None:
@@ -209,7 +210,7 @@ def test_dense_needs_no_level(tokens: Tensor) -> None:
     dense = model(tokens).logits
     with sparsify(model, tokens, method="dense") as handle:
         assert torch.equal(model(tokens).logits, dense)
-        assert handle.plan.levels.asked == 0
+        assert handle.plan.levels.target == 0
     with pytest.raises(ArgumentError, match=r"sparsity=0\.4"):
         sparsify(model, tokens, method="magnitude")
 
@@ -219,7 +220,7 @@ def test_the_caller_s_gradients_and_modes_do_not_matter(method: str, tokens: Ten
     settings = STEPS if method in ("larosa/tuned", "larosa/learned") else {}
     asked: dict[str, Any] = {"sparsity": 0.4, "method": method, "settings": settings}
     if method == "larosa/tuned":
-        settings = asked["settings"] = STEPS | {"method.transform_storage": "model"}
+        settings = asked["settings"] = STEPS | {"method.transform_dtype": "model"}
     frozen, learning = build_model("llama", dtype=torch.float32), build_model("llama", dtype=torch.float32)
     learning.requires_grad_(True)
     learning.lm_head.weight.requires_grad_(False)

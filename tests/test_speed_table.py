@@ -10,7 +10,8 @@ import pytest
 from made_records import sealed
 
 from conftest import ROOT
-from larosa_analysis import checksum, speed
+from larosa.records import checksum
+from larosa_analysis.speed import rows as speed
 
 RECORD = ROOT / "kernels" / "benchmarks" / "records" / "decode-llama2-7b-h100-2026-11-23.json"
 
@@ -24,7 +25,7 @@ def record() -> dict[str, Any]:
 def test_speedups_are_over_the_fastest_dense_row(record: dict[str, Any]) -> None:
     fastest = min(row["ms_per_token"]["p50"] for row in record["rows"] if row["kind"] == "dense")
     found = speed.cells([record])
-    assert {cell.rule for cell in found} == {"top-k", "limits"}
+    assert {cell.rule for cell in found} == {"top-k", "thresholds"}
     for cell in found:
         assert cell.speedup == pytest.approx(fastest / cell.ms)
         assert cell.speedup <= cell.ideal * 1.01
@@ -32,7 +33,7 @@ def test_speedups_are_over_the_fastest_dense_row(record: dict[str, Any]) -> None
 
 
 def test_what_is_no_gated_record_is_refused(record: dict[str, Any], tmp_path: Path) -> None:
-    for change, message in (({"kind": "other"}, "expected a record"), ({"gate": {}}, "without a correctness gate")):
+    for change, message in (({"kind": "other"}, "expected a record"), ({"parity": {}}, "without a parity check")):
         path = tmp_path / "record.json"
         path.write_text(sealed(record | change))
         with pytest.raises(speed.RecordsError, match=message):
@@ -45,7 +46,7 @@ def test_what_is_no_gated_record_is_refused(record: dict[str, Any], tmp_path: Pa
 
 
 def test_table_and_figure(record: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    other = copy.deepcopy(record) | {"extras": "adapter"}
+    other = copy.deepcopy(record) | {"overhead": "adapter"}
     other["rows"] = [row for row in other["rows"] if "75" not in row["name"]]
     path = tmp_path / "other.json"
     path.write_text(sealed(other))

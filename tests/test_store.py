@@ -19,7 +19,8 @@ import pytest
 import torch
 from test_config import parse
 
-from larosa import results, store
+from larosa.data import tensor_store
+from larosa.experiment import results
 
 IDENTITY = {"model": "x", "tokens": "y"}
 
@@ -35,12 +36,12 @@ def build() -> dict[str, torch.Tensor]:
 
 
 def test_built_once_then_loaded() -> None:
-    first, from_cache = store.cached("moments", IDENTITY, build)
+    first, from_cache = tensor_store.cached("moments", IDENTITY, build)
     assert not from_cache
-    again, from_cache = store.cached("moments", dict(reversed(IDENTITY.items())), lambda: pytest.fail("rebuilt"))
+    again, from_cache = tensor_store.cached("moments", dict(reversed(IDENTITY.items())), lambda: pytest.fail("rebuilt"))
     assert from_cache
     assert torch.equal(first["Q"], again["Q"])
-    _, from_cache = store.cached("moments", {**IDENTITY, "tokens": "z"}, build)
+    _, from_cache = tensor_store.cached("moments", {**IDENTITY, "tokens": "z"}, build)
     assert not from_cache
 
 
@@ -61,11 +62,11 @@ SIDECARS = {
 
 @pytest.mark.parametrize("damage", ["truncate", "empty", "flip", "folder", "sidecar a folder", "pipe", *SIDECARS])
 def test_damage_is_noticed_named_and_mended(damage: str, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
-    store.cached("moments", IDENTITY, build)
+    tensor_store.cached("moments", IDENTITY, build)
     path = next(cache.glob("*.safetensors"))
     content = bytearray(path.read_bytes())
     if damage in SIDECARS:
-        text = SIDECARS[damage].replace("HASH", store.file_sha256(path))
+        text = SIDECARS[damage].replace("HASH", tensor_store.file_sha256(path))
         path.with_suffix(".json").write_text(text)
     elif damage == "truncate":
         path.write_bytes(content[:-100])
@@ -79,30 +80,30 @@ def test_damage_is_noticed_named_and_mended(damage: str, cache: Path, caplog: py
         place.unlink()
         os.mkfifo(place) if damage == "pipe" else place.mkdir()
     with caplog.at_level(logging.WARNING):
-        tensors, from_cache = store.cached("moments", IDENTITY, build)
+        tensors, from_cache = tensor_store.cached("moments", IDENTITY, build)
     assert not from_cache
     assert torch.equal(tensors["Q"], build()["Q"])
     assert caplog.text.count(path.name) == 1
     assert "built again" in caplog.text
-    assert store.cached("moments", IDENTITY, build)[1]
+    assert tensor_store.cached("moments", IDENTITY, build)[1]
 
 
 @pytest.mark.parametrize("lost", ["sidecar", "tensors"])
 def test_half_a_pair_is_built_again(lost: str, cache: Path) -> None:
-    store.cached("moments", IDENTITY, build)
+    tensor_store.cached("moments", IDENTITY, build)
     path = next(cache.glob("*.safetensors"))
     (path.with_suffix(".json") if lost == "sidecar" else path).unlink()
-    assert not store.cached("moments", IDENTITY, build)[1]
-    assert store.cached("moments", IDENTITY, build)[1]
+    assert not tensor_store.cached("moments", IDENTITY, build)[1]
+    assert tensor_store.cached("moments", IDENTITY, build)[1]
 
 
 def test_tensors_under_another_name_are_not_believed(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     other = {**IDENTITY, "tokens": "z"}
-    store.cached("moments", IDENTITY, build)
+    tensor_store.cached("moments", IDENTITY, build)
     path = next(cache.glob("*.safetensors"))
     for file in (path, path.with_suffix(".json")):
-        file.rename(file.with_stem(f"moments-{store.digest(other)}"))
-    assert not store.cached("moments", other, build)[1]
+        file.rename(file.with_stem(f"moments-{tensor_store.digest(other)}"))
+    assert not tensor_store.cached("moments", other, build)[1]
     assert "another calibration" in caplog.text
 
 
@@ -112,9 +113,9 @@ def test_a_full_disk_costs_the_cache_not_the_run(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store, "save_file", full)
+    monkeypatch.setattr(tensor_store, "save_file", full)
     with caplog.at_level(logging.WARNING):
-        tensors, _ = store.cached("moments", IDENTITY, build)
+        tensors, _ = tensor_store.cached("moments", IDENTITY, build)
     assert torch.equal(tensors["Q"], build()["Q"])
     assert "No space left" in caplog.text
 
@@ -130,7 +131,7 @@ def test_kill_9_while_writing_leaves_the_old_record_or_the_new(tmp_path: Path) -
 
     def write() -> None:
         for i in itertools.count():
-            store.write_atomically(path, (str(i) * 200000)[:200000].encode())
+            tensor_store.write_atomically(path, (str(i) * 200000)[:200000].encode())
 
     for _ in range(5):
         process = multiprocessing.get_context("fork").Process(target=write)  # no imports, which take seconds
@@ -155,7 +156,7 @@ def test_two_processes_build_once(tmp_path: Path) -> None:
         "    time.sleep(1.0)\n"
         "    return {'Q': torch.arange(2000.0)}\n"
         "print('ready', flush=True); input()\n"
-        "print(store.cached('moments', {'model': 'x'}, build)[1], flush=True)"
+        "print(tensor_store.cached('moments', {'model': 'x'}, build)[1], flush=True)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "built")]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

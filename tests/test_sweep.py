@@ -21,14 +21,14 @@ from test_config import parse
 from test_pipeline import overrides as overrides  # the fixture
 
 from conftest import CONF, ROOT
-from larosa import failures, pipeline
-from larosa.disk import claimed
-from larosa.failures import CellsFailedError
-from larosa.invocation import command
-from larosa.launch import in_sweep
-from larosa.pipeline import run
-from larosa.sweep import Outcome, Sweep, SweepCallback, progress
-from larosa.workbench import Workbench
+from larosa.cli.invocation import command
+from larosa.cli.launch import in_sweep
+from larosa.cli.sweep import Outcome, Sweep, SweepCallback, progress
+from larosa.experiment import failures, pipeline, runner
+from larosa.experiment.failures import RunsFailedError
+from larosa.experiment.pipeline import run
+from larosa.experiment.session import Sessions, open_session
+from larosa.records.disk import claimed
 
 
 def sweep(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
@@ -44,15 +44,15 @@ def records(tmp_path: Path) -> dict[str, float]:
 def test_a_failed_cell_is_noted_the_others_go_on_and_success_removes_the_note(
     overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    true_measure = pipeline.measure
+    true_measure = runner.measure
 
-    def broken(cell: Any, bench: Any) -> Any:
+    def broken(cell: Any, session: Any) -> Any:
         if cell.config.method.name == "magnitude":
             raise ValueError(f"{tmp_path / 'secret' / 'file.bin'} does not fit")
-        return true_measure(cell, bench)
+        return true_measure(cell, session)
 
-    monkeypatch.setattr(pipeline, "measure", broken)
-    with pytest.raises(CellsFailedError, match="1 of 3 cells"):
+    monkeypatch.setattr(runner, "measure", broken)
+    with pytest.raises(RunsFailedError, match="1 of 3 runs"):
         run(parse(*overrides), "python run.py seed=0")
     assert len(records(tmp_path)) == 2
     (note,) = (tmp_path / "runs").glob("*/failed.json")
@@ -63,7 +63,7 @@ def test_a_failed_cell_is_noted_the_others_go_on_and_success_removes_the_note(
     assert found["asked"]["method"] == "magnitude"
     assert "in broken: raise ValueError(" in found["traceback"][-1]
     assert str(tmp_path) not in note.read_text()
-    monkeypatch.setattr(pipeline, "measure", true_measure)
+    monkeypatch.setattr(runner, "measure", true_measure)
     assert len(run(parse(*overrides))) == 3
     assert not list((tmp_path / "runs").glob("*/failed.json"))
 
@@ -72,20 +72,22 @@ def test_runs_of_one_bench_load_it_once_and_a_failure_loads_it_again(
     overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    true_open = pipeline.open_bench
-    monkeypatch.setattr("larosa.workbench.open_bench", lambda *given: opened.append("x") or true_open(*given))
-    bench = Workbench()
-    run(parse(*overrides, "baseline=none", "method=magnitude"), (), bench)
-    run(parse(*overrides, "baseline=none", "method=magnitude", "sparsity=0.5"), (), bench)
+    true_open = open_session
+    monkeypatch.setattr(
+        "larosa.experiment.session.open_session", lambda *given: opened.append("x") or true_open(*given)
+    )
+    sessions = Sessions()
+    run(parse(*overrides, "baseline=none", "method=magnitude"), "", sessions)
+    run(parse(*overrides, "baseline=none", "method=magnitude", "sparsity=0.5"), "", sessions)
     assert len(opened) == 1
-    run(parse(*overrides, "baseline=none", "method=magnitude", "seed=1"), (), bench)
+    run(parse(*overrides, "baseline=none", "method=magnitude", "seed=1"), "", sessions)
     assert len(opened) == 2
-    true_measure = pipeline.measure
-    monkeypatch.setattr(pipeline, "measure", lambda *_: 1 / 0)
-    with pytest.raises(CellsFailedError, match="division"):
-        run(parse(*overrides, "baseline=none", "method=magnitude", "seed=1", "sparsity=0.3"), (), bench)
-    monkeypatch.setattr(pipeline, "measure", true_measure)
-    run(parse(*overrides, "baseline=none", "method=magnitude", "seed=1", "sparsity=0.3"), (), bench)
+    true_measure = runner.measure
+    monkeypatch.setattr(runner, "measure", lambda *_: 1 / 0)
+    with pytest.raises(RunsFailedError, match="division"):
+        run(parse(*overrides, "baseline=none", "method=magnitude", "seed=1", "sparsity=0.3"), "", sessions)
+    monkeypatch.setattr(runner, "measure", true_measure)
+    run(parse(*overrides, "baseline=none", "method=magnitude", "seed=1", "sparsity=0.3"), "", sessions)
     assert len(opened) == 3
 
 
@@ -254,7 +256,7 @@ def test_launchers_run_every_cell_and_measure_a_shared_one_once(
 def test_a_cell_is_held_by_one_process(tmp_path: Path) -> None:
     """The second one waits for the first, also when the first is killed."""
     code = (
-        "import sys, time; from pathlib import Path; from larosa.disk import claimed\n"
+        "import sys, time; from pathlib import Path; from larosa.records.disk import claimed\n"
         "with claimed(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT) as process:

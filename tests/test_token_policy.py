@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from conftest import build_model
-from larosa.api import LaRoSAConfig, sparsify
-from larosa.config import TokenPolicyConfig
-from larosa.sparsity.tokens import TokenPolicy, TokenPolicyError
+from larosa.api.sparsify import LaRoSAConfig, sparsify
+from larosa.config.run import TokenPolicyConfig
+from larosa.sparsity.token_policy import TokenPolicy, TokenPolicyError
 
 
 def policy(kind: str, n: int = 0, fraction: float = 1.0) -> TokenPolicy:

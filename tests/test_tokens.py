@@ -10,9 +10,9 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from larosa.calibration.texts import TextError
-from larosa.calibration.tokens import calibration_block, evaluation_block
-from larosa.config import CalibrationConfig, TextConfig
+from larosa.config.run import CalibrationConfig, TextConfig
+from larosa.data.texts import TextError
+from larosa.data.tokens import calibration_block, evaluation_block
 
 BOS = 0
 TEXT = TextConfig(name="numbers", source="files", join=" ")

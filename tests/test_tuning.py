@@ -10,18 +10,18 @@ from test_schedule import ALL, method, schedule
 from torch import Tensor
 
 from conftest import build_model
-from larosa.accounting import account
 from larosa.calibration.calibrator import Calibrator
-from larosa.calibration.statistics import ALL_READERS, weight_moments
-from larosa.calibration.tokens import TokenBlock
-from larosa.cells import plan_cells
-from larosa.config import ConfigError, MethodConfig, TuningConfig
+from larosa.calibration.statistics import ALL_CONSUMERS, weight_moments
+from larosa.config.run import ConfigError, MethodConfig, TuningConfig
+from larosa.data.tokens import TokenBlock
 from larosa.errors import LarosaError
-from larosa.evaluation import invariance
+from larosa.evaluation import parity
+from larosa.evaluation.accounting import account
+from larosa.experiment.plan_runs import plan_runs
 from larosa.methods.registry import METHODS
-from larosa.rotation.explicit import ExplicitTransform, output_aware, split_gain
-from larosa.rotation.tuning import TunedTransforms
-from larosa.sites import ModelShape
+from larosa.models.sites import ModelShape
+from larosa.rotation.online import OnlineTransform, output_aware, split_gain
+from larosa.search.tuning import TunedTransforms
 from larosa.sparsity.handle import Plan, SparsityHandle, apply
 from larosa.sparsity.schedule import make_levels
 from larosa.sparsity.site import SparseSite
@@ -39,7 +39,7 @@ def plan(model: torch.nn.Module, tokens: Tensor, chosen: MethodConfig) -> Plan:
     shape = ModelShape.of(model.config)
     levels = make_levels(shape, schedule("official"), 0.5, "tiny")
     calibrator = Calibrator(model, TokenBlock(tokens, "t", 1, tokens.numel(), "x"), {"source": "test"}, 2, 0)
-    return METHODS[chosen.name](chosen, shape, levels, ALL, calibrator)
+    return METHODS[chosen.name].plan(chosen, shape, levels, ALL, calibrator)
 
 
 class Inputs:
@@ -55,9 +55,9 @@ class Inputs:
 
 def divergence(model: torch.nn.Module, tokens: Tensor, handle: SparsityHandle) -> float:
     """KL of the sparse model's next-token distribution from the dense one's, nats a token."""
-    sparse = invariance.logits(model, tokens).log_softmax(-1)
+    sparse = parity.logits(model, tokens).log_softmax(-1)
     with handle.level_zero():
-        dense = invariance.logits(model, tokens).log_softmax(-1)
+        dense = parity.logits(model, tokens).log_softmax(-1)
     return float((dense.exp() * (dense - sparse)).sum(-1).mean())
 
 
@@ -66,7 +66,7 @@ def divergence(model: torch.nn.Module, tokens: Tensor, handle: SparsityHandle) -
     [
         (method("larosa/tuned", tuning=tuning()), method("larosa/output_aware")),
         (method("larosa/tuned", tuning=tuning(), block_size=16), method("larosa/output_aware", block_size=16)),
-        (method("larosa/blocks", tuning=tuning(), transform_storage="int4"), None),
+        (method("larosa/block_diagonal", tuning=tuning(), transform_dtype="int4"), None),
         (method("larosa/learned", tuning=tuning()), method("wina")),
         (method("larosa/learned", tuning=tuning(), granularity="model"), method("wina")),
     ],
@@ -76,17 +76,17 @@ def test_tuning_lowers_the_divergence_and_keeps_level_zero(
     kind: str, chosen: MethodConfig, start: MethodConfig | None, tokens: Tensor
 ) -> None:
     model = build_model(kind, tied=True, dtype=torch.float32, **WIDE)
-    dense = invariance.reference(model, tokens)
+    dense = parity.reference(model, tokens)
     start = start or chosen.model_copy(update={"tuning": None})
     with apply(model, plan(model, tokens, start)) as handle:
         before = divergence(model, tokens, handle)
     tuned = plan(model, tokens, chosen)
-    assert torch.equal(invariance.logits(model, tokens), dense.logits)  # tuning left the model as it was
+    assert torch.equal(parity.logits(model, tokens), dense.logits)  # tuning left the model as it was
     with apply(model, tuned) as handle:
         assert divergence(model, tokens, handle) < 0.97 * before
-        found = invariance.check(model, handle, dense)
+        found = parity.check(model, handle, dense)
     assert found["relative_logits_error"] <= found["bound"] < 0.1
-    assert torch.equal(invariance.logits(model, tokens), dense.logits)
+    assert torch.equal(parity.logits(model, tokens), dense.logits)
 
 
 def test_learned_bases_are_orthogonal_and_shared_as_asked(tokens: Tensor) -> None:
@@ -97,7 +97,7 @@ def test_learned_bases_are_orthogonal_and_shared_as_asked(tokens: Tensor) -> Non
     assert Q.shape == (3, 48, 48)
     assert float((Q @ Q.mT - torch.eye(48)).abs().max()) < 1e-12
     assert float((Q - torch.eye(48)).abs().max()) > 1e-3
-    assert account(found)["extras"]["products"] == 2
+    assert account(found)["overhead"]["products"] == 2
 
 
 def test_the_output_error_is_what_the_second_objective_lowers(tokens: Tensor) -> None:
@@ -111,7 +111,7 @@ def test_the_output_error_is_what_the_second_objective_lowers(tokens: Tensor) ->
                 seen = Inputs(site)
                 with handle.observed_by(seen):
                     model(tokens)
-                W = torch.cat([reader.weight for reader in site.readers])
+                W = torch.cat([reader.weight for reader in site.consumers])
                 total += float(((seen.x - seen.y) @ W.T).pow(2).sum() / (seen.x @ W.T).pow(2).sum())
         return total
 
@@ -122,10 +122,10 @@ def test_the_output_error_is_what_the_second_objective_lowers(tokens: Tensor) ->
 
 def test_blocks_are_the_transforms_of_their_own_channels(tokens: Tensor) -> None:
     model = build_model("llama", **WIDE)
-    found = plan(model, tokens, method("larosa/output_aware", block_size=16, transform_storage="model"))
+    found = plan(model, tokens, method("larosa/output_aware", block_size=16, transform_dtype="model"))
     assert found.transforms is not None
     assert found.transforms.shape == (5, 2, 4, 16, 16)
-    G = weight_moments(model, ALL_READERS)[2, 1]
+    G = weight_moments(model, ALL_CONSUMERS)[2, 1]
     for i in range(4):
         T, own = found.transforms[2, 1, i], slice(16 * i, 16 * i + 16)
         torch.testing.assert_close(T.T @ T, G[own, own], rtol=1e-6, atol=1e-9)
@@ -144,7 +144,7 @@ def test_steps_see_the_transform_as_it_will_run(storage: str, tokens: Tensor) ->
     tuned.change.data.normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
     turn = tuned.refresh()[2, "h3"]
     final, final_gain = split_gain(tuned.result()[2, 1])
-    deployed = ExplicitTransform(final, storage, torch.float32)
+    deployed = OnlineTransform(final, storage, torch.float32)
     x = torch.randn(9, 64, generator=torch.Generator().manual_seed(1))
     expected = deployed(x * final_gain.float())
     torch.testing.assert_close(
@@ -174,15 +174,15 @@ def test_a_channel_without_weights_leaves_the_transform_invertible() -> None:
 )
 def test_bytes_of_blocks(block: int | None, storage: str, expected: int, tokens: Tensor) -> None:
     model = build_model("llama", **WIDE)
-    chosen = method("larosa/output_aware", block_size=block, transform_storage=storage)
+    chosen = method("larosa/output_aware", block_size=block, transform_dtype=storage)
     found = account(plan(model, tokens, chosen))
-    assert found["extras"]["bytes"] == 10 * expected
-    assert found["net_bytes_share"] == pytest.approx(1 - found["level_byte_weighted"] + found["extras_share"])
+    assert found["overhead"]["bytes"] == 10 * expected
+    assert found["read_fraction"] == pytest.approx(1 - found["weight_sparsity"] + found["overhead_fraction"])
 
 
 def test_llama_proportions_of_the_papers_adapter(tokens: Tensor) -> None:
     found = account(plan(build_model("llama"), tokens, method("larosa/paper")))
-    assert found["extras_share_llama2_7b"] == pytest.approx(4 / 5 * 4096**2 / (4 * 4096**2 + 3 * 4096 * 11008))
+    assert found["overhead_fraction_llama2_7b"] == pytest.approx(4 / 5 * 4096**2 / (4 * 4096**2 + 3 * 4096 * 11008))
 
 
 @pytest.mark.parametrize(
@@ -202,10 +202,10 @@ def test_impossible_combinations_raise(name: str, more: dict[str, object], messa
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["method=larosa/blocks", "method.block_size=100"], "must divide the model's width 576"),
-        (["method=larosa/blocks", "method.block_size=48"], "multiple of 64"),
+        (["method=larosa/block_diagonal", "method.block_size=100"], "must divide the model's width 576"),
+        (["method=larosa/block_diagonal", "method.block_size=48"], "multiple of 64"),
     ],
 )
 def test_blocks_that_do_not_fit_are_refused_before_weights(overrides: list[str], message: str) -> None:
     with pytest.raises((ConfigError, LarosaError), match=message):
-        plan_cells(parse(*overrides))
+        plan_runs(parse(*overrides))

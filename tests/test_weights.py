@@ -13,8 +13,9 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from test_models import CONF, PARAMETERS, conf, same_weights, saved, tiny
 from transformers import AutoModelForCausalLM
 
-from larosa import models, smollm2, weights
-from larosa.models import ModelError
+from larosa import models
+from larosa.models import smollm2, sources
+from larosa.models.load import ModelError
 
 
 def test_every_file_is_counted() -> None:
@@ -108,7 +109,7 @@ def test_no_access_to_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, e
         assert timeout <= 5
         raise error
 
-    monkeypatch.setattr(weights, "get_hf_file_metadata", refuse)
+    monkeypatch.setattr(sources, "get_hf_file_metadata", refuse)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     config = conf("llama2-7b", revision="v9", device="cpu")
     for attempt in (models.ensure_available, models.load_tokenizer, lambda c: models.load_model(c, 0)):
@@ -139,7 +140,7 @@ def test_model_in_the_hub_cache_needs_no_network(monkeypatch: pytest.MonkeyPatch
     (store / "refs" / "main").write_text(commit)
     snapshot.mkdir(parents=True)
     model = saved(snapshot)
-    monkeypatch.setattr(weights, "get_hf_file_metadata", no_network)
+    monkeypatch.setattr(sources, "get_hf_file_metadata", no_network)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     config = tiny(source="hub", hub_id="someone/tiny")
     assert models.ensure_available(config) == snapshot

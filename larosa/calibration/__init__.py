@@ -1,1 +1,1 @@
-"""From a text to what methods are calibrated on: documents, a token block, evidence that it is disjoint."""
+"""What methods are calibrated on: statistics of the calibration tokens on the dense model, computed once and cached."""

@@ -1,7 +1,7 @@
-"""What methods may ask of the calibration tokens, computed once and cached by its own identity.
+"""Statistics of the calibration tokens that methods use, computed once and cached under an identity each.
 
-The identity holds the model's fingerprint and precision and the tokens' hash, not the method or the level, so
-one calibration serves every run that needs it.
+The identity has the model's fingerprint and precision and the tokens' hash, but not the method or the level. So one
+calibration serves every run that needs it.
 """
 
 from __future__ import annotations
@@ -15,40 +15,40 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from larosa import store
-from larosa.architecture import SITES
 from larosa.calibration.histograms import Histograms, histograms
-from larosa.calibration.limits import MagnitudeCounter, count_magnitudes
-from larosa.calibration.site_errors import SiteErrors, site_errors
-from larosa.calibration.statistics import ALL_READERS, WINA_READERS, second_moments, weight_moments, with_gamma
-from larosa.calibration.tokens import TokenBlock
-from larosa.config import MethodConfig, ScheduleConfig, TokenPolicyConfig, TopKConfig
-from larosa.results import TUNING_VERSION
-from larosa.rotation.explicit import output_aware, split_gain
+from larosa.calibration.statistics import ALL_CONSUMERS, WINA_CONSUMERS, second_moments, weight_moments, with_gamma
+from larosa.calibration.thresholds import MagnitudeCounter, count_magnitudes
+from larosa.config.method import MagnitudeConfig
+from larosa.config.run import MethodConfig, ScheduleConfig, TokenPolicyConfig
+from larosa.data import tensor_store
+from larosa.data.tokens import TokenBlock
+from larosa.models.architecture import SITES
+from larosa.models.sites import ModelShape
+from larosa.rotation.online import output_aware, split_gain
 from larosa.rotation.rotation import Rotation, build_rotation, rotation_index
-from larosa.rotation.tuning import Tuned, TunedBases, TunedTransforms, tune
-from larosa.sites import ModelShape
+from larosa.search.site_errors import SiteErrors, site_errors
+from larosa.search.tuning import TUNING_VERSION, Tuned, TunedBases, TunedTransforms, tune
 from larosa.sparsity.handle import Plan
 from larosa.sparsity.low_rank import LowRank, flat, truncated_svds, unflat
 from larosa.sparsity.schedule import make_levels
 
-_VERSION = 3  # raise when the meaning of a cached tensor changes
+_VERSION = 3  # raise when a cached tensor would be computed differently
 
 
 @dataclass
 class Calibrator:
-    """The dense model, its weights frozen, beside its calibration tokens."""
+    """The dense model with frozen weights, and its calibration tokens."""
 
     model: PreTrainedModel
     tokens: TokenBlock
     fingerprint: dict[str, str] | None
-    """What names the weights in the cache; None: nothing is read from it or written to it."""
+    """Identity of the weights in the cache; None: the cache is neither read nor written."""
     batch_size: int
     seed: int
     _counted: dict[str, MagnitudeCounter] = field(default_factory=dict, init=False, repr=False)
 
     def second_moments(self) -> Tensor:
-        """[layers, 2, D, D] float32, gamma left out; see calibration.statistics."""
+        """[layers, 2, D, D] float32, without gamma; see calibration.statistics."""
         tensors = self._kept(
             "moments",
             {**self._identity(), "what": "second moments of normed inputs"},
@@ -74,7 +74,7 @@ class Calibrator:
         def build() -> dict[str, Tensor]:
             moments = None
             if method.basis == "weight_svd":
-                moments = weight_moments(self.model, WINA_READERS)
+                moments = weight_moments(self.model, WINA_CONSUMERS)
             elif method.basis == "pca":
                 moments = self.second_moments()
                 if method.form == "simulated":
@@ -97,7 +97,7 @@ class Calibrator:
         elif method.basis == "pca":
             identity |= self._identity() | {"gamma": method.form == "simulated"}
         elif method.tuning is not None:
-            identity |= self._identity() | {"tuning": method.tuning.model_dump(mode="json"), "score": method.score}
+            identity |= self._identity() | {"tuning": method.tuning.model_dump(mode="json"), "score": method.importance}
             identity["tuning_version"] = TUNING_VERSION
         else:
             identity |= {"layers": layers, "D": D, "seed": self.seed, "version": _VERSION}
@@ -105,11 +105,11 @@ class Calibrator:
         return Rotation(tensors["matrices"], rotation_index(layers, method.granularity, method.group_size))
 
     def transforms(self, method: MethodConfig) -> Tensor:
-        """[layers, 2, n, b, b] float64: the explicit transforms of h1 and h3, tuned if asked for."""
+        """[layers, 2, n, b, b] float64: the online transforms of h1 and h3, tuned if `method.tuning` is set."""
         identity = {**self._identity(), "what": "output-aware transforms", "block": method.block_size}
 
         def build() -> dict[str, Tensor]:
-            moments, grams, device = self.second_moments(), weight_moments(self.model, ALL_READERS), self.model.device
+            moments, grams, device = self.second_moments(), weight_moments(self.model, ALL_CONSUMERS), self.model.device
             rows = []
             for moment, gram in tqdm(
                 zip(moments, grams, strict=True), desc="transforms", total=len(grams), leave=False
@@ -122,11 +122,11 @@ class Calibrator:
         if method.tuning is None:
             return tensors["matrices"]
         start, gain = split_gain(tensors["matrices"])
-        own = identity | {"tuning": method.tuning.model_dump(mode="json"), "storage": method.transform_storage}
+        own = identity | {"tuning": method.tuning.model_dump(mode="json"), "storage": method.transform_dtype}
         own["tuning_version"] = TUNING_VERSION
 
         def tuned() -> dict[str, Tensor]:
-            blocks = TunedTransforms(start, gain, method.transform_storage, self.model.device)
+            blocks = TunedTransforms(start, gain, method.transform_dtype, self.model.device)
             return {"matrices": self._tune(method, blocks)}
 
         tensors = self._kept("transforms", own, tuned)
@@ -138,76 +138,74 @@ class Calibrator:
         index = rotation_index(layers, method.granularity, method.group_size)
         count = max(max(pair) for pair in index) + 1
         start = Rotation(torch.eye(D, dtype=torch.float64).repeat(count, 1, 1), index)
-        grams = weight_moments(self.model, ALL_READERS) if method.score == "column_norm" else None
+        grams = weight_moments(self.model, ALL_CONSUMERS) if method.importance == "column_norm" else None
         return self._tune(method, TunedBases(start, grams, self.model.device))
 
     def _tune(self, method: MethodConfig, tuned: Tuned) -> Tensor:
         config, shape = method.tuning, ModelShape.of(self.model.config)
         assert config is not None  # the schema has checked it
         schedule = ScheduleConfig(
-            name="tuning", kind="coefficients", coefficients=config.coefficients, table={}, path=None, count="bytes"
+            name="tuning",
+            kind="coefficients",
+            coefficients=config.coefficients,
+            table={},
+            path=None,
+            metric="weight_bytes",
         )
         levels = make_levels(shape, schedule, config.sparsity, "tuning")
-        keep = TopKConfig(ties="keep")  # strict ties would wait for the GPU at every site
-        plain = method.model_copy(
-            update={
-                "name": "magnitude",
-                "form": "plain",
-                "basis": "identity",
-                "rule": "top_k",
-                "score": "magnitude",
-                "top_k": keep,
-            }
-        )
+        # Strict ties would wait for the GPU at every site.
+        plain = MagnitudeConfig(name="magnitude", preset="magnitude", selector="top_k", ties="keep", rounding="nearest")
         tokens = TokenPolicyConfig(kind="all", n=0, fraction=1.0)
-        grams = weight_moments(self.model, ALL_READERS) if config.objective == "output_error" else None
+        grams = weight_moments(self.model, ALL_CONSUMERS) if config.objective == "output_error" else None
         return tune(self.model, tuned, Plan(plain, shape, levels, tokens, None), self.tokens, config, grams, self.seed)
 
-    def limited(self, plan: Plan) -> Plan:
-        """The plan with calibrated limits in the place of Top-K, if its method asks for them."""
-        if plan.method.rule != "threshold":
+    def with_thresholds(self, plan: Plan) -> Plan:
+        """The plan with calibrated thresholds instead of Top-K, if its method selects by threshold."""
+        if plan.method.selector != "threshold":
             return plan
         counter, levels = self.magnitudes(plan), plan.levels.level
         layers = range(plan.shape.layers)
-        limits = {site: tuple(counter.limit(i, site, levels[site][i]) for i in layers) for site in SITES}
-        return replace(plan, thresholds=limits, calibrated_in=plan.method.coordinates)
+        thresholds = {site: tuple(counter.threshold(i, site, levels[site][i]) for i in layers) for site in SITES}
+        return replace(plan, thresholds=thresholds, calibrated_in=plan.method.coordinates)
 
     def magnitudes(self, plan: Plan) -> MagnitudeCounter:
-        """Counted magnitudes in the plan's coordinates, which its method decides: one pass a method and policy."""
-        own: dict[str, Any] = {
+        """Counted magnitudes in the plan's coordinates; one pass per method and token policy."""
+        identity: dict[str, Any] = {
             "what": "magnitudes",
-            "method": plan.method.model_dump(mode="json", exclude={"preset", "rule"}),
-            "sparse_tokens": plan.tokens.model_dump(mode="json"),
+            "method": plan.method.model_dump(mode="json", exclude={"preset", "selector"}),
+            "sparse_tokens": plan.token_policy.model_dump(mode="json"),
             "tuning_version": TUNING_VERSION if plan.method.tuning else None,
         }
-        key = store.digest(own)
+        key = tensor_store.digest(identity)
         if key not in self._counted:
             tensors = self._kept(
                 "magnitudes",
-                self._identity() | own,
+                self._identity() | identity,
                 lambda: count_magnitudes(self.model, plan, self.tokens, self.batch_size).tensors(),
             )
             self._counted[key] = MagnitudeCounter(tensors)
         return self._counted[key]
 
-    def low_rank(self, share: float) -> LowRank:
-        """A pair of `share` of its weights for every projection, in its dtype; see sparsity.low_rank."""
+    def low_rank(self, ratio: float) -> LowRank:
+        """A low-rank pair with `ratio` of the weights per projection, in its dtype; see sparsity.low_rank."""
 
         def build() -> dict[str, Tensor]:
-            return flat(truncated_svds(self.model, share))
+            return flat(truncated_svds(self.model, ratio))
 
-        identity = {**self._identity(), "what": "truncated SVDs of the projections", "share": share}
-        del identity["tokens"], identity["batch_size"]  # the weights decide alone
+        identity = {**self._identity(), "what": "truncated SVDs of the projections", "share": ratio}
+        del identity["tokens"], identity["batch_size"]  # it depends on the weights only
         tensors = self._kept("low_rank", identity, build)
         return unflat(tensors)
 
     def site_errors(self, plans: list[Plan]) -> list[SiteErrors]:
-        """For each plan, the errors of its sites' outputs on the calibration tokens of the dense model."""
+        """Per plan, the output errors of its sites on the calibration tokens of the dense model."""
         return [site_errors(self.model, plan, self.tokens, self.batch_size) for plan in plans]
 
-    def _kept(self, kind: str, identity: dict[str, Any], build: Callable[[], store.Tensors]) -> store.Tensors:
-        """What `build` gives, from the cache if it is there."""
-        return build() if self.fingerprint is None else store.cached(kind, identity, build)[0]
+    def _kept(
+        self, kind: str, identity: dict[str, Any], build: Callable[[], tensor_store.Tensors]
+    ) -> tensor_store.Tensors:
+        """The tensors of `build`, from the cache if they are there."""
+        return build() if self.fingerprint is None else tensor_store.cached(kind, identity, build)[0]
 
     def _identity(self) -> dict[str, Any]:
         return {

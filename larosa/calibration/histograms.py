@@ -1,7 +1,7 @@
-"""Histograms of the dense model's activations at all four sites: what TEAL (arXiv 2408.14690) takes thresholds from.
+"""Histograms of the dense model's activations at all four sites: TEAL (arXiv 2408.14690) computes thresholds from them.
 
 As in TEAL's code: 10,000 equal bins between the 1 % and 99 % quantiles (of the first batch), with open tails.
-Activations are never kept.
+Activations are not kept.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from larosa.architecture import SITES, ModelView
 from larosa.calibration.statistics import CalibrationError
-from larosa.calibration.tokens import TokenBlock
+from larosa.data.tokens import TokenBlock
+from larosa.models.architecture import SITES, ModelView
 
 TAPS = (*SITES, "gate")
 """The four sites, and SiLU(gate x) for CATS."""
@@ -33,7 +33,7 @@ class Histograms:
     counts: Tensor
 
     def threshold(self, layer: int, site: str, level: float) -> float:
-        """TEAL's `icdf(0.5 + level / 2)`, linear within a bin; 0 at level 0, whatever the median is.
+        """TEAL's `icdf(0.5 + level / 2)`, linear within a bin; 0 at level 0 for any median.
 
         Raises CalibrationError within the open tail.
         """
@@ -97,9 +97,9 @@ def histograms(model: PreTrainedModel, tokens: TokenBlock, batch_size: int) -> H
 
     hooks = []
     for layer, site in view.sites():
-        reader = layer.readers(site)[0]
+        consumer = layer.consumers(site)[0]
         hooks.append(
-            reader.register_forward_pre_hook(lambda _m, args, at=layer.index, site=site: collect(at, site, args[0]))
+            consumer.register_forward_pre_hook(lambda _m, args, at=layer.index, site=site: collect(at, site, args[0]))
         )
     for layer in view.layers:
         hooks.append(layer.gate().register_forward_hook(lambda _m, _a, y, at=layer.index: collect(at, "gate", y)))

@@ -2,8 +2,8 @@
 
 For h1 and h3 of every layer: the uncentred second moment of the normed input *without* the norm's weight
 gamma, `S = mean x x^T`, `x = h / rms(h)`. With gamma it is `diag(gamma) S diag(gamma)`, so one pass serves the
-absorbed form (gamma folded into the weights) and the simulated one. Memory is D x D a site; activations are
-never kept.
+absorbed form (gamma folded into the weights) and the simulated one. Memory is D x D per site; activations are
+not kept.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from larosa.architecture import ModelView, norm_epsilon
-from larosa.calibration.tokens import TokenBlock
+from larosa.data.tokens import TokenBlock
 from larosa.errors import LarosaError
-from larosa.inputs import check_ids
+from larosa.models.architecture import ModelView, norm_epsilon
+from larosa.models.inputs import check_ids
 
 
 class CalibrationError(LarosaError):
@@ -30,7 +30,7 @@ NORM_SITES = ("h1", "h3")
 
 @torch.no_grad()
 def second_moments(model: PreTrainedModel, tokens: TokenBlock, batch_size: int) -> Tensor:
-    """[layers, 2, D, D] float32 on the CPU: h1 and h3 of every layer, gamma left out.
+    """[layers, 2, D, D] float32 on the CPU: h1 and h3 of every layer, without gamma.
 
     Raises CalibrationError on fewer tokens than dimensions and on NaN or infinity, InputError on ids that the model
     cannot read.
@@ -77,19 +77,19 @@ def with_gamma(moments: Tensor, model: PreTrainedModel) -> Tensor:
     return scaled
 
 
-WINA_READERS = {"h1": slice(1, 2), "h3": slice(0, 1)}
+WINA_CONSUMERS = {"h1": slice(1, 2), "h3": slice(0, 1)}
 """k and gate: their right singular vectors are WINA's transform (arXiv 2505.19427)."""
-ALL_READERS = {"h1": slice(None), "h3": slice(None)}
+ALL_CONSUMERS = {"h1": slice(None), "h3": slice(None)}
 
 
 def weight_moments(model: PreTrainedModel, chosen: dict[str, slice]) -> Tensor:
-    """[layers, 2, D, D] float64 on the CPU: `W^T W` over the chosen readers, the norm's gamma folded in."""
+    """[layers, 2, D, D] float64 on the CPU: `W^T W` over the chosen consumers, with the norm's gamma folded in."""
     layers = ModelView(model).layers
     moments = torch.empty(len(layers), 2, model.config.hidden_size, model.config.hidden_size, dtype=torch.float64)
     for layer in layers:
         for i, site in enumerate(NORM_SITES):
             gamma = layer.norm(site).get_parameter("weight").double()
-            weights = [linear.weight.double() * gamma for linear in layer.readers(site)[chosen[site]]]
+            weights = [linear.weight.double() * gamma for linear in layer.consumers(site)[chosen[site]]]
             moments[layer.index, i] = torch.stack([W.T @ W for W in weights]).sum(0).cpu()
     return moments
 

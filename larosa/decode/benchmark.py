@@ -15,23 +15,26 @@ head, `--adapters-w8` the adapters; the dense bf16 rows run on the dequantised w
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from larosa_kernels.common.environment import environment, write_record
+from larosa_kernels.common.environment import environment
 from transformers import AutoConfig
 
-from larosa.decode.calibrate import bracketed, kth_bits, limited
+from larosa.decode.calibrate import kth_bits, with_search_ranges, with_thresholds
 from larosa.decode.decoder import Decoder
-from larosa.decode.gate import check_plain
-from larosa.decode.rules import Rules, cut, level_rules
-from larosa.decode.speed import Row, compare, prefill_rows
+from larosa.decode.parity import check_plain
+from larosa.decode.selectors import Selectors, cut, level_selectors
+from larosa.decode.timing import Row, compare, prefill_rows
 from larosa.decode.weights import DecodeWeights, random_weights
 from larosa.errors import LarosaError
-from larosa.packaged import packaged
+from larosa.records.checksum import sealed
+from larosa.records.disk import write_atomically
+from larosa.records.packaged import packaged
 
 OVERHEADS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -40,8 +43,8 @@ OVERHEADS: dict[str, dict[str, Any]] = {
     "int8": {"transforms": "int8"},
     "transform": {"transforms": "model"},
 }
-SCHEMES: dict[str, str | None] = {"none": None, "w8": "w8", "w4": "w4_output"}
-SCHEMA = 1
+SCHEMES: dict[str, str | None] = {"none": None, "w8": "w8", "w4": "w4_out"}
+SCHEMA = 2
 CALIBRATION_TOKENS = 16
 
 
@@ -90,31 +93,31 @@ def shape_of(model: str) -> Any:
     return AutoConfig.for_model(**yaml.safe_load(path.read_text())["shape"])
 
 
-def plans_of(weights: DecodeWeights, context: int, options: argparse.Namespace) -> dict[str, Rules]:
-    """Name -> rules: Top-K at every level, and thresholds where asked for, both calibrated behind `context` tokens."""
-    plans: dict[str, Rules] = {}
+def plans_of(weights: DecodeWeights, context: int, options: argparse.Namespace) -> dict[str, Selectors]:
+    """Name -> selectors: Top-K at every level, and thresholds where asked for, both calibrated behind `context` tokens."""
+    plans: dict[str, Selectors] = {}
     for level in options.levels:
-        rules, name = level_rules(weights.shape, level, options.ties), f"top-k {100 * level:g} %"
+        selectors, name = level_selectors(weights.shape, level, options.ties), f"top-k {100 * level:g} %"
         if level == 0 or (options.no_search_range and not options.thresholds):
-            plans[name] = rules
+            plans[name] = selectors
             continue
-        decoder = Decoder(weights, rules, context + CALIBRATION_TOKENS, backend=options.backend, graph=False)
+        decoder = Decoder(weights, selectors, context + CALIBRATION_TOKENS, backend=options.backend, graph=False)
         decoder.cache.normal_()
         draw = torch.Generator().manual_seed(options.seed)
         ids = torch.randint(len(weights.embedding), (CALIBRATION_TOKENS,), generator=draw)
         bits = kth_bits(decoder, ids, context)
-        plans[name] = rules if options.no_search_range else bracketed(rules, bits)
+        plans[name] = selectors if options.no_search_range else with_search_ranges(selectors, bits)
         if options.thresholds:
-            plans[f"limits {100 * level:g} %"] = limited(rules, bits, weights.dtype)
+            plans[f"thresholds {100 * level:g} %"] = with_thresholds(selectors, bits, weights.dtype)
     return plans
 
 
-def check_parity(weights: DecodeWeights, plans: dict[str, Rules], options: argparse.Namespace) -> dict[str, Any]:
-    """Every plan on the first layers, against float64 torch. Raises GateError."""
+def check_parity(weights: DecodeWeights, plans: dict[str, Selectors], options: argparse.Namespace) -> dict[str, Any]:
+    """Every plan on the first layers, against float64 torch. Raises ParityError."""
     few = min(options.parity_layers, len(weights.layers))
     found = {}
-    for name, rules in plans.items():
-        found[name] = check_plain(weights.first(few), cut(rules, few), seed=options.seed, backend=options.backend)
+    for name, selectors in plans.items():
+        found[name] = check_plain(weights.first(few), cut(selectors, few), seed=options.seed, backend=options.backend)
         print(
             f"parity check, {name}: logits within {found[name]['relative_logits_error']:.1e} of float64",
             file=sys.stderr,
@@ -125,8 +128,8 @@ def check_parity(weights: DecodeWeights, plans: dict[str, Rules], options: argpa
 def selection_us(rows: list[Row], sites: int) -> dict[str, float]:
     """Level -> microseconds of one exact selection: the step with Top-K less the step with thresholds, per site."""
     timed = {row["name"]: row["ms_per_token"]["p50"] for row in reversed(rows)}
-    pairs = {name: name.replace("limits", "top-k") for name in timed if name.startswith("limits")}
-    return {top: 1000 * (timed[top] - timed[limits]) / sites for limits, top in pairs.items()}
+    pairs = {name: name.replace("thresholds", "top-k") for name in timed if name.startswith("thresholds")}
+    return {top: 1000 * (timed[top] - timed[thresholds]) / sites for thresholds, top in pairs.items()}
 
 
 def command(words: list[str]) -> str:
@@ -166,21 +169,26 @@ def main(words: list[str]) -> None:
     weights = random_weights(config, dtype, device, options.seed, options.layers, **OVERHEADS[options.overhead])
     weights = weights.rounded(SCHEMES[options.quantization], options.head_w8, options.adapters_w8)
     record: dict[str, Any] = {"schema": SCHEMA, "kind": "decode", "model": options.model, "weights": "random"}
-    record |= environment(device) | {"dtype": options.dtype, "extras": options.overhead, "layers": len(weights.layers)}
+    record |= environment(device) | {
+        "dtype": options.dtype,
+        "overhead": options.overhead,
+        "layers": len(weights.layers),
+    }
     record |= {"quantization": options.quantization, "head": "w8" if options.head_w8 else "none"}
     record |= {"adapters": "w8" if options.adapters_w8 else "none"}
     record |= {"seed": options.seed, "levels": options.levels, "command": command(words)}
-    record |= {"gate": {}, "rows": [], "selection_us": {}}
+    record |= {"parity": {}, "rows": [], "selection_us": {}}
     if options.prefill:
         record["prefill"] = prefill_rows(weights.bare(), options.prefill, options.repeats, backend=options.backend)
     for context in options.contexts:
         plans = plans_of(weights, context, options)
-        record["gate"][str(context)] = check_parity(weights, plans, options)
+        record["parity"][str(context)] = check_parity(weights, plans, options)
         rows = compare(weights, plans, [context], options.new_tokens, options.repeats, backend=options.backend)
         record["rows"] += rows
         record["selection_us"][str(context)] = selection_us(rows, 4 * len(weights.layers))
     if options.json is not None:
-        write_record(options.json, record)
+        content = json.dumps(sealed(record), indent=1, allow_nan=False) + "\n"
+        write_atomically(options.json, content.encode())
     for context, costs in record["selection_us"].items():
         for level, cost in costs.items():
             print(f"context {context}, {level}: one exact selection costs {cost:.2f} us", file=sys.stderr)

@@ -1,6 +1,6 @@
-"""From a few Top-K steps of the decoder itself: brackets that make selection cheap, or limits in its place.
+"""From a few Top-K steps of the decoder itself: search ranges that make selection cheap, or thresholds in its place.
 
-A range seen on a few tokens is enough, because a search that misses it goes on; limits are for the price of selection.
+A range seen on a few tokens is enough, because a search that misses it goes on; thresholds are for the price of selection.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from larosa.decode.decoder import Decoder, SiteEvent
-from larosa.decode.rules import Rules, SiteRule
+from larosa.decode.selectors import Selectors, SiteSelector
 
 _MARGIN = 0.25
 
@@ -25,8 +25,8 @@ def kth_bits(decoder: Decoder, ids: Tensor, context: int = 0) -> dict[tuple[int,
     found: dict[tuple[int, str], list[Tensor]] = {}
 
     def watch(event: SiteEvent) -> None:
-        rule = decoder.rules[event.site][event.layer]
-        if rule.limit is None and rule.k < event.x.shape[1]:
+        selector = decoder.selectors[event.site][event.layer]
+        if selector.threshold is None and selector.k < event.x.shape[1]:
             found.setdefault((event.layer, event.site), []).append(event.keep[:, 0])
 
     decoder.place(context)
@@ -36,31 +36,33 @@ def kth_bits(decoder: Decoder, ids: Tensor, context: int = 0) -> dict[tuple[int,
     return {key: torch.cat(rows).cpu() for key, rows in found.items()}
 
 
-def bracketed(rules: Rules, bits: dict[tuple[int, str], Tensor]) -> Rules:
+def with_search_ranges(selectors: Selectors, bits: dict[tuple[int, str], Tensor]) -> Selectors:
     """Top-K, told where to look first: the range seen, and a quarter of it to either side."""
 
-    def own(site: str, layer: int, rule: SiteRule) -> SiteRule:
+    def own(site: str, layer: int, selector: SiteSelector) -> SiteSelector:
         if (layer, site) not in bits:
-            return rule
+            return selector
         low, high = int(bits[layer, site].min()), int(bits[layer, site].max())
         margin = max(1, int(_MARGIN * (high - low)))
-        return replace(rule, bracket=(max(0, low - margin), high + margin))
+        return replace(selector, search_range=(max(0, low - margin), high + margin))
 
-    return _mapped(rules, own)
+    return _mapped(selectors, own)
 
 
-def limited(rules: Rules, bits: dict[tuple[int, str], Tensor], dtype: torch.dtype) -> Rules:
+def with_thresholds(selectors: Selectors, bits: dict[tuple[int, str], Tensor], dtype: torch.dtype) -> Selectors:
     """Thresholds in the place of Top-K: the median of the k-th magnitudes. k is what they are expected to keep."""
 
-    def own(site: str, layer: int, rule: SiteRule) -> SiteRule:
+    def own(site: str, layer: int, selector: SiteSelector) -> SiteSelector:
         if (layer, site) not in bits:
-            return rule
+            return selector
         middle = bits[layer, site].median()[None]
         value = middle.view(dtype) if dtype == torch.float32 else middle.to(torch.int16).view(dtype)
-        return replace(rule, limit=float(value))
+        return replace(selector, threshold=float(value))
 
-    return _mapped(rules, own)
+    return _mapped(selectors, own)
 
 
-def _mapped(rules: Rules, own: Callable[[str, int, SiteRule], SiteRule]) -> Rules:
-    return {site: tuple(own(site, i, rule) for i, rule in enumerate(layers)) for site, layers in rules.items()}
+def _mapped(selectors: Selectors, own: Callable[[str, int, SiteSelector], SiteSelector]) -> Selectors:
+    return {
+        site: tuple(own(site, i, selector) for i, selector in enumerate(layers)) for site, layers in selectors.items()
+    }

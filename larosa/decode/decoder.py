@@ -21,7 +21,7 @@ from torch.nn import functional
 from larosa.decode import ops
 from larosa.decode.errors import DecodeError
 from larosa.decode.matrix import PackedMatrix
-from larosa.decode.rules import Rules, SiteRule
+from larosa.decode.selectors import Selectors, SiteSelector
 from larosa.decode.weights import DecodeWeights, LayerWeights
 
 _WARM_UPS = 3
@@ -46,7 +46,7 @@ Watcher = Callable[[SiteEvent], None]
 
 
 class Decoder:
-    """A model that decodes: `weights` under `rules`, for `batch` sequences of equal length up to `max_len`.
+    """A model that decodes: `weights` under `selectors`, for `batch` sequences of equal length up to `max_len`.
 
     `graph`: one CUDA graph a step (GPUs only). Batches above 1 are correct, but not what this is made for.
     """
@@ -54,14 +54,14 @@ class Decoder:
     def __init__(
         self,
         weights: DecodeWeights,
-        rules: Rules,
+        selectors: Selectors,
         max_len: int,
         batch: int = 1,
         backend: str = "auto",
         graph: bool = True,
     ) -> None:
         weights.check_length(max_len)
-        self.weights, self.rules, self.max_len, self.batch = weights, rules, max_len, batch
+        self.weights, self.selectors, self.max_len, self.batch = weights, selectors, max_len, batch
         self.backend = ops.resolve(backend, weights.device, weights.dtype)
         self.length = 0
         shape, device = weights.shape, weights.device
@@ -180,9 +180,12 @@ class Decoder:
 
     def _site(self, layer: int, site: str, before: Tensor, residual: Tensor | None = None) -> Tensor:
         """One site in one launch, or two with a transform; h3 goes on to what h4 ranks."""
-        own, rule = self.weights.layers[layer], self.rules[site][layer]
-        limit = None if rule.limit is None else self._limit(rule, before.dtype)
-        more: dict[str, Any] = {"ties": rule.ties, "search_range": self._pair(*rule.bracket) if rule.bracket else None}
+        own, selector = self.weights.layers[layer], self.selectors[site][layer]
+        threshold = None if selector.threshold is None else self._threshold(selector, before.dtype)
+        more: dict[str, Any] = {
+            "ties": selector.ties,
+            "search_range": self._pair(*selector.search_range) if selector.search_range else None,
+        }
         if site in ("h1", "h3") and site in own.transforms:
             before = self._transformed(own, site, before, self.backend)
         elif site in ("h1", "h3"):
@@ -190,23 +193,23 @@ class Decoder:
         elif site == "h2" and own.scale is not None:
             before = before * own.scale
         if site == "h3":
-            after = self.rules["h4"][layer]
-            more |= {"swiglu": True, "gate_threshold": self._limit(after, before.dtype) if after.gated else None}
-        if rule.gated:
-            limit = self._pair(0, -1)  # what did not pass its gate is zero by now
+            after = self.selectors["h4"][layer]
+            more |= {"swiglu": True, "gate_threshold": self._threshold(after, before.dtype) if after.gated else None}
+        if selector.gated:
+            threshold = self._pair(0, -1)  # what did not pass its gate is zero by now
         more |= {"bias": own.biases.get(site), "residual": residual, "overlap": True, "backend": self.backend}
-        k, shape = rule.k if limit is None else None, self._launch_shape(layer, site)
-        return ops.fused_sparse_gemv(before, own.matrices[site], k, threshold=limit, config=shape, **more)
+        k, shape = selector.k if threshold is None else None, self._launch_shape(layer, site)
+        return ops.fused_sparse_gemv(before, own.matrices[site], k, threshold=threshold, config=shape, **more)
 
     def _launch_shape(self, layer: int, site: str) -> GemvConfig:
         """The same for a site's fused and single product, whose sums then have one order."""
         matrix = self.weights.layers[layer].matrices[site]
         width, columns = matrix.shape
-        kept = self.rules[site][layer].expected(width)
+        kept = self.selectors[site][layer].expected(width)
         return ops.launch_shape(matrix, columns // 2 if site == "h3" else columns, kept)
 
-    def _limit(self, rule: SiteRule, dtype: torch.dtype) -> Tensor:
-        return self._pair(ops.threshold_bits(float(rule.limit or 0.0), dtype), -1)
+    def _threshold(self, selector: SiteSelector, dtype: torch.dtype) -> Tensor:
+        return self._pair(ops.threshold_bits(float(selector.threshold or 0.0), dtype), -1)
 
     def _read(self, layer: int, site: str, before: Tensor, residual: Tensor | None, watch: Watcher | None) -> Tensor:
         x, keep = self.enter(layer, site, before, self.backend)
@@ -221,27 +224,29 @@ class Decoder:
         return h if matrix is None else ops.fused_sparse_gemv(h, matrix, backend=backend)
 
     def enter(
-        self, layer: int, site: str, before: Tensor, backend: str, rule: SiteRule | None = None
+        self, layer: int, site: str, before: Tensor, backend: str, selector: SiteSelector | None = None
     ) -> tuple[Tensor, Tensor]:
         """From a site's raw material [B, ...] to its vector x [B, width] and what stays of it.
 
         h1, h3: the residual stream; h2: the attention's output; h4: gate and up side by side.
-        `rule` takes the place of the decoder's own.
+        `selector` takes the place of the decoder's own.
         """
-        own, rule = self.weights.layers[layer], rule or self.rules[site][layer]
-        bracket = self._pair(*rule.bracket) if rule.bracket else None
-        limit = None if rule.limit is None else self._limit(rule, before.dtype)
+        own, selector = self.weights.layers[layer], selector or self.selectors[site][layer]
+        search_range = self._pair(*selector.search_range) if selector.search_range else None
+        threshold = None if selector.threshold is None else self._threshold(selector, before.dtype)
         if site in ("h1", "h3"):
             if site not in own.transforms:
                 eps = float(self.weights.config.rms_norm_eps)
-                return ops.rmsnorm_topk(before, own.norms[site], eps, rule.k, rule.ties, bracket, limit, backend)
+                return ops.rmsnorm_topk(
+                    before, own.norms[site], eps, selector.k, selector.ties, search_range, threshold, backend
+                )
             x = self._transformed(own, site, before, backend)
-            return x, self._selected(x, rule, bracket, limit, backend)
+            return x, self._selected(x, selector, search_range, threshold, backend)
         if site == "h2":
             x = before if own.scale is None else before * own.scale
-            return x, self._selected(x, rule, bracket, limit, backend)
-        plain, gate = (None, limit) if rule.gated else (limit, None)
-        return ops.swiglu_topk(before, rule.k, rule.ties, bracket, plain, gate, backend)
+            return x, self._selected(x, selector, search_range, threshold, backend)
+        plain, gate = (None, threshold) if selector.gated else (threshold, None)
+        return ops.swiglu_topk(before, selector.k, selector.ties, search_range, plain, gate, backend)
 
     def product(self, layer: int, site: str, x: Tensor, keep: Tensor, residual: Tensor | None) -> Tensor:
         """The kept entries of x [B, width] times what reads the site, plus bias and residual."""
@@ -261,13 +266,13 @@ class Decoder:
         return torch.bmm(blocks, transform.matrix).transpose(0, 1).reshape(x.shape)
 
     def _selected(
-        self, x: Tensor, rule: SiteRule, bracket: Tensor | None, limit: Tensor | None, backend: str
+        self, x: Tensor, selector: SiteSelector, search_range: Tensor | None, threshold: Tensor | None, backend: str
     ) -> Tensor:
-        if limit is not None:
-            return limit.repeat(len(x), 1) if len(x) > 1 else limit[None]
-        if rule.k >= x.shape[1]:
+        if threshold is not None:
+            return threshold.repeat(len(x), 1) if len(x) > 1 else threshold[None]
+        if selector.k >= x.shape[1]:
             return self._pair(0, x.shape[1], rows=len(x))
-        return ops.topk_select(x, rule.k, rule.ties, bracket, backend)
+        return ops.topk_select(x, selector.k, selector.ties, search_range, backend)
 
     def _pair(self, first: int, second: int, rows: int = 0) -> Tensor:
         """A constant [2], or [rows, 2], made once: a graph replays no copy from the host."""

@@ -14,7 +14,7 @@ from torch.nn import functional
 from larosa.decode.decoder import Decoder
 from larosa.decode.errors import DecodeError
 from larosa.decode.matrix import dense
-from larosa.decode.rules import dense_rules
+from larosa.decode.selectors import dense_selectors
 from larosa.decode.weights import DecodeWeights
 
 LAYOUTS = ("linear", "addmm", "input_major")
@@ -38,7 +38,7 @@ class DenseDecoder(Decoder):
         if layout not in LAYOUTS or (layout != "input_major" and output_major is None):
             raise DecodeError(f"layout={layout}: expected one of {', '.join(LAYOUTS)}, all but the last with a copy")
         self.layout, self._output_major = layout, output_major
-        super().__init__(weights, dense_rules(weights.shape), max_len, **how)
+        super().__init__(weights, dense_selectors(weights.shape), max_len, **how)
 
     @property
     def fused(self) -> bool:

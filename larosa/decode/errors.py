@@ -9,5 +9,5 @@ class DecodeError(LarosaError):
     """The decoder cannot run this model, plan or prompt."""
 
 
-class GateError(LarosaError):
+class ParityError(LarosaError):
     """The decoder does not compute what the evaluated model computes, so its time means nothing."""

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from larosa.architecture import SITES, LayerView, ModelView
 from larosa.decode.errors import DecodeError
 from larosa.decode.matrix import Matrix, PackedMatrix
 from larosa.decode.weights import DecodeWeights, LayerWeights, Transform
+from larosa.models.architecture import SITES, LayerView, ModelView
 
 if TYPE_CHECKING:
     from larosa.rotation.rotation import ResidualAdapter
@@ -54,8 +54,8 @@ def _sites(handle: SparsityHandle | None) -> dict[tuple[int, str], SparseSite]:
         return {}
     if handle.plan.low_rank is not None:
         raise DecodeError("the decoder does not run low-rank remainders (method=r_sparse)")
-    if handle.plan.tokens.kind not in ("all", "decode_only"):
-        raise DecodeError(f"tokens={handle.plan.tokens.kind}: the decoder knows all and decode_only")
+    if handle.plan.token_policy.kind not in ("all", "decode_only"):
+        raise DecodeError(f"tokens={handle.plan.token_policy.kind}: the decoder knows all and decode_only")
     return {(site.layer, site.site): site for site in handle.sites}
 
 
@@ -84,7 +84,7 @@ def _layer(
     matrices, biases, transforms = dict[str, Matrix](), dict[str, Tensor](), dict[str, Transform]()
     scale: Tensor | None = None
     for name, site in sites.items():
-        readers = layer.readers(name)
+        readers = layer.consumers(name)
         matrix, transform = _behind(readers, site)
         codes = None if handle is None else handle.quantised.get((layer.index, name))
         matrices[name] = matrix if codes is None else PackedMatrix.of(codes, paired=name == "h3")
@@ -94,7 +94,7 @@ def _layer(
         if transform is not None:
             transforms[name] = transform
     for name, site in sites.items():
-        score = getattr(site.rule, "score", None) if site is not None else None
+        score = getattr(site.selector, "importance", None) if site is not None else None
         if score is None:
             continue
         _divide_rows(_tensor(matrices[name]), score)
@@ -123,9 +123,9 @@ def _behind(readers: list[nn.Linear], site: SparseSite | None) -> tuple[Tensor, 
     if site is None or site.transform is None:
         return matrix, None
     found = site.transform
-    if found.storage == "int8" and len(found.codes) == 1:
+    if found.storage == "int8" and len(found.qweight) == 1:
         assert found.scales is not None
-        return matrix, Transform(found.codes[0].T.contiguous(), found.scales[0, :, 0].float())
+        return matrix, Transform(found.qweight[0].T.contiguous(), found.scales[0, :, 0].float())
     blocks = found.blocks(torch.float32).transpose(-1, -2).to(weight.dtype).contiguous()
     return matrix, Transform(blocks[0] if len(blocks) == 1 else blocks)
 

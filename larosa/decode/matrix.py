@@ -10,7 +10,7 @@ from larosa_kernels.ops.sparse_gemv_quantised.packing import GROUP, dequantise, 
 from torch import Tensor
 
 from larosa.decode.errors import DecodeError
-from larosa.quantization.grid import Quantised
+from larosa.models.formats import Quantised
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class PackedMatrix:
 
         Raises DecodeError for groups along the input.
         """
-        if found.scheme == "w4_input":
+        if found.scheme == "w4_in":
             raise DecodeError("the decoder runs w4 in groups along the output, not along the input")
-        m = found.codes.shape[1]
-        if found.scheme != "w4_output":
-            return cls(found.codes.contiguous(), found.scale.contiguous(), m, 1.0)
+        m = found.qweight.shape[1]
+        if found.scheme != "w4_out":
+            return cls(found.qweight.contiguous(), found.scale.contiguous(), m, 1.0)
         paired = paired and m % (2 * GROUP) == 0
         scale = pack_scales(found.scale, m, paired)
-        return cls(pack_qweight(found.codes, paired), scale, m, float(scale.abs().max()), paired)
+        return cls(pack_qweight(found.qweight, paired), scale, m, float(scale.abs().max()), paired)
 
     @property
     def shape(self) -> torch.Size:

@@ -62,7 +62,7 @@ def attention(weights: DecodeWeights, qkv: Tensor) -> Tensor:
 
 
 def logits(weights: DecodeWeights, ids: Tensor, masks: Masks) -> tuple[Tensor, list[float]]:
-    """Logits [T, vocabulary] float64 of ids [T], and kappa of every norm (see evaluation.invariance)."""
+    """Logits [T, vocabulary] float64 of ids [T], and kappa of every norm (see evaluation.parity)."""
     kappa: list[float] = []
     eps = float(weights.config.rms_norm_eps)
 

@@ -10,14 +10,14 @@ from larosa.decode import ops
 from larosa.decode.decoder import Decoder
 from larosa.decode.errors import DecodeError
 from larosa.decode.matrix import dense
-from larosa.decode.rules import SiteRule
+from larosa.decode.selectors import SiteSelector
 
 
 @torch.no_grad()
 def prefill(decoder: Decoder, ids: Tensor, mode: str = "sparse") -> Tensor:
     """Fill the cache with ids [B, T] from position 0 on; returns logits [B, T, vocabulary].
 
-    mode: `sparse`, every token under the decoder's rules, or `dense`, nothing dropped. Raises DecodeError.
+    mode: `sparse`, every token under the decoder's selectors, or `dense`, nothing dropped. Raises DecodeError.
     """
     batch, length = ids.shape
     if batch != decoder.batch or not 0 < length <= decoder.max_len:
@@ -47,7 +47,7 @@ def _layer(decoder: Decoder, layer: int, h: Tensor, batch: int, sparse: bool) ->
 def _read(decoder: Decoder, layer: int, site: str, before: Tensor, sparse: bool) -> Tensor:
     own = decoder.weights.layers[layer]
     matrix = dense(own.matrices[site], before.dtype)  # of codes a copy that lives for this product
-    x, keep = decoder.enter(layer, site, before, "reference", None if sparse else SiteRule(len(matrix)))
+    x, keep = decoder.enter(layer, site, before, "reference", None if sparse else SiteSelector(len(matrix)))
     product = (torch.where(ops.selected_mask(x, keep), x, 0) if sparse else x) @ matrix
     return product if site not in own.biases else product + own.biases[site]
 

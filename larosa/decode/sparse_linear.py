@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from larosa.architecture import SITES, ModelView
 from larosa.decode import ops
 from larosa.decode.errors import DecodeError
+from larosa.models.architecture import SITES, ModelView
 
 FEW_ROWS = 8
 """Rows from which one dense product over all weights is cheaper than a sparse one each."""
@@ -65,7 +65,7 @@ def sparse_linears(model: PreTrainedModel, backend: str = "auto") -> Iterator[li
     made: list[SparseLinear] = []
     try:
         for layer in view.layers:
-            for path in (path for site in SITES for path in view.architecture.readers[site]):
+            for path in (path for site in SITES for path in view.architecture.consumers[site]):
                 parent, _, name = path.rpartition(".")
                 owner = layer.module.get_submodule(parent)
                 linear = getattr(owner, name)

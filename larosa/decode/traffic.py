@@ -6,10 +6,10 @@ import torch
 from larosa_kernels.common.timing import peak_bytes_per_s
 from torch import Tensor
 
-from larosa.architecture import SITES
 from larosa.decode.decoder import Decoder, SiteEvent
 from larosa.decode.matrix import read_bytes, stored_bytes
 from larosa.decode.ops import selected_mask
+from larosa.models.architecture import SITES
 
 
 def peak_bandwidth(device: torch.device) -> float | None:
@@ -26,11 +26,15 @@ def _size(tensor: Tensor) -> int:
 def realised(decoder: Decoder, steps: int) -> dict[str, list[float]]:
     """Site -> the share of entries that stay in each layer, mean over `steps` from where the decoder stands.
 
-    Of Top-K with strict ties it is known; what a limit keeps is seen on the decoder's own greedy tokens.
+    Of Top-K with strict ties it is known; what a threshold keeps is seen on the decoder's own greedy tokens.
     """
     shape = decoder.weights.shape
-    known = {site: [rule.k / shape.sites[site].width for rule in decoder.rules[site]] for site in SITES}
-    if not any(rule.limit is not None or rule.ties == "keep" for own in decoder.rules.values() for rule in own):
+    known = {site: [selector.k / shape.sites[site].width for selector in decoder.selectors[site]] for site in SITES}
+    if not any(
+        selector.threshold is not None or selector.ties == "keep"
+        for own in decoder.selectors.values()
+        for selector in own
+    ):
         return known
     found = {site: [0.0] * shape.layers for site in SITES}
 

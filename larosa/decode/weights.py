@@ -23,8 +23,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from larosa.decode.errors import DecodeError
 from larosa.decode.matrix import Matrix, PackedMatrix, dense, tensors
-from larosa.quantization.grid import quantised
-from larosa.sites import ModelShape
+from larosa.models.formats import quantised
+from larosa.models.sites import ModelShape
 
 _FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
 
@@ -129,7 +129,7 @@ class DecodeWeights:
         return self.head.dense(dtype) if isinstance(self.head, PackedMatrix) else self.head.to(dtype).T
 
     def rounded(self, scheme: str | None, head: bool = False, adapters: bool = False) -> DecodeWeights:
-        """The projections as codes, `w8` or `w4_output`, round to nearest; head and adapters in w8 where asked for."""
+        """The projections as codes, `w8` or `w4_out`, round to nearest; head and adapters in w8 where asked for."""
 
         def own(matrices: dict[str, Matrix], scheme: str) -> dict[str, Matrix]:
             return {
@@ -220,9 +220,9 @@ def random_weights(
     def layer(index: int) -> LayerWeights:
         at = (["h1"] if adapters and index else []) + (["h3"] if adapters > 1 else [])
         return LayerWeights(
-            matrices={name: normal(site.width, site.fan_out) for name, site in sites.items()},
+            matrices={name: normal(site.width, site.out_features) for name, site in sites.items()},
             norms={"h1": gamma(), "h3": gamma()},
-            biases={name: normal(site.fan_out) for name, site in sites.items() if has_bias(config, name)},
+            biases={name: normal(site.out_features) for name, site in sites.items() if has_bias(config, name)},
             adapters={site: shuffled().to(dtype) for site in at},
             transforms={site: stored(shuffled(), transforms, dtype) for site in ("h1", "h3")} if transforms else {},
         )

@@ -1,1 +1,1 @@
-"""What is measured on a model: perplexity, zero-shot accuracy, output error, sparsity, invariance."""
+"""What is measured on a model: perplexity, zero-shot accuracy, output error, achieved sparsity, accounting, parity."""

@@ -1,14 +1,13 @@
 """Thresholds and output errors of a sparse model on the calibration tokens.
 
-* threshold: the k-th magnitude of every token (quantiles over tokens), what a threshold kernel would need; ranked
-  entries with their score, calibrated thresholds as they are;
-* site error: `||W x - W x_sparse|| / ||W x||` over all readers W of a site, on the activations of the sparse
-  model, beside Theorem A.1 of the paper at the site's level; low-rank pairs make good what they reach of the rest;
+* threshold: the k-th magnitude per token (quantiles over tokens), which a threshold kernel would need; entries are
+  weighted by their importance, calibrated thresholds are unchanged;
+* site error: `||W x - W x_sparse|| / ||W x||` over all consumers W of a site, on the activations of the sparse model,
+  with Theorem A.1 of the paper at the site's level; the outputs of low-rank pairs are included;
 * layer error: the layer's update of the residual stream against its dense update on the same input. Bases are
   orthogonal, so the ratio does not depend on the form.
 
-Errors are taken a token and then averaged: in sums over tokens the few with massive activations would drown the
-others.
+Errors are relative per token and then averaged, because the few tokens with massive activations would dominate a sum.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from larosa.architecture import SITES, ModelView
+from larosa.models.architecture import SITES, ModelView
 from larosa.sparsity.handle import SparsityHandle
 from larosa.sparsity.site import SparseSite
 from larosa.sparsity.top_k import theoretical_error
@@ -40,12 +39,12 @@ class ErrorProbe:
         self.layer_error: dict[int, list[Tensor]] = defaultdict(list)
 
     def observe(self, site: SparseSite, x: Tensor, y: Tensor, z: Tensor, _z_sparse: Tensor) -> None:
-        """Keep one threshold a token, and the error of the site's readers."""
+        """Keep one threshold per token, and the output error of the site's consumers."""
         key = (site.site, site.layer)
-        threshold = site.rule.threshold(z) if len(z) else None
+        threshold = site.selector.thresholds(z) if len(z) else None
         if threshold is not None:
             self.thresholds[key].append(threshold.reshape(-1).float().cpu())
-        if site.gated:  # what down reads is gate times up: the layer's error tells
+        if site.gated:  # the input of down is gate times up, so only the layer error is defined
             return
         self.site_error[key].append(output_error(site, x, y))
 
@@ -100,8 +99,9 @@ def probe(model: PreTrainedModel, handle: SparsityHandle, ids: Tensor) -> dict[s
 
 
 def output_error(site: SparseSite, x: Tensor, y: Tensor) -> Tensor:
-    """[tokens] of the relative error of the site's readers on y for x, both [tokens, width], low-rank pairs run."""
-    weight = torch.cat([linear.weight for linear in site.readers])
+    """[tokens] of the relative output error of the site's consumers on y instead of x, both [tokens, width], low-rank
+    pairs included."""
+    weight = torch.cat([linear.weight for linear in site.consumers])
     lost = (x - y) @ weight.T
     if site.low_rank is not None:
         lost = lost - site.low_rank.output(x - y)
@@ -109,7 +109,7 @@ def output_error(site: SparseSite, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _relative(error: Tensor, output: Tensor) -> Tensor:
-    """[tokens] of ||error|| / ||output||, tokens without output left out."""
+    """[tokens] of ||error|| / ||output||, tokens with zero output excluded."""
     size = output.float().norm(dim=-1).reshape(-1)
     ratio: Tensor = (error.float().norm(dim=-1).reshape(-1) / size)[size > 0]
     return ratio.cpu()

@@ -1,4 +1,4 @@
-"""Perplexity: exp of the mean negative log-likelihood a predicted token, over disjoint blocks.
+"""Perplexity: exp of the mean negative log-likelihood per predicted token, over disjoint blocks.
 
 Each block of T tokens predicts T - 1 of them; likelihoods are summed in float64 from float32 logits. The
 standard error is that of the mean over blocks, carried through the exponential.
@@ -14,18 +14,18 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from larosa.architecture import ModelView
-from larosa.evaluation.finite import EvaluationError as EvaluationError
-from larosa.evaluation.finite import require_finite
-from larosa.inputs import check_ids
+from larosa.models.architecture import ModelView
+from larosa.models.finite import EvaluationError as EvaluationError
+from larosa.models.finite import require_finite
+from larosa.models.inputs import check_ids
 
 
 @torch.no_grad()
 def perplexity(model: PreTrainedModel, ids: Tensor, batch_size: int, label: str) -> dict[str, Any]:
     """ids: [N, T] int64. Returns perplexity, its standard error, tokens and the NLL (nats) of every block.
 
-    Raises EvaluationError where the model's logits or their likelihood are not finite, InputError where ids are not the
-    model's to read.
+    Raises EvaluationError where the model's logits or their likelihood are not finite, InputError where the model
+    cannot read the ids.
     """
     check_ids(ids, model.config)
     view = ModelView(model)

@@ -1,4 +1,4 @@
-"""Measured sparsity: the zeros that really stand in the activations, a token, a site and a layer."""
+"""Achieved sparsity: zeros counted in the activations, per token, site and layer."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from larosa.architecture import SITES
-from larosa.sites import ModelShape
+from larosa.models.architecture import SITES
+from larosa.models.sites import ModelShape
 from larosa.sparsity.site import SparseSite
 
 
 class SparsityMeter:
     """An observer of sparse sites that counts zeros of every sparse token."""
 
-    def __init__(self, shape: ModelShape, skips: dict[str, int]) -> None:
-        self._shape, self._skips = shape, skips
+    def __init__(self, shape: ModelShape, weights_per_channel: dict[str, int]) -> None:
+        self._shape, self._weights_per_channel = shape, weights_per_channel
         self._zeros: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
 
     def observe(self, site: SparseSite, _x: Tensor, _y: Tensor, _z: Tensor, z_sparse: Tensor) -> None:
@@ -25,7 +25,7 @@ class SparsityMeter:
         self._zeros[site.site, site.layer].append((z_sparse == 0).sum(-1, dtype=torch.int32))
 
     def summary(self) -> dict[str, Any]:
-        """Fractions: per site and layer mean and standard deviation over tokens; byte-weighted over all."""
+        """Fractions: mean and standard deviation over tokens per site and layer; weight sparsity over all."""
         layers, sites = self._shape.layers, self._shape.sites
         mean: dict[str, list[float]] = {site: [] for site in SITES}
         std: dict[str, list[float]] = {site: [] for site in SITES}
@@ -38,22 +38,22 @@ class SparsityMeter:
                 level = zeros / sites[site].width
                 mean[site].append(float(level.mean()))
                 std[site].append(float(level.std(correction=0)))
-                skipped += zeros * self._skips[site]
-        share = skipped / (layers * self._shape.layer_weights)
+                skipped += zeros * self._weights_per_channel[site]
+        sparsity = skipped / (layers * self._shape.layer_weights)
         return {
-            "level_mean": mean,
-            "level_std_over_tokens": std,
-            "byte_weighted_mean": float(share.mean()),
-            "byte_weighted_std_over_tokens": float(share.std(correction=0)),
-            "byte_weighted_min": float(share.min()),
-            "byte_weighted_max": float(share.max()),
-            "sparse_tokens": len(share),
+            "site_mean": mean,
+            "site_std_over_tokens": std,
+            "weight_sparsity_mean": float(sparsity.mean()),
+            "weight_sparsity_std_over_tokens": float(sparsity.std(correction=0)),
+            "weight_sparsity_min": float(sparsity.min()),
+            "weight_sparsity_max": float(sparsity.max()),
+            "sparse_tokens": len(sparsity),
         }
 
 
 def over_texts(measured: dict[str, dict[str, Any]]) -> dict[str, float] | None:
-    """Mean, smallest and largest byte-weighted level of the texts' summaries; None without texts."""
-    levels = [summary["byte_weighted_mean"] for summary in measured.values()]
+    """Mean, smallest and largest weight sparsity over the texts; None without texts."""
+    levels = [summary["weight_sparsity_mean"] for summary in measured.values()]
     if not levels:
         return None
     return {"mean": sum(levels) / len(levels), "min": min(levels), "max": max(levels)}

@@ -1,4 +1,4 @@
-"""What passes one site of one layer, of the model as it is or made sparse with nothing dropped."""
+"""Activations of one site of one layer, of the dense model or of a sparse one at level 0."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from larosa.architecture import ModelView
+from larosa.models.architecture import ModelView
 from larosa.sparsity.handle import SparsityHandle
 from larosa.sparsity.site import SparseSite
 
@@ -28,7 +28,8 @@ class _Tap:
 def activations(
     model: PreTrainedModel, handle: SparsityHandle, ids: Tensor, layer: int, site: str
 ) -> tuple[SparseSite, Tensor, Tensor]:
-    """The site; x, [T, width], as its readers would get it; z, the same where entries are ranked. ids: [T]."""
+    """The site; x, [T, width], the input of its consumers; z, the same in the basis that entries are ranked in. ids:
+    [T]."""
     tap, view = _Tap(layer, site), ModelView(model)
     with handle.level_zero(), handle.observed_by(tap):
         view.decoder(input_ids=ids[None].to(view.embedding.weight.device), use_cache=False)
@@ -37,10 +38,10 @@ def activations(
 
 @torch.no_grad()
 def dense_activations(model: PreTrainedModel, ids: Tensor, layer: int, site: str) -> Tensor:
-    """[T, width]: what the readers of a site of the model as it is get. ids: [T]."""
+    """[T, width]: the input of a site's consumers in `model`. ids: [T]."""
     view, seen = ModelView(model), []
-    reader = view.layers[layer].readers(site)[0]
-    hook = reader.register_forward_pre_hook(lambda _module, args: seen.append(args[0][0]))
+    consumer = view.layers[layer].consumers(site)[0]
+    hook = consumer.register_forward_pre_hook(lambda _module, args: seen.append(args[0][0]))
     try:
         view.decoder(input_ids=ids[None].to(view.embedding.weight.device), use_cache=False)
     finally:

@@ -2,23 +2,33 @@
 
 `absorbed`: the basis is absorbed into the weights, residual adapters change it between layers (the paper).
 `simulated`: the norm's output, gamma in it, is rotated, Top-K'd and rotated back (the official code).
-`explicit`: beyond the paper, an output-aware transform in front of each norm's readers (rotation.explicit).
+`online`: beyond the paper, an output-aware transform in front of each norm's consumers (rotation.online).
 """
 
 from __future__ import annotations
 
 from larosa.calibration.calibrator import Calibrator
-from larosa.config import MethodConfig, TokenPolicyConfig
-from larosa.sites import ModelShape
+from larosa.config.run import MethodConfig, TokenPolicyConfig
+from larosa.methods.base import Method
+from larosa.models.sites import ModelShape
 from larosa.sparsity.handle import Plan
 from larosa.sparsity.schedule import Levels
 
 
-def plan(
-    method: MethodConfig, shape: ModelShape, levels: Levels, tokens: TokenPolicyConfig, calibrator: Calibrator
-) -> Plan:
-    """The levels in the calibrated rotation, or behind the calibrated transforms."""
-    if method.form == "explicit":
-        transforms = calibrator.transforms(method)
-        return calibrator.limited(Plan(method, shape, levels, tokens, rotation=None, transforms=transforms))
-    return calibrator.limited(Plan(method, shape, levels, tokens, rotation=calibrator.rotation(method)))
+class Larosa(Method):
+    """Top-K or thresholds in a calibrated rotation, or behind calibrated online transforms."""
+
+    def plan(
+        self,
+        method: MethodConfig,
+        shape: ModelShape,
+        levels: Levels,
+        token_policy: TokenPolicyConfig,
+        calibrator: Calibrator,
+    ) -> Plan:
+        """The levels in the rotated basis of `method.form`."""
+        if method.form == "online":
+            plan = Plan(method, shape, levels, token_policy, rotation=None, transforms=calibrator.transforms(method))
+        else:
+            plan = Plan(method, shape, levels, token_policy, rotation=calibrator.rotation(method))
+        return calibrator.with_thresholds(plan)

@@ -1,24 +1,22 @@
-"""From a method's name to the function that makes its plan."""
+"""From a method's name to the method."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from larosa.methods.base import Method
+from larosa.methods.cats import Cats
+from larosa.methods.dense import Dense
+from larosa.methods.larosa import Larosa
+from larosa.methods.magnitude import Magnitude
+from larosa.methods.r_sparse import RSparse
+from larosa.methods.teal import Teal
+from larosa.methods.wina import Wina
 
-from larosa.calibration.calibrator import Calibrator
-from larosa.config import MethodConfig, TokenPolicyConfig
-from larosa.methods import cats, dense, larosa, magnitude, r_sparse, teal, wina
-from larosa.sites import ModelShape
-from larosa.sparsity.handle import Plan
-from larosa.sparsity.schedule import Levels
-
-PlanFunction = Callable[[MethodConfig, ModelShape, Levels, TokenPolicyConfig, Calibrator], Plan]
-
-METHODS: dict[str, PlanFunction] = {
-    "dense": dense.plan,
-    "magnitude": magnitude.plan,
-    "wina": wina.plan,
-    "teal": teal.plan,
-    "cats": cats.plan,
-    "r_sparse": r_sparse.plan,
-    "larosa": larosa.plan,
+METHODS: dict[str, Method] = {
+    "dense": Dense(),
+    "magnitude": Magnitude(),
+    "wina": Wina(),
+    "teal": Teal(),
+    "cats": Cats(),
+    "r_sparse": RSparse(),
+    "larosa": Larosa(),
 }

@@ -1,4 +1,4 @@
-"""Weights on a grid: rounded to nearest, or by a calibrated quantiser, after a method has turned them.
+"""Quantised weights: rounded to nearest or by a calibrated quantiser, after a method has rotated them.
 
-Nothing here but `model.py` and `calibrated.py` knows a model; `grid.py` knows torch alone, so the decoder can use it.
+The formats are in :mod:`larosa.models.formats`, which imports torch only, so that the decoder can use it.
 """

@@ -1,1 +1,1 @@
-"""Orthogonal bases, and how a model is put into them."""
+"""Orthogonal bases, and how a model is rotated into them."""

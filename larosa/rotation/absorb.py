@@ -6,8 +6,8 @@ RMSNorm(x Q) = RMSNorm(x) Q for orthogonal Q once the norm's weight gamma is fol
 * q, k, v, gate, up: `W <- W diag(gamma) Q`; head: the same with the last basis; norms: gamma <- 1;
 * o, down: `W <- Q^T W`, bias `b <- b Q`; embedding: `E <- E Q_0` (untied from the head first);
 * before layer l a residual adapter `Q_{l-1}^T Q_l` where the basis changes;
-* per block, the stream keeps the basis of h1 through the layer and the input of the MLP's norm is rotated
-  into that of h3: a second adapter a layer.
+* per sublayer, the stream keeps the basis of h1 through the layer and the input of the MLP's norm is rotated
+  into that of h3: a second adapter per layer.
 
 All products run in float64 and are cast back once.
 """
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
-from larosa.architecture import ModelView
+from larosa.models.architecture import ModelView
 from larosa.rotation.rotation import ResidualAdapter, Rotation
 
 _ROWS = 16_384
@@ -85,7 +85,7 @@ class WeightSwaps:
         self._homes.clear()
 
     def restore(self) -> None:
-        """Put every old parameter back, the very objects, so ties are whole again."""
+        """Restore every old parameter object, so tied weights are tied again."""
         for parameter, device in self._homes.values():
             parameter.data = parameter.data.to(device)
         for module, name, old in reversed(self._undo):
@@ -108,7 +108,7 @@ def right_product(weight: Tensor, scale: Tensor | None, matrix: Tensor) -> Tenso
 def absorb(
     view: ModelView, rotation: Rotation, swaps: WeightSwaps
 ) -> tuple[list[ResidualAdapter], list[RemovableHandle]]:
-    """Put the model into the rotation's bases. Returns its adapters and the hooks that run them."""
+    """Rotate the model into the rotation's bases. Returns its adapters and the hooks that run them."""
     adapters: list[ResidualAdapter] = []
     hooks: list[RemovableHandle] = []
 
@@ -125,7 +125,7 @@ def absorb(
         if attention != mlp:
             adapt(layer.norm("h3"), stream, rotation.at(layer.index, "h3"))
         for site in ("h1", "h3"):
-            fold(layer.norm(site), layer.readers(site), rotation.at(layer.index, site), swaps)
+            fold(layer.norm(site), layer.consumers(site), rotation.at(layer.index, site), swaps)
         for linear in layer.writers():
             _rotate_output(linear, stream, swaps)
     first, last = rotation.at(0, "h1"), rotation.at(len(view.layers) - 1, "h1")
@@ -136,15 +136,17 @@ def absorb(
     return adapters, hooks
 
 
-def fold(norm: nn.Module, readers: list[nn.Linear], Q: Tensor, swaps: WeightSwaps, gain: Tensor | None = None) -> None:
-    """Fold gamma and a matrix Q [D, D] into what reads a norm: `W <- W diag(gamma / gain) Q`, gamma <- gain.
+def fold(
+    norm: nn.Module, consumers: list[nn.Linear], Q: Tensor, swaps: WeightSwaps, gain: Tensor | None = None
+) -> None:
+    """Fold gamma and a matrix Q [D, D] into the consumers of a norm: `W <- W diag(gamma / gain) Q`, gamma <- gain.
 
     gain [D] > 0: what the norm multiplies by from now on; None is ones.
     """
     gamma = norm.get_parameter("weight")
     new = torch.ones_like(gamma) if gain is None else gain.to(gamma)
     scale = gamma.double() / new.double()
-    for linear in readers:
+    for linear in consumers:
         swaps.swap(linear, "weight", right_product(linear.weight, scale, Q))
     swaps.swap(norm, "weight", new)
 

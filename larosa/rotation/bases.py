@@ -20,7 +20,7 @@ Integers = NDArray[np.int64]
 
 
 class BasisError(LarosaError):
-    """A basis does not exist at the size asked for."""
+    """A basis does not exist at this size."""
 
 
 def pca(second_moment: Tensor) -> Tensor:

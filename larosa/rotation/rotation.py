@@ -1,6 +1,6 @@
 """The rotations of a whole model: which basis each norm's output lives in.
 
-Granularity (section 2 and Table 6 of the paper): one Q per layer serves h1 and h3; per block, each has its
+Granularity (section 2 and Table 6 of the paper): one Q per layer serves h1 and h3; per sublayer, each has its
 own; per group, m layers share one; per model, all share one.
 """
 
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from larosa.config import MethodConfig
+from larosa.config.run import MethodConfig
 from larosa.errors import ArgumentError
-from larosa.inputs import check_activations, check_matrix, check_width
-from larosa.quantization.grid import Quantised
+from larosa.models.formats import Quantised
+from larosa.models.inputs import check_activations, check_matrix, check_width
 from larosa.rotation import bases
 
 _SEEDS = 2**63
@@ -27,14 +27,14 @@ def rotation_index(layers: int, granularity: str, group_size: int) -> list[tuple
     match granularity:
         case "layer":
             return [(i, i) for i in range(layers)]
-        case "block":
+        case "sublayer":
             return [(2 * i, 2 * i + 1) for i in range(layers)]
         case "group":
             return [(i // group_size, i // group_size) for i in range(layers)]
         case "model":
             return [(0, 0)] * layers
         case _:
-            raise ValueError(f"granularity must be layer, block, group or model, got {granularity!r}")
+            raise ValueError(f"granularity must be layer, sublayer, group or model, got {granularity!r}")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Rotation:
 
     @property
     def adapters(self) -> int:
-        """D x D products that the absorbed form runs for a token: basis changes along the stream."""
+        """D x D products per token of the absorbed form: basis changes along the residual stream."""
         borders = sum(a[0] != b[0] for a, b in zip(self.index, self.index[1:], strict=False))
         return borders + sum(attention != mlp for attention, mlp in self.index)
 
@@ -63,12 +63,11 @@ def build_rotation(
     seed: int,
     device: torch.device | None = None,
 ) -> Rotation:
-    """The rotation that a method asks for, its matrices on the CPU.
+    """The rotation of a method, its matrices on the CPU.
 
-    second_moments: [layers, 2, D, D] of what h1 and h3 show (see calibration.statistics), needed by `pca`, or of
-    the weights, for `weight_svd`; they are decomposed one by one on `device`. A group's or a model's moment is
-    the sum over its layers' h1, as a layer's own is its h1. The identity needs one matrix and no change of basis,
-    whatever the granularity.
+    second_moments: [layers, 2, D, D] of h1 and h3 (see calibration.statistics) for `pca`, or of the weights
+    for `weight_svd`; they are decomposed one by one on `device`. The moment of a group or model
+    is the sum over the h1 of its layers. The identity needs one matrix and no change of basis at any granularity.
     """
     if method.basis == "identity":
         return Rotation(torch.eye(D, dtype=torch.float64)[None], [(0, 0)] * layers)
@@ -154,7 +153,7 @@ class ResidualAdapter(nn.Module):
         self.quantised: Quantised | None = None
 
     def round_to(self, found: Quantised) -> None:
-        """Run what these codes stand for from now on."""
+        """Run the dequantised values of `found` from now on."""
         self.quantised, self.matrix = found, found.dense(self.matrix.dtype)
 
     @property

@@ -1,1 +1,1 @@
-"""From a level to a mask: Top-K, schedules, token policies, sparse sites."""
+"""From a level to a mask: Top-K, thresholds, schedules, token policies, sparse sites."""

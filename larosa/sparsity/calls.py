@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from larosa.inputs import InputError, check_ids
+from larosa.models.inputs import InputError, check_ids
 from larosa.sparsity.guard import SparseModelError
 
 log = logging.getLogger(__name__)

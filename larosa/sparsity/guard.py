@@ -1,7 +1,7 @@
-"""What must not be done to a sparse model, refused for as long as it is sparse.
+"""Operations that a sparse model refuses.
 
-The weights of a sparse model are transformed, or need hooks to mean anything, so a copy of them is no model: saving,
-pickling and copying are refused, and so is whatever replaces, resizes or converts weights behind the handle's back. The
+The weights of a sparse model are transformed or need hooks, so a copy of them is not a model: saving, pickling and
+copying are refused. So is everything that replaces, resizes or converts weights without the handle. The
 guards are attributes and hooks of the instances, on the model and on every module in it; :meth:`Guards.remove` leaves
 none. Tensors that are read off the parameters themselves cannot be guarded.
 """
@@ -33,7 +33,7 @@ _MISSING = object()
 
 
 class SparseModelError(LarosaError):
-    """The model is sparse, and what was asked of it would give or make a broken model."""
+    """The model is sparse, and this operation would give a broken model."""
 
 
 class Guards:

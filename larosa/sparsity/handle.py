@@ -1,10 +1,10 @@
 """A plan, and a model that follows it.
 
-A :class:`Plan` is pure data: which channels stay at which site, in which basis, for which tokens.
+A :class:`Plan` is pure data: which channels are kept at which site, in which basis, for which tokens.
 :func:`apply` makes a model follow it and returns a handle; `remove()` restores the model bit for bit.
 
-The model holds its handle, so :func:`handle_of` finds one that the caller let go of. What would give a broken model
-while it is sparse is refused: see sparsity.guard (saving, copying, converting) and sparsity.calls (forward passes).
+The model holds its handle, so :func:`handle_of` finds a handle that the caller dropped. Operations that would break a
+sparse model are refused: see sparsity.guard (saving, copying, converting) and sparsity.calls (forward passes).
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from larosa.architecture import LayerView, ModelView
-from larosa.config import MethodConfig, TokenPolicyConfig
+from larosa.config.run import MethodConfig, TokenPolicyConfig
 from larosa.errors import LarosaError
-from larosa.quantization.grid import Quantised
+from larosa.models.architecture import LayerView, ModelView
+from larosa.models.formats import Quantised
+from larosa.models.sites import ModelShape
 from larosa.rotation.absorb import WeightSwaps, absorb, fold
-from larosa.rotation.explicit import ExplicitTransform, split_gain
+from larosa.rotation.online import OnlineTransform, split_gain
 from larosa.rotation.rotation import LayerwiseRotationMatrix, ResidualAdapter, Rotation
-from larosa.sites import ModelShape
 from larosa.sparsity.calls import CallCheck
 from larosa.sparsity.guard import Guards
 from larosa.sparsity.low_rank import LowRank, LowRankRemainder
 from larosa.sparsity.schedule import Levels
-from larosa.sparsity.site import Observer, Rule, SparseSite
+from larosa.sparsity.site import Observer, Selector, SparseSite
 from larosa.sparsity.threshold import ThresholdSparsification
-from larosa.sparsity.tokens import PROMPT_KINDS, TokenPolicy
+from larosa.sparsity.token_policy import PROMPT_KINDS, TokenPolicy
 from larosa.sparsity.top_k import TopKSparsification
 
 _HANDLE = "_larosa_handle"
@@ -47,30 +47,30 @@ class PlanError(LarosaError):
 
 
 class HandleError(LarosaError):
-    """There is no handle, or it can no longer do what was asked."""
+    """There is no handle, or it can no longer do this."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a method decided for a model, before the model is touched."""
+    """The decisions of a method for a model, before the model is changed."""
 
     method: MethodConfig
     shape: ModelShape
     levels: Levels
-    tokens: TokenPolicyConfig
+    token_policy: TokenPolicyConfig
     rotation: Rotation | None
     thresholds: dict[str, tuple[float, ...]] | None = None
-    """Site -> a calibrated threshold a layer, instead of Top-K; or `gate` alone, for the neurons of the MLP."""
+    """Site -> a calibrated threshold per layer, instead of Top-K; or `gate` alone, for the neurons of the MLP."""
     calibrated_in: str | None = None
     """The coordinates (MethodConfig.coordinates) that the thresholds were calibrated in."""
     transforms: Tensor | None = None
-    """[layers, 2, n, b, b] float64: explicit transforms of h1 and h3 in n diagonal blocks, exact;
-    `method.transform_storage` rounds them."""
+    """[layers, 2, n, b, b] float64: online transforms of h1 and h3 in n diagonal blocks, exact;
+    `method.transform_dtype` rounds them."""
     low_rank: LowRank | None = None
-    """Through these, what a site drops still reaches its readers."""
+    """Low-rank pairs through which dropped entries still reach the site's consumers."""
 
 
-class _Turns:
+class _SimulatedRotations:
     """The simulated rotations on their devices; layers that share a matrix share its copy."""
 
     def __init__(self, plan: Plan, rotation: Rotation) -> None:
@@ -78,7 +78,7 @@ class _Turns:
         self._made: dict[tuple[int, torch.device], LayerwiseRotationMatrix] = {}
 
     def at(self, layer: LayerView, site: str) -> LayerwiseRotationMatrix:
-        weight = layer.readers(site)[0].weight
+        weight = layer.consumers(site)[0].weight
         key = (self._rotation.index[layer.index][0 if site == "h1" else 1], weight.device)
         if key not in self._made:
             dtype = torch.float64 if self._plan.method.rotation_dtype == "float64" else weight.dtype
@@ -92,21 +92,21 @@ class SparsityHandle:
 
     In the absorbed form the residual stream is in the rotated basis: the embedding's output, the decoder's
     `last_hidden_state` (without the final norm's weight, which the head holds) and every parameter. `inputs_embeds` and
-    `output_hidden_states` are refused there; plain, explicit and simulated forms take them. Threads may share a sparse
+    `output_hidden_states` are refused there; plain, online and simulated forms take them. Threads may share a sparse
     model, but not `level_zero`, `observed_by` and the like, which change it for all.
     """
 
-    def __init__(self, model: PreTrainedModel, plan: Plan, keep_weights: str) -> None:
+    def __init__(self, model: PreTrainedModel, plan: Plan, dense_weights_device: str) -> None:
         self.plan = plan
         self.sites: list[SparseSite] = []
         self.adapters: list[ResidualAdapter] = []
-        self.policy = TokenPolicy(plan.tokens)
+        self.policy = TokenPolicy(plan.token_policy)
         self.quantised: dict[tuple[int, str], Quantised] = {}
-        """(layer, site) -> the codes of what reads it, where it was rounded to nearest."""
+        """(layer, site) -> the quantised weights of its consumers, in the decoder's formats."""
         self.quantised_head: Quantised | None = None
         self._model = model
         self._tied = bool(model.config.tie_word_embeddings)
-        self._swaps = WeightSwaps(keep_weights)
+        self._swaps = WeightSwaps(dense_weights_device)
         self._hooks: list[RemovableHandle] = []
         self._guards = Guards(model, lambda: self.remedy)
 
@@ -138,7 +138,7 @@ class SparsityHandle:
 
     @contextmanager
     def observed_by(self, observer: Observer) -> Iterator[None]:
-        """Within: `observer` sees every activation that a site makes sparse."""
+        """Within: `observer` receives every activation that a site makes sparse."""
         for site in self.sites:
             site.observer = observer
         try:
@@ -148,7 +148,7 @@ class SparsityHandle:
                 site.observer = None
 
     def exchange(self, module: nn.Module, name: str, tensor: Tensor) -> None:
-        """Put `tensor` in a parameter's place until `remove()`."""
+        """Replace a parameter by `tensor` until `remove()`."""
         self._swaps.swap(module, name, tensor)
 
     def untie(self) -> None:
@@ -156,7 +156,7 @@ class SparsityHandle:
         self._model.config.tie_word_embeddings = False
 
     def discard(self) -> None:
-        """Free the kept dense weights of a model that stays sparse: `kept_bytes` is 0, `remove()` refused from now on.
+        """Free the kept dense weights: `kept_bytes` becomes 0, and `remove()` is refused from now on.
 
         Leaving a `with` block then leaves the model sparse. Raises HandleError after `remove()`.
         """
@@ -196,9 +196,9 @@ class SparsityHandle:
         rotated = plan.method.form == "absorbed" and plan.rotation is not None
         model: Any = self._model
         checks: list[Any] = [CallCheck(model.config, rotated, lambda: self._swaps.frozen, lambda: self.remedy)]
-        if plan.tokens.kind != "all":
+        if plan.token_policy.kind != "all":
             checks.append(self.policy.hook)
-        if plan.tokens.kind in PROMPT_KINDS:
+        if plan.token_policy.kind in PROMPT_KINDS:
             generate = self.policy.generating(model.generate, model.generation_config)
             self._guards.replace(model, "generate", generate)
         self._hooks += [view.decoder.register_forward_pre_hook(check, with_kwargs=True) for check in checks]
@@ -221,49 +221,49 @@ def handle_of(model: nn.Module) -> SparsityHandle:
     return handle
 
 
-def _install_transforms(view: ModelView, plan: Plan, swaps: WeightSwaps) -> dict[tuple[int, str], ExplicitTransform]:
-    """Give the readers of h1 and h3 the weights that undo T, the norms its gain, and return the T' in front of them.
+def _install_transforms(view: ModelView, plan: Plan, swaps: WeightSwaps) -> dict[tuple[int, str], OnlineTransform]:
+    """Fold the inverse of T into the consumers of h1 and h3, its gain into the norms, and return T' per site.
 
-    T' is inverted as it is stored, so that rounding it to int8 or int4 does not change the model at level 0.
+    T' is inverted as stored, so that rounding it to int8 or int4 does not change the model at level 0.
     """
-    installed: dict[tuple[int, str], ExplicitTransform] = {}
+    installed: dict[tuple[int, str], OnlineTransform] = {}
     if plan.transforms is None:
         return installed
     for layer in tqdm(view.layers, desc="transforms", unit="layer", leave=False):
         for i, site in enumerate(("h1", "h3")):
-            weight = layer.readers(site)[0].weight
+            weight = layer.consumers(site)[0].weight
             exact, gain = split_gain(plan.transforms[layer.index, i].to(weight.device))
-            transform = ExplicitTransform(exact, plan.method.transform_storage, weight.dtype)
-            fold(layer.norm(site), layer.readers(site), transform.inverse(), swaps, gain)
+            transform = OnlineTransform(exact, plan.method.transform_dtype, weight.dtype)
+            fold(layer.norm(site), layer.consumers(site), transform.inverse(), swaps, gain)
             installed[layer.index, site] = transform
     return installed
 
 
-def _rule(plan: Plan, layer: LayerView, site: str) -> Rule:
-    """What drops entries at a site of the model as it is now, rotations absorbed."""
-    width, weight = plan.shape.sites[site].width, layer.readers(site)[0].weight
+def _selector(plan: Plan, layer: LayerView, site: str) -> Selector:
+    """The selector of a site; the model's rotations are absorbed already."""
+    width, weight = plan.shape.sites[site].width, layer.consumers(site)[0].weight
     if plan.thresholds is not None:
-        limits = plan.thresholds["gate" if "gate" in plan.thresholds else site]
-        return ThresholdSparsification(width, limits[layer.index])
-    score = None
-    if plan.method.score == "column_norm":
-        squares = sum(linear.weight.double().pow(2).sum(0).to(weight.device) for linear in layer.readers(site))
-        score = torch.as_tensor(squares).sqrt().to(weight.dtype)
+        thresholds = plan.thresholds["gate" if "gate" in plan.thresholds else site]
+        return ThresholdSparsification(width, thresholds[layer.index])
+    importance = None
+    if plan.method.importance == "column_norm":
+        squares = sum(linear.weight.double().pow(2).sum(0).to(weight.device) for linear in layer.consumers(site))
+        importance = torch.as_tensor(squares).sqrt().to(weight.dtype)
     level = plan.levels.planned(site, layer.index, plan.shape)
-    return TopKSparsification(width, level, plan.method.top_k.ties, score)
+    return TopKSparsification(width, level, plan.method.ties, importance)
 
 
 def _low_rank(plan: Plan, layer: LayerView, site: str) -> LowRankRemainder | None:
     pairs = plan.low_rank[site][layer.index] if plan.low_rank is not None else ()
-    return LowRankRemainder(layer.readers(site), pairs) if pairs else None
+    return LowRankRemainder(layer.consumers(site), pairs) if pairs else None
 
 
 @torch.no_grad()
-def apply(model: PreTrainedModel, plan: Plan, keep_weights: str = "device") -> SparsityHandle:
+def apply(model: PreTrainedModel, plan: Plan, dense_weights_device: str = "device") -> SparsityHandle:
     """Make `model` follow `plan`, in place.
 
-    `keep_weights`: where the replaced dense weights wait for `remove()`, `device` or `cpu`. Raises PlanError if the
-    plan is for another model or the model follows one already.
+    `dense_weights_device`: where the replaced dense weights are kept until `remove()`, `device` or `cpu`. Raises
+    PlanError if the plan is for another model or the model follows one already.
     """
     if ModelShape.of(model.config) != plan.shape:
         raise PlanError("the plan was made for a model of another shape")
@@ -273,7 +273,7 @@ def apply(model: PreTrainedModel, plan: Plan, keep_weights: str = "device") -> S
             f" {plan.method.coordinates}: calibrate them for this method"
         )
     check_dense(model)
-    handle = SparsityHandle(model, plan, keep_weights)
+    handle = SparsityHandle(model, plan, dense_weights_device)
     try:
         handle._guard()
         view = ModelView(model)
@@ -283,15 +283,15 @@ def apply(model: PreTrainedModel, plan: Plan, keep_weights: str = "device") -> S
             handle._hooks += hooks
             handle.untie()
         transforms = _install_transforms(view, plan, handle._swaps)
-        turns = _Turns(plan, rotation) if form == "simulated" and rotation is not None else None
+        simulated = _SimulatedRotations(plan, rotation) if form == "simulated" and rotation is not None else None
         gated = plan.thresholds is not None and "gate" in plan.thresholds
         for layer, site in view.sites():
             if gated and site != "h4":
                 continue
-            rule = _rule(plan, layer, site)
-            turn = turns.at(layer, site) if turns and site in ("h1", "h3") else None
+            selector = _selector(plan, layer, site)
+            rotated = simulated.at(layer, site) if simulated and site in ("h1", "h3") else None
             transform, low_rank = transforms.get((layer.index, site)), _low_rank(plan, layer, site)
-            sparse = SparseSite(layer, site, rule, handle.policy, turn, transform, low_rank)
+            sparse = SparseSite(layer, site, selector, handle.policy, rotated, transform, low_rank)
             handle._hooks += sparse.attach(layer, gated)
             handle.sites.append(sparse)
     except BaseException:

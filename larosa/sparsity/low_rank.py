@@ -1,7 +1,7 @@
-"""Low-rank pairs: what a site drops still reaches each projection behind it, through a truncated SVD of its weights.
+"""Low-rank pairs: dropped entries still reach each projection of a site, through a truncated SVD of its weights.
 
 R-Sparse (arXiv 2504.19449) computes `y = W x_kept + W_r (x - x_kept)`, where W_r is the best approximation of W
-[out, in] of rank r, stored as `left [out, r]` times `right [r, in]`. A pair is read whole at every token.
+[out, in] of rank r, stored as `left [out, r]` times `right [r, in]`. A pair is read in full for every token.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from larosa.architecture import SITES, ModelView
+from larosa.models.architecture import SITES, ModelView
 
 
 class LowRankPair(NamedTuple):
-    """`left @ right`, of singular values that fall from the first column of `left` on."""
+    """`left @ right`, with singular values falling from the first column of `left` on."""
 
     left: Tensor
     """[out, r]"""
@@ -34,24 +34,24 @@ class LowRankPair(NamedTuple):
         return self.left.shape[1]
 
     def first(self, rank: int) -> LowRankPair:
-        """The pair of a smaller rank: the best one of that rank too."""
+        """The pair of a smaller rank, which is the best one of that rank."""
         return LowRankPair(self.left[:, :rank], self.right[:rank])
 
 
 LowRank = dict[str, tuple[tuple[LowRankPair, ...], ...]]
-"""Site -> layer -> a pair for every projection that reads the site, in its readers' order; () where there is none."""
+"""Site -> layer -> a pair per consumer of the site, in their order; () where there is none."""
 
 
-def rank_of(share: float, outputs: int, inputs: int) -> int:
-    """The rank whose pair has at most `share` (a fraction) of the weights of [outputs, inputs]; at least 1 above 0."""
-    return max(1, math.floor(share * outputs * inputs / (outputs + inputs))) if share > 0 else 0
+def rank_of(ratio: float, outputs: int, inputs: int) -> int:
+    """The rank whose pair has at most `ratio` (a fraction) of the weights of [outputs, inputs]; at least 1 above 0."""
+    return max(1, math.floor(ratio * outputs * inputs / (outputs + inputs))) if ratio > 0 else 0
 
 
 def truncated_svd(weight: Tensor, rank: int) -> LowRankPair:
     """The first `rank` singular directions of weight [out, in], float64 on its device.
 
-    Taken from the Gram matrix of the shorter side and projected on: a vector of a tiny singular value may be inexact,
-    but the pair of full rank is W to rounding all the same.
+    Computed from the Gram matrix of the shorter side. The vector of a tiny singular value may be inexact, but the pair
+    of full rank equals W up to rounding.
     """
     exact = weight.double()
     wide = exact.shape[0] <= exact.shape[1]
@@ -60,22 +60,22 @@ def truncated_svd(weight: Tensor, rank: int) -> LowRankPair:
 
 
 @torch.no_grad()
-def truncated_svds(model: PreTrainedModel, share: float) -> LowRank:
-    """A pair of `share` of the weights for every projection, on the CPU in the projection's dtype."""
+def truncated_svds(model: PreTrainedModel, ratio: float) -> LowRank:
+    """A pair with `ratio` of the weights per projection, on the CPU, in the projection's dtype."""
     layers = tqdm(ModelView(model).layers, desc="truncated SVDs", unit="layer", leave=False)
     rows = [
-        {site: tuple(_stored(linear, share) for linear in layer.readers(site)) for site in SITES} for layer in layers
+        {site: tuple(_stored(linear, ratio) for linear in layer.consumers(site)) for site in SITES} for layer in layers
     ]
     return {site: tuple(row[site] for row in rows) for site in SITES}
 
 
 def flat(low_rank: LowRank) -> dict[str, Tensor]:
-    """One tensor a name, for a file; names sort by site, layer and reader."""
+    """Name -> tensor, for a file; names sort by site, layer and consumer."""
     return {
-        f"{site}.{layer:04}.{reader}.{side}": half
+        f"{site}.{layer:04}.{consumer}.{side}": half
         for site, layers in low_rank.items()
         for layer, pairs in enumerate(layers)
-        for reader, pair in enumerate(pairs)
+        for consumer, pair in enumerate(pairs)
         for side, half in pair._asdict().items()
     }
 
@@ -91,40 +91,40 @@ def unflat(tensors: dict[str, Tensor]) -> LowRank:
 
 
 class _Held(threading.local):
-    """The remainder of a thread's forward pass, and how many readers have not seen it yet."""
+    """The remainder of a thread's forward pass, and the number of consumers that have not read it yet."""
 
     rest: Tensor | None = None
     waiting: int = 0
 
 
 class LowRankRemainder:
-    """Adds what a site dropped to the outputs of its readers, each through its own pair, with removable hooks.
+    """Adds the dropped entries of a site to the outputs of its consumers, through their pairs, with removable hooks.
 
-    `pairs` are moved to the readers' devices and dtypes. The remainder of a forward pass is let go of when the last
-    reader has seen it.
+    `pairs` are moved to the consumers' devices and dtypes. The remainder of a forward pass is freed when the last
+    consumer has read it.
     """
 
-    def __init__(self, readers: Sequence[nn.Linear], pairs: Sequence[LowRankPair]) -> None:
-        self._readers = readers
+    def __init__(self, consumers: Sequence[nn.Linear], pairs: Sequence[LowRankPair]) -> None:
+        self._consumers = consumers
         self._pairs = [
             LowRankPair(pair.left.to(linear.weight), pair.right.to(linear.weight))
-            for linear, pair in zip(readers, pairs, strict=True)
+            for linear, pair in zip(consumers, pairs, strict=True)
         ]
         self._held = _Held()
 
     def attach(self) -> list[RemovableHandle]:
-        """Hook the readers."""
+        """Hook the consumers."""
         return [
             linear.register_forward_hook(self._adder(pair))
-            for linear, pair in zip(self._readers, self._pairs, strict=True)
+            for linear, pair in zip(self._consumers, self._pairs, strict=True)
         ]
 
     def hold(self, rest: Tensor | None) -> None:
-        """Keep rest [..., width] for the readers that run next; None: they add nothing."""
-        self._held.rest, self._held.waiting = rest, len(self._readers)
+        """Keep rest [..., width] for the consumers that run next; None: they add nothing."""
+        self._held.rest, self._held.waiting = rest, len(self._consumers)
 
     def output(self, rest: Tensor) -> Tensor:
-        """What rest [..., width] adds to the readers' outputs side by side, [..., fan_out]."""
+        """What rest [..., width] adds to the concatenated outputs of the consumers, [..., out_features]."""
         return torch.cat([_product(pair, rest) for pair in self._pairs], dim=-1)
 
     def _adder(self, pair: LowRankPair) -> Any:
@@ -140,8 +140,8 @@ class LowRankRemainder:
         return hook
 
 
-def _stored(linear: nn.Linear, share: float) -> LowRankPair:
-    pair = truncated_svd(linear.weight, rank_of(share, *linear.weight.shape))
+def _stored(linear: nn.Linear, ratio: float) -> LowRankPair:
+    pair = truncated_svd(linear.weight, rank_of(ratio, *linear.weight.shape))
     return LowRankPair(*(half.to(linear.weight.dtype).cpu().contiguous() for half in pair))
 
 

@@ -1,9 +1,8 @@
-"""From the level asked for to a level per layer and site.
+"""From the target sparsity to a level per layer and site.
 
-A schedule gives every site a coefficient alpha (section 2 of the paper); site level = alpha * level. With
-`count=bytes` all levels are then multiplied by one factor so that the byte-weighted level, weights not read /
-weights of the seven projections, equals the level asked for; with `count=nominal` they stay as the paper
-means them.
+A schedule gives every site a coefficient alpha (section 2 of the paper); site level = alpha * target. With
+`metric=weight_bytes` all levels are then multiplied by one factor, so that the weight sparsity (weights not read /
+weights of the seven projections) equals the target. With `metric=nominal` they are not rescaled, as in the paper.
 
 Coefficients per layer come from a file: see :mod:`larosa.sparsity.schedule_file`.
 """
@@ -13,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from larosa.architecture import SITES
-from larosa.config import CoefficientsConfig, ScheduleConfig
-from larosa.sites import ModelShape
+from larosa.config.run import CoefficientsConfig, ScheduleConfig
+from larosa.models.architecture import SITES
+from larosa.models.sites import ModelShape
 from larosa.sparsity.schedule_file import ScheduleError as ScheduleError
 from larosa.sparsity.schedule_file import read_schedule
 from larosa.sparsity.top_k import kept_channels
@@ -23,38 +22,42 @@ from larosa.sparsity.top_k import kept_channels
 
 @dataclass(frozen=True)
 class Levels:
-    """The levels of a plan. `kept` counts channels; site -> one entry a layer."""
+    """The levels of a plan. `kept` counts channels; site -> one entry per layer."""
 
-    asked: float
+    target: float
     level: dict[str, tuple[float, ...]]
     kept: dict[str, tuple[int, ...]]
     source: str
-    """Where the coefficients come from, in words."""
-    skips: dict[str, int]
-    """Site -> weights that one dropped channel leaves unread."""
+    """Source of the coefficients, in words."""
+    weights_per_channel: dict[str, int]
+    """Site -> weights that one dropped channel saves."""
 
     def planned(self, site: str, layer: int, shape: ModelShape) -> float:
-        """The level that the kept channels of a site really are."""
+        """The planned level of a site: that of its integer number of kept channels."""
         return 1.0 - self.kept[site][layer] / shape.sites[site].width
 
 
-def byte_weighted(levels: dict[str, tuple[float, ...]], shape: ModelShape, skips: dict[str, int]) -> float:
+def byte_weighted(
+    levels: dict[str, tuple[float, ...]], shape: ModelShape, weights_per_channel: dict[str, int]
+) -> float:
     """Weights not read / weights of the seven projections, for levels per site and layer."""
-    skipped = sum(level * shape.sites[site].width * skips[site] for site in SITES for level in levels[site])
+    skipped = sum(
+        level * shape.sites[site].width * weights_per_channel[site] for site in SITES for level in levels[site]
+    )
     return skipped / (shape.layers * shape.layer_weights)
 
 
 def make_levels(
     shape: ModelShape, schedule: ScheduleConfig, sparsity: float, model_name: str, rounding: str = "nearest"
 ) -> Levels:
-    """The levels of a run; `rounding` makes channels of them (top_k.kept_channels).
+    """The levels of a run; `rounding`: from levels to channels (top_k.kept_channels).
 
-    Raises ScheduleError where a site would reach 1 or keep no channel, or on a foreign file.
+    Raises ScheduleError where a site would reach 1 or keep no channel, or a schedule file is of another model.
     """
     coefficients, source = _coefficients(shape, schedule, model_name)
     raw = {site: tuple(alpha * sparsity for alpha in coefficients[site]) for site in SITES}
-    total = byte_weighted(raw, shape, shape.skips)
-    if schedule.count == "bytes" and sparsity > 0:
+    total = byte_weighted(raw, shape, shape.weights_per_channel)
+    if schedule.metric == "weight_bytes" and sparsity > 0:
         if total <= 0:
             raise ScheduleError("all coefficients are zero, so no level can be reached")
         raw = {site: tuple(level * sparsity / total for level in raw[site]) for site in SITES}
@@ -71,7 +74,7 @@ def make_levels(
     empty = [site for site in SITES if min(kept[site]) < 1]
     if empty:
         raise ScheduleError(f"sparsity={sparsity} leaves no channel at {', '.join(empty)}; lower it")
-    return Levels(asked=sparsity, level=raw, kept=kept, source=source, skips=shape.skips)
+    return Levels(target=sparsity, level=raw, kept=kept, source=source, weights_per_channel=shape.weights_per_channel)
 
 
 def table11_constraints(alpha1: float, alpha3: float, ratio: float) -> tuple[float, float]:
@@ -80,7 +83,8 @@ def table11_constraints(alpha1: float, alpha3: float, ratio: float) -> tuple[flo
 
 
 def constrained(alphas: CoefficientsConfig, ratio: float) -> CoefficientsConfig:
-    """The coefficients with those of h2 and h4 that are open filled in; `ratio` = I / D. Raises ScheduleError."""
+    """The coefficients, with h2 and h4 from the constraints where they are None; `ratio` = I / D. Raises
+    ScheduleError."""
     a2, a4 = table11_constraints(alphas.h1, alphas.h3, ratio)
     a2, a4 = a2 if alphas.h2 is None else alphas.h2, a4 if alphas.h4 is None else alphas.h4
     if min(a2, a4) < 0:

@@ -2,8 +2,8 @@
 
     {"schema": 1, "layers": L, "widths": {"h1": D, ...}, "levels": {"h1": [L numbers], ...}, "made_by": {...}}
 
-`made_by` says from what model, method, level and calibration tokens it was found, and `checksum` that nothing of it was
-changed since; files by hand may leave both out.
+`made_by` is the provenance: model, method, target sparsity and calibration tokens. `checksum` shows that the file is
+unchanged. Files written by hand may omit both.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from larosa.architecture import SITES
-from larosa.disk import read_object
+from larosa.data.tensor_store import write_atomically
 from larosa.errors import LarosaError
-from larosa.sites import ModelShape
-from larosa.store import write_atomically
-from larosa_analysis import checksum
+from larosa.models.architecture import SITES
+from larosa.models.sites import ModelShape
+from larosa.records import checksum
+from larosa.records.disk import read_object
 
 SCHEMA = 1
 
 
 class ScheduleError(LarosaError):
-    """The schedule cannot give the level asked for, or belongs to another model."""
+    """The schedule cannot give the target sparsity, or belongs to another model."""
 
 
 def write_schedule(
     path: Path, shape: ModelShape, coefficients: Mapping[str, Sequence[float]], made_by: Mapping[str, Any]
 ) -> None:
-    """Write coefficients, site -> one a layer."""
+    """Write coefficients, site -> one per layer."""
     content = {
         "schema": SCHEMA,
         "layers": shape.layers,
@@ -44,7 +44,7 @@ def write_schedule(
 
 
 def read_schedule(path: Path, shape: ModelShape) -> dict[str, tuple[float, ...]]:
-    """Site -> a coefficient a layer. Raises ScheduleError that names what is wrong with the file."""
+    """Site -> a coefficient per layer. Raises ScheduleError that names what is wrong with the file."""
     try:
         content = read_object(path)
         if checksum.FIELD in content:

@@ -1,7 +1,7 @@
 """A sparse site: where an activation is made sparse on its way to the projections that read it.
 
 h1 and h3 are tapped behind their norm, h2 and h4 before their linear, with removable hooks; transformers'
-forward code stays as it is. An observer may watch what passes (see evaluation.sparsity, evaluation.error).
+forward code is unchanged. An observer may read the activations (see evaluation.sparsity, evaluation.error).
 """
 
 from __future__ import annotations
@@ -14,76 +14,76 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from larosa.architecture import LayerView
-from larosa.rotation.explicit import ExplicitTransform
+from larosa.models.architecture import LayerView
+from larosa.rotation.online import OnlineTransform
 from larosa.sparsity.low_rank import LowRankRemainder
-from larosa.sparsity.tokens import TokenPolicy
+from larosa.sparsity.token_policy import TokenPolicy
 
 
 class Observer(Protocol):
-    """Sees each activation that a site makes sparse; rows are the sparse tokens only."""
+    """Receives each activation that a site makes sparse; rows are the sparse tokens only."""
 
     def observe(self, site: SparseSite, x: Tensor, y: Tensor, z: Tensor, z_sparse: Tensor) -> None:
         """x: before, y: after, z and z_sparse: the same in the site's own basis; all [tokens, width]."""
 
 
-class Rule(Protocol):
-    """Which entries of a token's vector stay: TopKSparsification or ThresholdSparsification."""
+class Selector(Protocol):
+    """Which entries of a token's vector are kept: TopKSparsification or ThresholdSparsification."""
 
     width: int
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [..., width]; the same with the dropped entries zero."""
 
-    def threshold(self, x: Tensor) -> Tensor | None:
-        """[..., 1], the magnitude from which entries stay; None where there is none."""
+    def thresholds(self, x: Tensor) -> Tensor | None:
+        """[..., 1], the magnitude from which entries are kept; None where there is none."""
 
 
-class Turning(Protocol):
-    """Into a basis and back: LayerwiseRotationMatrix, or a tuning step's."""
+class SimulatedRotation(Protocol):
+    """A rotation into a basis and its inverse: LayerwiseRotationMatrix, or a tuning step's."""
 
     def rotate(self, x: Tensor) -> Tensor:
         """x: [..., width], in the site's own basis."""
 
     def unrotate(self, x: Tensor) -> Tensor:
-        """The way back."""
+        """The inverse."""
 
 
 class SparseSite(nn.Module):
-    """A rule at one site of one layer, optionally in a simulated rotation (rotate, drop, rotate back), behind an
-    explicit transform that the readers' weights undo, or with low-rank pairs for what it drops."""
+    """A selector at one site of one layer. Optional: a simulated rotation (rotate, drop, rotate back), an online
+    transform whose inverse is in the consumers' weights, or low-rank pairs for the dropped entries."""
 
     def __init__(
         self,
         layer: LayerView,
         site: str,
-        rule: Rule,
+        selector: Selector,
         policy: TokenPolicy,
-        rotation: Turning | None = None,
-        transform: ExplicitTransform | None = None,
+        rotation: SimulatedRotation | None = None,
+        transform: OnlineTransform | None = None,
         low_rank: LowRankRemainder | None = None,
     ) -> None:
         super().__init__()
         self.layer, self.site = layer.index, site
-        self.rule, self.policy = rule, policy
-        self.rotation: Turning | None = rotation
+        self.selector, self.policy = selector, policy
+        self.rotation: SimulatedRotation | None = rotation
         self.transform, self.low_rank = transform, low_rank
-        self.readers = layer.readers(site)
+        self.consumers = layer.consumers(site)
         self.gated = False
         self.enabled = True
         self.observer: Observer | None = None
         self._level_zero = False
 
     def attach(self, layer: LayerView, gated: bool = False) -> list[RemovableHandle]:
-        """Put the site into its layer. `gated`: h4's rule acts on the gate, before it meets up's output."""
+        """Hook the site into its layer. `gated`: h4's selector acts on the gate, before the product with up."""
         self.gated = gated
         if gated:
-            own = layer.gate().register_forward_hook(lambda _m, _args, output: self(output))
+            hook = layer.gate().register_forward_hook(lambda _m, _args, output: self(output))
         elif self.site in ("h1", "h3"):
-            own = layer.norm(self.site).register_forward_hook(lambda _m, _args, output: self(output))
+            hook = layer.norm(self.site).register_forward_hook(lambda _m, _args, output: self(output))
         else:
-            own = self.readers[0].register_forward_pre_hook(self._before)
-        return [own, *(self.low_rank.attach() if self.low_rank is not None else ())]
+            hook = self.consumers[0].register_forward_pre_hook(self._before)
+        return [hook, *(self.low_rank.attach() if self.low_rank is not None else ())]
 
     def _before(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
         return (self(args[0]),)
@@ -97,7 +97,7 @@ class SparseSite(nn.Module):
         if not self.enabled:
             return x
         z = x if self.rotation is None else self.rotation.rotate(x)
-        z_sparse: Tensor = z if self._level_zero else self.rule(z)
+        z_sparse: Tensor = z if self._level_zero else self.selector(z)
         y = z_sparse if self.rotation is None else self.rotation.unrotate(z_sparse).to(x.dtype)
         mask = self.policy.mask
         if self.observer is not None:
@@ -110,7 +110,8 @@ class SparseSite(nn.Module):
 
     @contextmanager
     def dropping(self, drops: bool) -> Iterator[None]:
-        """Within: the rule drops, or nothing does; everything else (rotations, transforms) is computed either way."""
+        """Within: the selector drops entries, or nothing is dropped; rotations and transforms are computed either
+        way."""
         before, self._level_zero = self._level_zero, not drops
         try:
             yield

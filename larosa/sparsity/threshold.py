@@ -1,6 +1,6 @@
-"""Calibrated thresholds: an entry stays where its magnitude exceeds a constant (TEAL, CATS).
+"""Calibrated thresholds: an entry is kept where its magnitude exceeds a constant (TEAL, CATS).
 
-The number of zeros then varies from token to token and from text to text; records carry its spread.
+The number of zeros therefore varies by token and text; records hold its spread.
 """
 
 from __future__ import annotations
@@ -8,21 +8,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from larosa.inputs import check_floating
+from larosa.models.inputs import check_floating
 
 
 class ThresholdSparsification(nn.Module):
-    """Keeps what exceeds `limit` in magnitude. Args: `width` channels, `limit` >= 0 in the activation's unit."""
+    """Keeps what exceeds `threshold` in magnitude. Args: `width` channels, `threshold` >= 0 in the activation's
+    unit."""
 
-    def __init__(self, width: int, limit: float) -> None:
+    def __init__(self, width: int, threshold: float) -> None:
         super().__init__()
-        if not limit >= 0.0:
-            raise ValueError(f"a threshold is a number of at least 0, got {limit}")
-        self.width, self.limit = width, limit
+        if not threshold >= 0.0:
+            raise ValueError(f"a threshold is a number of at least 0, got {threshold}")
+        self.width, self.threshold = width, threshold
 
-    def threshold(self, x: Tensor) -> Tensor | None:
-        """The limit, for every row, [..., 1]."""
-        return torch.full_like(x[..., :1], self.limit)
+    def thresholds(self, x: Tensor) -> Tensor | None:
+        """The threshold, for every row, [..., 1]."""
+        return torch.full_like(x[..., :1], self.threshold)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., width] floating; returns the same shape and dtype, dropped entries zero.
@@ -32,4 +33,4 @@ class ThresholdSparsification(nn.Module):
         check_floating(x)
         if x.shape[-1] != self.width:
             raise ValueError(f"expected {self.width} channels, got {x.shape[-1]}")
-        return x * (x.abs() > self.limit)
+        return x * (x.abs() > self.threshold)

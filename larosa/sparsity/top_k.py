@@ -1,13 +1,13 @@
 """Exact per-token Top-K by magnitude.
 
-`kept_channels` makes k of a level by one of two rounding rules. Ties are broken by one of two rules: `strict` keeps
-exactly k entries, of equal magnitudes the lowest index first; `keep` keeps every entry whose magnitude is at least
-the k-th, as the official code does.
+`kept_channels` computes k from a level with one of two roundings. Ties: `strict` keeps exactly k entries, of equal
+magnitudes the lowest index first; `keep` keeps every entry whose magnitude is at least the k-th, as the official code
+does.
 
-Neither rule makes a result independent of the batch, nor does ranking by rounded magnitudes. Exact ties (the copies of
-a grouped query head's values at the first token) are exact in every batch and fall the same way. What changes are
+Neither makes a result independent of the batch, nor does ranking by rounded magnitudes. Exact ties (the copies of
+a grouped query head's values at the first token) are exact in every batch and are broken the same way. What changes are
 near-ties: two magnitudes that differ by rounding alone, whose order follows the order of sums in a matrix product. See
-`pipeline.BATCH_DEPENDENCE`, which stands in every record.
+`pipeline.BATCH_DEPENDENCE`, which is in every record.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from larosa.errors import ArgumentError
-from larosa.inputs import check_activations, check_floating, check_width
+from larosa.models.inputs import check_activations, check_floating, check_width
 
 
 def kept_channels(level: float, width: int, rounding: str = "nearest") -> int:
-    """k, the channels that stay at `level` (a fraction in [0, 1]) of `width`.
+    """k, the channels of `width` that are kept at `level` (a fraction in [0, 1]).
 
     `nearest` drops `floor(level * width + 1/2)` channels. `down` keeps `int((1 - level) * width)`, in floats, as the
     code of LaRoSA does (alibaba/EfficientAI, `top_k_new`) and that of WINA (microsoft/wina, `SparsifyFn`). Raises
@@ -56,7 +56,8 @@ def kth_magnitude(x: Tensor, k: int) -> Tensor:
 
 
 def keep_mask(x: Tensor, k: int, ties: str) -> Tensor:
-    """True where an entry stays. x: [..., width]; returns bool of the same shape. Raises ActivationError: no floats."""
+    """True where an entry is kept. x: [..., width]; returns bool of the same shape. Raises ActivationError: no
+    floats."""
     check_floating(x)
     width = x.shape[-1]
     if k <= 0:
@@ -73,7 +74,7 @@ def keep_mask(x: Tensor, k: int, ties: str) -> Tensor:
 
 
 def _break_ties(magnitude: Tensor, kth: Tensor, k: int) -> Tensor:
-    """Rows [R, width] in which the k-th magnitude occurs more often than there is room for."""
+    """Rows [R, width] in which more entries have the k-th magnitude than can be kept."""
     above, equal = magnitude > kth, magnitude == kth
     room = k - above.sum(-1, keepdim=True)
     return above | (equal & (equal.cumsum(-1) <= room))
@@ -96,32 +97,32 @@ def theoretical_error(level: float) -> float:
 class TopKSparsification(nn.Module):
     """Keeps the k largest magnitudes of every token's vector.
 
-    Args: `width` channels, `level` in [0, 1], `ties` strict or keep, `score` [width] > 0 or None: entries are ranked
-    by `|x_i| * score_i` (WINA, arXiv 2505.19427: the norm of the weight column behind channel i). Raises ArgumentError
-    for other values, and for activations of another width or dtype.
+    Args: `width` channels, `level` in [0, 1], `ties` strict or keep, `importance` [width] > 0 or None: entries are
+    ranked by `|x_i| * score_i` (WINA, arXiv 2505.19427: the norm of the weight column behind channel i). Raises
+    ArgumentError for other values, and for activations of another width or dtype.
     """
 
-    score: Tensor | None
+    importance: Tensor | None
 
-    def __init__(self, width: int, level: float, ties: str = "strict", score: Tensor | None = None) -> None:
+    def __init__(self, width: int, level: float, ties: str = "strict", importance: Tensor | None = None) -> None:
         super().__init__()
         check_width(width)
         if ties not in ("strict", "keep"):
             raise ArgumentError(f"ties must be 'strict' or 'keep', got {ties!r}")
-        if score is not None:
-            check_activations(score, width)
-            if score.dim() != 1 or not bool((score >= 0).all()):
-                raise ArgumentError(f"score must be [{width}] and not negative, got {list(score.shape)}")
+        if importance is not None:
+            check_activations(importance, width)
+            if importance.dim() != 1 or not bool((importance >= 0).all()):
+                raise ArgumentError(f"importance must be [{width}] and not negative, got {list(importance.shape)}")
         self.width, self.ties = width, ties
         self.k = kept_channels(level, width)
-        self.register_buffer("score", score, persistent=True)
+        self.register_buffer("importance", importance, persistent=True)
 
     def ranked(self, x: Tensor) -> Tensor:
-        """What entries are ranked by the magnitude of. x: [..., width]."""
-        return x if self.score is None else x * self.score
+        """The tensor whose magnitudes rank the entries. x: [..., width]."""
+        return x if self.importance is None else x * self.importance
 
-    def threshold(self, x: Tensor) -> Tensor | None:
-        """The k-th magnitude of what is ranked, [..., 1]; None where nothing or everything is dropped."""
+    def thresholds(self, x: Tensor) -> Tensor | None:
+        """The k-th ranked magnitude, [..., 1]; None where nothing or everything is dropped."""
         return kth_magnitude(self.ranked(x), self.k) if 0 < self.k < self.width else None
 
     def forward(self, x: Tensor) -> Tensor:

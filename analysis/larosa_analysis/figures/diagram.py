@@ -1,6 +1,6 @@
 """Figure 2, a drawing: one layer with the rotation absorbed into its weights, and the adapter to the next basis.
 
-Notation: x W with row vectors; g is a norm's weight, folded into what reads it.
+Notation: x W with row vectors; g is a norm's weight, folded into its consumers.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def drawn() -> Drawn:
     """With its caption."""
     caption = (
         "Forward pass of LaRoSA with absorbed rotations. Norm weights g and the basis of the layer are part of the "
-        "stored weights; Top-K drops entries of the four inputs, of which h2 and h4 are not rotated. What is added at "
-        "run time is one D x D product where the basis changes. A drawing; no record is in it."
+        "stored weights; Top-K drops entries of the four inputs, of which h2 and h4 are not rotated. The run-time "
+        "overhead is one D x D product where the basis changes. A drawing; no record is in it."
     )
     return Drawn("figure2", "Figure 2. Where rotations go", caption, draw())

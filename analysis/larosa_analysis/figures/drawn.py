@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from larosa_analysis.conditions import commit, device
-from larosa_analysis.records import Record
+from larosa_analysis.records.conditions import commit, device
+from larosa_analysis.records.entry import Record
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Drawn:
     """What is not there, and the command that makes it."""
 
 
-def inspected(record: Record) -> str:
-    """The conditions of an inspection, as far as it tells them."""
+def conditions_of(record: Record) -> str:
+    """The conditions of a record of diagnostics, as far as it states them."""
     data = record.get("data") or {}
     parts = [", ".join(str(record[key]) for key in ("model", "dtype") if key in record)]
     for name, own in data.items() if isinstance(data, dict) else ():
@@ -39,7 +39,7 @@ def inspected(record: Record) -> str:
     return "; ".join(part for part in parts if part) + "."
 
 
-_INSPECT = {
+_SETTINGS = {
     "surface": "method=larosa/paper baseline=none",
     "thresholds": "method=teal baseline=none sparsity=0.5",
     "error_curve": "method=larosa/paper 'baseline=[teal,magnitude]'",
@@ -47,6 +47,6 @@ _INSPECT = {
 }
 
 
-def inspection(kind: str, model: str) -> str:
-    """What makes an inspection of a model, where `larosa_analysis.build` finds it."""
-    return f"python -m larosa.inspect {kind} model={model} {_INSPECT[kind]} output=analysis/records"
+def diagnose_command(kind: str, model: str) -> str:
+    """The command that makes diagnostics of a model, where `larosa_analysis.build` finds them."""
+    return f"python -m larosa.cli.diagnose {kind} model={model} {_SETTINGS[kind]} output=analysis/records"

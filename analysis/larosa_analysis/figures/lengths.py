@@ -8,55 +8,56 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from larosa_analysis.bank import Bank
 from larosa_analysis.figures.drawn import Drawn
-from larosa_analysis.speed import EXTRAS, RULES, Cell, cells, machine
+from larosa_analysis.records.store import RecordStore
+from larosa_analysis.speed.rows import OVERHEADS, SELECTORS, SpeedRow, machine, speed_rows
 from larosa_analysis.style import LINE_STYLES, SPARE, level_colours, method_styles, plain
 from larosa_analysis.tables.commands import filling
 
-LEVEL = 0.5
+SPARSITY = 0.5
 Colour = str | tuple[float, float, float, float]
-_METHODS = {("top-k", "none"): "magnitude", ("limits", "none"): "teal", ("top-k", "adapter"): "larosa"}
-"""Rule and extras of the benchmark -> the method whose step this is, for its colour; timed runs name theirs."""
-_ADDED = set(EXTRAS) - {"none"}
-"""Extras of the benchmark that cost time."""
+_METHODS = {("top-k", "none"): "magnitude", ("thresholds", "none"): "teal", ("top-k", "adapter"): "larosa"}
+"""Selector and overhead of the benchmark -> the method whose step this is, for its colour; timed runs name theirs."""
+_ADDED = set(OVERHEADS) - {"none"}
+"""Overhead of the benchmark that costs time."""
 
 
-def timed(bank: Bank, rule: str | None = None) -> dict[str, list[Cell]]:
-    """Label -> cells by output length, of plans that one process timed at two lengths or more.
+def timed(store: RecordStore, selector: str | None = None) -> dict[str, list[SpeedRow]]:
+    """Label -> rows by output length, of plans that one process timed at two lengths or more.
 
-    With `rule` every level of that rule, nothing added; without, every rule at LEVEL. Of processes of one label that
-    of most lengths stands, and of those the newest: a line is one process's.
+    With `selector` every target of that selector without overhead; else every selector at SPARSITY. Of processes of one
+    label that of most lengths is taken, and of those the newest: a line is one process's.
     """
-    lines: dict[tuple[int, str], list[Cell]] = {}
-    for cell in cells(bank.timings):
-        plain_rule = rule == cell.rule and cell.record["extras"] not in _ADDED
-        if plain_rule or (rule is None and abs(cell.level - LEVEL) < 1e-9):
-            lines.setdefault((id(cell.record), _label(cell, rule is None)), []).append(cell)
+    lines: dict[tuple[int, str], list[SpeedRow]] = {}
+    for cell in speed_rows(store.timings):
+        chosen = selector == cell.selector and cell.record["overhead"] not in _ADDED
+        if chosen or (selector is None and abs(cell.sparsity - SPARSITY) < 1e-9):
+            lines.setdefault((id(cell.record), _label(cell, selector is None)), []).append(cell)
     several = [own for own in lines.values() if len({cell.new_tokens for cell in own}) > 1]
     machines = len({own[0].record["device"] for own in several}) > 1
-    found: dict[str, list[Cell]] = {}
+    found: dict[str, list[SpeedRow]] = {}
     for own in several:
-        label = _label(own[0], rule is None) + (f", {own[0].record['device']}" if machines else "")
+        label = _label(own[0], selector is None) + (f", {own[0].record['device']}" if machines else "")
         found[label] = max(found.get(label, []), own, key=_standing)
     return {label: sorted(own, key=lambda cell: cell.new_tokens) for label, own in found.items()}
 
 
-def _standing(own: list[Cell]) -> tuple[int, str]:
+def _standing(own: list[SpeedRow]) -> tuple[int, str]:
     """Lengths of a process, and when it ran."""
     return len({cell.new_tokens for cell in own}), own[0].record["date"] if own else ""
 
 
-def _label(cell: Cell, by_rule: bool) -> str:
+def _label(cell: SpeedRow, by_selector: bool) -> str:
     model, context = cell.record["model"], f"context {cell.context}"
-    if not by_rule:
-        return f"{100 * cell.level:g} %, {model}, {context}"
-    return f"{model}, {EXTRAS.get(cell.record['extras'], cell.record['extras'])}, {RULES[cell.rule]}, {context}"
+    if not by_selector:
+        return f"{100 * cell.sparsity:g} %, {model}, {context}"
+    overhead = OVERHEADS.get(cell.record["overhead"], cell.record["overhead"])
+    return f"{model}, {overhead}, {SELECTORS[cell.selector]}, {context}"
 
 
-def draw_on(axes: Axes, lines: dict[str, list[Cell]], by_level: bool = False) -> None:
-    """A line a plan, coloured by method or by level."""
-    styles = _level_styles(lines) if by_level else _styles(lines)
+def draw_on(axes: Axes, lines: dict[str, list[SpeedRow]], by_sparsity: bool = False) -> None:
+    """A line per plan, coloured by method or by target."""
+    styles = _sparsity_styles(lines) if by_sparsity else _styles(lines)
     for (label, own), dashes in zip(lines.items(), cycle(LINE_STYLES), strict=False):
         colour, mark = styles[label]
         lengths = [cell.new_tokens for cell in own]
@@ -69,26 +70,26 @@ def draw_on(axes: Axes, lines: dict[str, list[Cell]], by_level: bool = False) ->
     plain(axes)
 
 
-def _styles(lines: dict[str, list[Cell]]) -> dict[str, tuple[Colour, str]]:
+def _styles(lines: dict[str, list[SpeedRow]]) -> dict[str, tuple[Colour, str]]:
     """The colour of a method goes to its first line, further models take spare ones."""
     found: dict[str, tuple[Colour, str]] = {}
     taken: set[str] = set()
     spare = cycle([style for style in SPARE if style[0] != "#F0E442"])  # too pale for a line
     for label, own in lines.items():
-        extras = str(own[0].record["extras"])
-        method = _METHODS.get((own[0].rule, extras), extras.partition(", ")[0])
+        overhead = str(own[0].record["overhead"])
+        method = _METHODS.get((own[0].selector, overhead), overhead.partition(", ")[0])
         found[label] = method_styles([method])[method] if method not in taken else next(spare)
         taken.add(method)
     return found
 
 
-def _level_styles(lines: dict[str, list[Cell]]) -> dict[str, tuple[Colour, str]]:
-    levels = sorted({own[0].level for own in lines.values()})
+def _sparsity_styles(lines: dict[str, list[SpeedRow]]) -> dict[str, tuple[Colour, str]]:
+    levels = sorted({own[0].sparsity for own in lines.values()})
     colours = dict(zip(levels, level_colours(levels), strict=True))
-    return {label: (colours[own[0].level], "^") for label, own in lines.items()}
+    return {label: (colours[own[0].sparsity], "^") for label, own in lines.items()}
 
 
-def draw(lines: dict[str, list[Cell]]) -> Figure:
+def draw(lines: dict[str, list[SpeedRow]]) -> Figure:
     """Figure 4."""
     figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     draw_on(axes, lines)
@@ -96,15 +97,15 @@ def draw(lines: dict[str, list[Cell]]) -> Figure:
     return figure
 
 
-def drawn(bank: Bank) -> Drawn:
+def drawn(store: RecordStore) -> Drawn:
     """Figure 4, or what it lacks."""
-    title, lines = f"Figure 4. Speed-up at {100 * LEVEL:g} % against output length", timed(bank)
+    title, lines = f"Figure 4. Speed-up at {100 * SPARSITY:g} % against output length", timed(store)
     if not lines:
         missing = f"no timing has two output lengths at 50 %; what makes them: {filling('figure4', 'llama2-7b')}"
         return Drawn("figure4", title, "", None, missing)
     records = list({id(cell.record): cell.record for own in lines.values() for cell in own}.values())
     caption = (
-        f"Speed-up over the fastest dense decoder of the same process, {100 * LEVEL:g} % of the entries dropped, by "
+        f"Speed-up over the fastest dense decoder of the same process, {100 * SPARSITY:g} % target sparsity, by "
         f"the number of new tokens. {machine(records)}."
     )
     return Drawn("figure4", title, caption, draw(lines))

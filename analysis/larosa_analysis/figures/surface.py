@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from larosa_analysis.figures.drawn import Drawn, inspected
-from larosa_analysis.records import Record
+from larosa_analysis.figures.drawn import Drawn, conditions_of
+from larosa_analysis.records.entry import Record
 from larosa_analysis.tables.names import short_names
 
 
@@ -53,6 +53,6 @@ def drawn(record: Record, name: str) -> Drawn:
     values = record["values"]
     caption = (
         f"Magnitudes of {values['site']} in layer {values['layer']} over tokens and channels, before and after a "
-        f"change of basis, on one scale{_pooled(values)}. {inspected(record)}"
+        f"change of basis, on one scale{_pooled(values)}. {conditions_of(record)}"
     )
     return Drawn(name, "Figure 1. Activations before and after rotation", caption, draw(record))

@@ -1,4 +1,4 @@
-"""Figure 3: calibrated limits by layer, limits that tokens needed, sparsity realised by text, speed-up by length."""
+"""Figure 3: calibrated thresholds by layer, those that tokens needed, achieved sparsity by text, speed-up by length."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from larosa_analysis.bank import Bank
-from larosa_analysis.conditions import described
+from larosa.records.method_settings import method_of
+from larosa_analysis.comparison.achieved import Achieved, draw_on, of
 from larosa_analysis.figures import lengths
-from larosa_analysis.figures.drawn import Drawn, inspected, inspection
-from larosa_analysis.realised import Realised, draw_on, of
-from larosa_analysis.records import Record
-from larosa_analysis.run import Run
-from larosa_analysis.speed import Cell as Timed
-from larosa_analysis.speed import machine
+from larosa_analysis.figures.drawn import Drawn, conditions_of, diagnose_command
+from larosa_analysis.records.conditions import described
+from larosa_analysis.records.entry import Record
+from larosa_analysis.records.run import Run
+from larosa_analysis.records.store import RecordStore
+from larosa_analysis.speed.rows import SpeedRow, machine
 from larosa_analysis.style import SITE_STYLE, level_colours, plain
 from larosa_analysis.tables import match
 from larosa_analysis.tables.commands import filling
 from larosa_analysis.tables.group import choose
 from larosa_analysis.tables.names import short_names
 
-LEVEL = 0.5
+SPARSITY = 0.5
 
 
-def draw(record: Record | None, cells: list[Realised], timed: dict[str, list[Timed]]) -> Figure:
+def draw(record: Record | None, cells: list[Achieved], timed: dict[str, list[SpeedRow]]) -> Figure:
     """Row one: (a) a panel a site. Row two: (b), (c), (d). What has no record says so in its panel."""
     figure = plt.figure(figsize=(13, 7.6), layout="constrained")
     grid = figure.add_gridspec(2, 12)
@@ -37,11 +37,11 @@ def draw(record: Record | None, cells: list[Realised], timed: dict[str, list[Tim
     handles, labels = upper[-1].get_legend_handles_labels()
     if handles:
         upper[-1].legend(
-            handles[::-1], labels[::-1], title="level", fontsize=8, frameon=False, bbox_to_anchor=(1.01, 1),
+            handles[::-1], labels[::-1], title="sparsity", fontsize=8, frameon=False, bbox_to_anchor=(1.01, 1),
             loc="upper left",
         )  # fmt: skip
     _needed(lower[0], record)
-    _realised(lower[1], cells)
+    _achieved(lower[1], cells)
     _lengths(lower[2], timed)
     for axes, letter in zip([upper[0], *lower], "abcd", strict=True):
         title = axes.get_title()
@@ -57,93 +57,93 @@ def _absent(axes: Axes, title: str) -> None:
 
 
 def _calibrated(axes: Axes, record: Record | None, site: str, first: bool) -> None:
-    title = f"limits of {site}" if first else site
+    title = f"thresholds of {site}" if first else site
     if record is None or site not in record["values"]["calibrated"]:
         _absent(axes, title)
         return
     levels, own = record["values"]["levels"], record["values"]["calibrated"][site]
     for level, colour, line in zip(levels, level_colours(levels), own, strict=True):
-        layers = [layer for layer, limit in enumerate(line) if limit is not None]
+        layers = [layer for layer, threshold in enumerate(line) if threshold is not None]
         axes.plot(layers, [line[layer] for layer in layers], color=colour, linewidth=1.4, label=f"{100 * level:g} %")
     axes.set(xlabel="layer", title=title)
     axes.set_ylim(bottom=0)
     plain(axes)
     if first:
-        axes.set_ylabel("calibrated limit (magnitude)")
+        axes.set_ylabel("calibrated threshold (magnitude)")
 
 
 def _needed(axes: Axes, record: Record | None) -> None:
     if record is None:
-        _absent(axes, "needed limit by token")
+        _absent(axes, "needed threshold by token")
         return
     needed = record["values"]["needed"]
     title = f"{needed['site']}, layer {needed['layer']}, {100 * needed['level']:g} %"
     axes.plot(needed["per_token"], ".", color="#0072B2", markersize=3, label="needed by the token")
     axes.axhline(needed["calibrated"], color="#D55E00", linestyle="--", label="calibrated")
-    axes.set(xlabel="token", ylabel="limit (magnitude)", title=title)
+    axes.set(xlabel="token", ylabel="threshold (magnitude)", title=title)
     axes.set_ylim(0, 1.25 * max([*needed["per_token"], needed["calibrated"]]))
     plain(axes)
     axes.legend(fontsize=8, frameon=False, loc="upper right", ncols=2)
 
 
-def _realised(axes: Axes, cells: list[Realised]) -> None:
+def _achieved(axes: Axes, cells: list[Achieved]) -> None:
     if not cells:
-        _absent(axes, "realised sparsity by text")
+        _absent(axes, "achieved sparsity by text")
         return
-    draw_on(axes, cells, LEVEL)
-    axes.set_title(f"realised, {100 * LEVEL:g} % asked for")
+    draw_on(axes, cells, SPARSITY)
+    axes.set_title(f"achieved, target {100 * SPARSITY:g} %")
     axes.set_ylim(top=min(100.0, 115 * max(cell.most for cell in cells)))  # room for the legend
     plain(axes)
     axes.legend(fontsize=8, frameon=False, loc="upper right", ncols=2)
 
 
-def _lengths(axes: Axes, timed: dict[str, list[Timed]]) -> None:
+def _lengths(axes: Axes, timed: dict[str, list[SpeedRow]]) -> None:
     if not timed:
-        _absent(axes, "speed-up of limits by output length")
+        _absent(axes, "speed-up with thresholds by output length")
         return
-    lengths.draw_on(axes, timed, by_level=True)
-    axes.set_title("speed-up of limits")
+    lengths.draw_on(axes, timed, by_sparsity=True)
+    axes.set_title("speed-up with thresholds")
     most = max(cell.speedup for own in timed.values() for cell in own)
     axes.set_ylim(0.9, 1 + 1.5 * (most - 1))  # room for the legend
     axes.legend(fontsize=7, frameon=False, loc="upper left", ncols=2)
 
 
-def realising(runs: list[Run]) -> list[Run]:
-    """Limits and plain Top-K that were asked for LEVEL, each at the schedule that a printed row would take."""
-    asked = [run for run in runs if abs(run.entry.asked - LEVEL) < 1e-9]
-    own = [r for r in asked if r.config["method"]["rule"] == "threshold" or r.preset == "magnitude"]
+def at_target(runs: list[Run]) -> list[Run]:
+    """Thresholds and magnitude Top-K at the target SPARSITY, each at the schedule that a printed row would take."""
+    aimed = [run for run in runs if abs(run.entry.target - SPARSITY) < 1e-9]
+    own = [r for r in aimed if method_of(r.config)["selector"] == "threshold" or r.preset == "magnitude"]
     by_label: dict[str, list[Run]] = {}
     for run in own:
         by_label.setdefault(run.entry.label, []).append(run)
-    chosen = [match.at(group, LEVEL, printed=True) for group in by_label.values()]
+    chosen = [match.at(group, SPARSITY, printed=True) for group in by_label.values()]
     return [run for run in chosen if run is not None]
 
 
-def _limits_of(cell: Realised) -> str:
-    """Told where a method that is Top-K by itself ran with limits."""
-    return ", limits" if cell.rule == "threshold" and cell.method.startswith("larosa") else ""
+def _by_thresholds(cell: Achieved) -> str:
+    """Said of a method that is Top-K by default and ran with thresholds."""
+    return ", thresholds" if cell.selector == "threshold" and cell.method.startswith("larosa") else ""
 
 
-def drawn(bank: Bank, model: str, name: str) -> Drawn:
+def drawn(store: RecordStore, model: str, name: str) -> Drawn:
     """Figure 3 of one model, with what it lacks."""
-    record = next((r for r in reversed(bank.inspected("thresholds")) if r["model"] == model), None)
-    runs = realising(choose(bank.of(model), texts=True, tasks=()).runs)
+    record = next((r for r in reversed(store.diagnostics_of("thresholds")) if r["model"] == model), None)
+    runs = at_target(choose(store.of(model), texts=True, tasks=()).runs)
     cells = of(run.entry.record for run in runs)
     names = short_names(cell.method for cell in cells)
-    cells = [replace(cell, method=names[cell.method] + _limits_of(cell)) for cell in cells]
-    timed = lengths.timed(bank, "limits")
-    absent = [("a and b", f"`{inspection('thresholds', model)}`")] if record is None else []
+    cells = [replace(cell, method=names[cell.method] + _by_thresholds(cell)) for cell in cells]
+    timed = lengths.timed(store, "thresholds")
+    absent = [("a and b", f"`{diagnose_command('thresholds', model)}`")] if record is None else []
     absent += [] if cells else [("c", filling("figure3", model))]
     absent += [] if timed else [("d", filling("figure3", model))]
     missing = "; ".join(f"{panel}: {words}" for panel, words in absent)
-    shown = [f"(a), (b): {inspected(record)}"] if record is not None else []
+    shown = [f"(a), (b): {conditions_of(record)}"] if record is not None else []
     shown += [f"(c): {described(runs)}"] if runs else []
     own = list({id(cell.record): cell.record for line in timed.values() for cell in line}.values())
     shown += [f"(d): {machine(own)}."] if own else []
     caption = (
-        "(a) Calibrated limits by layer, a line a level, of each site. (b) The limit that each token would have needed "
-        "for the level, beside the calibrated one. (c) Byte-weighted sparsity realised by text: mean, one standard "
-        f"deviation and extremes over tokens. (d) Speed-up of given limits by new tokens. {' '.join(shown)}"
+        "(a) Calibrated thresholds by layer, a line per sparsity, of each site. (b) The threshold that each token would "
+        "have needed for the sparsity, beside the calibrated one. (c) Achieved weight sparsity by text: mean, one "
+        "standard deviation and extremes over tokens. (d) Speed-up with thresholds by new tokens. " + " ".join(shown)
     )
-    title = "Figure 3. What calibrated limits do"
+    title = "Figure 3. What calibrated thresholds do"
     return Drawn(name, title, caption, draw(record, cells, timed) if record or cells or timed else None, missing)

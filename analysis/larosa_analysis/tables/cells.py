@@ -61,7 +61,7 @@ class Table:
     """How to read it."""
     footnotes: list[str] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    excluded: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from larosa_analysis import paper
-from larosa_analysis.bank import Bank
-from larosa_analysis.conditions import described
-from larosa_analysis.run import Run
+from larosa_analysis.records.conditions import described
+from larosa_analysis.records.run import Run
+from larosa_analysis.records.store import RecordStore
 from larosa_analysis.tables import match, texts
 from larosa_analysis.tables.cells import MISSING, Block, Cell, Footnotes, Missing, Table
 from larosa_analysis.tables.commands import command
@@ -21,19 +21,19 @@ _READING = (
     "Coefficients of h1 to h4 under 3 a1 + a2 = 4 and 2 a3 + M a4 = 2 + M, M = I / D. *Of the constraint*: alpha4 from "
     "the printed alpha3 and the model's own shape. Ours: the runs of method=larosa/paper whose coefficients meet the "
     "constraints, least perplexity on the text that most of them were measured on, where at least three settings were "
-    "tried at one level."
+    "tried at one target."
 )
 
 
-def build(bank: Bank, shapes: dict[str, Shape]) -> Table:
+def build(store: RecordStore, shapes: dict[str, Shape]) -> Table:
     """Every printed model; then those of ours in which coefficients were searched."""
     rows = {row["model"]: row for row in paper.rows("table11_optimal_alpha")}
     columns = ["model", *(f"{name}, printed" for name in _NAMES), "M, printed", "M of the shape"]
-    columns += ["alpha4 of the constraint", *(f"{name}, ours" for name in _NAMES), "level, %", "settings tried"]
+    columns += ["alpha4 of the constraint", *(f"{name}, ours" for name in _NAMES), "sparsity, %", "settings tried"]
     notes, lines, missing, used = Footnotes(), [], [], []
-    for name in dict.fromkeys([*rows, *bank.models]):
+    for name in dict.fromkeys([*rows, *store.models]):
         row, shape = rows.get(name, {}), shapes.get(name)
-        own = bank.of(name)
+        own = store.of(name)
         tried = max((_tried(group.runs) for group in every(_searched(own), texts=True, tasks=())), key=len, default=[])
         marks = dict(paper.notes(NUMBER, row)) if row else {}
         line = [Cell(name)]
@@ -65,12 +65,12 @@ def _searched(runs: list[Run]) -> list[Run]:
 
 
 def _tried(runs: list[Run]) -> list[Run]:
-    """The runs of the level and text at which most settings were tried; none where that are fewer than LEAST."""
+    """The runs of the target and text at which most settings were tried; none where that are fewer than LEAST."""
     by_text: dict[tuple[float, str], dict[tuple[float, ...], Run]] = {}
     for run in runs:
         found = match.alphas(run)
         for text in run.entry.nll if found is not None else ():
-            by_text.setdefault((run.entry.asked, text), {})[tuple(found or ())] = run
+            by_text.setdefault((run.entry.target, text), {})[tuple(found or ())] = run
     where = max(sorted(by_text), key=lambda key: len(by_text[key]), default=None)
     if where is None or len(by_text[where]) < LEAST:
         return []
@@ -83,4 +83,4 @@ def _ours(tried: list[Run]) -> list[Cell]:
     best = min(tried, key=lambda run: (match.mean_perplexity(run, set(run.entry.nll)), run.entry.identity))
     found = match.alphas(best)
     assert found is not None  # _tried asked
-    return [*(Cell(value=alpha) for alpha in found), Cell(f"{100 * best.entry.asked:g}"), Cell(str(len(tried)))]
+    return [*(Cell(value=alpha) for alpha in found), Cell(f"{100 * best.entry.target:g}"), Cell(str(len(tried)))]

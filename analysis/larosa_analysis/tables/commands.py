@@ -12,10 +12,12 @@ from functools import lru_cache
 
 import yaml
 
-from larosa.packaged import packaged
+from larosa.records.packaged import packaged
 from larosa_analysis import paper
 
 SWEEPS = packaged("sweeps")
+_SAME_RUNS = {f"table{number}": "table01" for number in range(12, 19)}
+"""Tables 12 to 18 are Table 1's runs of one model each."""
 _ONE_GPU = ("table03", "figure4")
 """Sweeps of the decoder, which runs on one GPU: the paper's larger models are not theirs."""
 
@@ -35,6 +37,7 @@ def command(name: str, model: str) -> str | None:
 
     Records are then made short and the tables built again.
     """
+    name = _SAME_RUNS.get(name, name)
     sweep = read(name)
     if sweep is None or (name in _ONE_GPU and model in paper.models() and model not in sweep.models):
         return None

@@ -11,9 +11,9 @@ HALF = 0.5
 _BYTES = 2
 _READING = (
     "TFLOPs of 2048 tokens: 2 T (weights of the seven projections and the head) + 4 T^2 H d L for attention, and for "
-    "larosa 2 T D^2 a layer for its residual adapter. The printed numbers count no operation that sparsity skips; the "
-    "last three columns are ours, with half of the projections' weights skipped and the adapters kept, and the weight "
-    "bytes that one decoded token then reads (two bytes a weight, head left out)."
+    "larosa 2 T D^2 per layer for its residual adapter. The printed numbers count no operation that sparsity skips; "
+    "the last three columns are ours, with half of the projections' weights skipped and the adapters kept, and the "
+    "weight bytes that one decoded token then reads (two bytes per weight, without the head)."
 )
 
 
@@ -22,7 +22,7 @@ def build(shapes: dict[str, Shape], own_models: list[str]) -> Table:
     rows = {row["model"]: row for row in paper.rows("table19_tflops")}
     pairs = [(f"{phase}, {form}", f"{phase}_{form}") for phase in ("prefill", "decode") for form in ("dense", "larosa")]
     columns = ["model", *(f"{title}, {source}" for title, _ in pairs for source in ("printed", "ours"))]
-    columns += ["decode, larosa at 50 %", "GB a token, dense", "GB a token, larosa at 50 %"]
+    columns += ["decode, larosa at 50 %", "GB per token, dense", "GB per token, larosa at 50 %"]
     notes, lines, worst = Footnotes(), [], 0.0
     for name in dict.fromkeys([*rows, *(model for model in own_models if model in shapes)]):
         row, shape = rows.get(name, {}), shapes[name]
@@ -40,7 +40,7 @@ def build(shapes: dict[str, Shape], own_models: list[str]) -> Table:
 
 
 def _half(shape: Shape) -> list[Cell]:
-    """At half of the weights: TFLOPs, then GB a token dense and sparse."""
+    """At half of the weights: TFLOPs, then GB per token dense and sparse."""
     extra = adapters(shape, "layer")
     weights = shape["num_hidden_layers"] * layer_weights(shape)
     sparse = (1 - HALF) * weights + extra * shape["hidden_size"] ** 2

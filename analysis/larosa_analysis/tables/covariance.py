@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from larosa_analysis.records import Record
+from larosa_analysis.records.entry import Record
 from larosa_analysis.tables.cells import Block, Cell
 
 

@@ -1,10 +1,10 @@
-"""All nineteen tables of a bank, in their order."""
+"""All nineteen tables of a store, in their order."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from larosa_analysis.bank import Bank
+from larosa_analysis.records.store import RecordStore
 from larosa_analysis.tables import coefficients, counted, covariance, from_runs, timed
 from larosa_analysis.tables.cells import Table
 from larosa_analysis.tables.flops import Shape
@@ -14,11 +14,11 @@ from larosa_analysis.tables.spec import SPECS
 _COVARIANCE = 8
 
 
-def build(bank: Bank, shapes: dict[str, Shape]) -> list[Table]:
+def build(store: RecordStore, shapes: dict[str, Shape]) -> list[Table]:
     """Table 1 to Table 19; shapes of the models by name."""
-    context = Context(shapes, bank.inspected("covariance"))
-    tables = [from_runs.build(spec, bank, context) for spec in SPECS]
-    tables += [timed.build(bank), coefficients.build(bank, shapes), counted.build(shapes, bank.models)]
+    context = Context(shapes, store.diagnostics_of("covariance"))
+    tables = [from_runs.build(spec, store, context) for spec in SPECS]
+    tables += [timed.build(store), coefficients.build(store, shapes), counted.build(shapes, store.models)]
     return sorted((_with_covariances(table, context) for table in tables), key=lambda table: table.number)
 
 

@@ -1,10 +1,10 @@
 """Operations of a forward pass over 2048 tokens, from a model's shape, as the paper's Table 19 counts them.
 
     2 T (weights of the seven projections and the head) + 4 T^2 H d L        dense: products, and attention of T x T
-    2 T D^2 for each product of D x D that a method adds                    larosa: one residual adapter a layer
+    2 T D^2 for each product of D x D that a method adds                    larosa: one residual adapter per layer
 
-This reproduces every correct entry of the printed table to 0.01 TFLOPs. What sparsity skips is not in it; at a level s
-of the weights a decoder leaves out s of the projections' part.
+This reproduces every correct entry of the printed table to 0.01 TFLOPs. What sparsity skips is not in it; at a weight
+sparsity s a decoder skips s of the projections' part.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from larosa_analysis.records import RecordsError
+from larosa_analysis.records.entry import RecordsError
 
 TOKENS = 2048
 Shape = dict[str, Any]
@@ -43,7 +43,7 @@ def _heads(shape: Shape) -> int:
 
 
 def counted_by_width(shape: Shape, levels: dict[str, float]) -> float:
-    """The paper's model-level sparsity: sites' levels weighted by width times the projections that read the site."""
+    """The paper's model-level sparsity: site sparsities weighted by width times the number of consumers of the site."""
     widths = {
         "h1": 3 * shape["hidden_size"], "h2": _heads(shape), "h3": 2 * shape["hidden_size"],
         "h4": shape["intermediate_size"],
@@ -52,7 +52,7 @@ def counted_by_width(shape: Shape, levels: dict[str, float]) -> float:
 
 
 def tflops(shape: Shape, products: int = 0, level: float = 0.0) -> float:
-    """Of TOKENS tokens, with `products` of D x D added in all and a share `level` of the projections left out."""
+    """Of TOKENS tokens, with `products` of D x D added in all and a fraction `level` of the projections skipped."""
     D, layers = shape["hidden_size"], shape["num_hidden_layers"]
     projections = 2 * TOKENS * layers * layer_weights(shape)
     head = 2 * TOKENS * shape["vocab_size"] * D
@@ -61,8 +61,8 @@ def tflops(shape: Shape, products: int = 0, level: float = 0.0) -> float:
 
 
 def adapters(shape: Shape, rotation: str) -> int:
-    """Residual adapters of a forward pass, by how often the basis changes; the paper counts one a change."""
-    return int(shape["num_hidden_layers"]) * {"layer": 1, "block": 2}.get(rotation, 0)
+    """Residual adapters of a forward pass, by how often the basis changes; the paper counts one per change."""
+    return int(shape["num_hidden_layers"]) * {"layer": 1, "sublayer": 2}.get(rotation, 0)
 
 
 def mlp_share(shape: Shape) -> float:

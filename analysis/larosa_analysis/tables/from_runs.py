@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from larosa_analysis import paper
-from larosa_analysis.bank import Bank
-from larosa_analysis.conditions import described
-from larosa_analysis.failed import Failure
 from larosa_analysis.paper import Printed
-from larosa_analysis.run import Run
-from larosa_analysis.tables import added, match, texts
+from larosa_analysis.records.conditions import described
+from larosa_analysis.records.failures import Failure
+from larosa_analysis.records.run import Run
+from larosa_analysis.records.store import RecordStore
+from larosa_analysis.tables import match, quantised, texts
 from larosa_analysis.tables.cells import MISSING, Block, Cell, Footnotes, Missing, Table
 from larosa_analysis.tables.commands import command
 from larosa_analysis.tables.group import choose
@@ -28,18 +28,19 @@ from larosa_analysis.tables.lines import (
     with_failures,
 )
 from larosa_analysis.tables.marks import best_lines
-from larosa_analysis.tables.measure import Context, extras_as_stored, flops_cell, measured
+from larosa_analysis.tables.measure import Context, flops_cell, measured, overhead_as_stored
 from larosa_analysis.tables.names import short_names, short_schedule
 from larosa_analysis.tables.spec import Measure, Spec
 
-LEVELS = ("schedule", "asked, %", "paper's count, %", "in bytes, %", "read, net %")
+LEVELS = ("schedule", "target, %", "nominal sparsity, %", "weight sparsity, %", "bytes read, %")
 READING = (
-    "Printed values stand as the paper prints them, ours beside them; ± is one standard error, for levels the standard "
-    "deviation over tokens. A value is bold where it is the best of its level and a paired test (blocks or examples, "
-    "5 %) tells it from the runner-up. Of several schedules a printed row takes the paper's, any other the one with "
-    "the smallest perplexity. *In bytes*: weight bytes not read, of the seven projections', as realised; *read, net*: "
-    "what is left, run-time extras added. A run whose realised level, under the count that it was asked under, is more "
-    "than 0.5 points off takes no part (*off*)."
+    "Printed values stand as the paper prints them, ours beside them; ± is one standard error, for site sparsities the "
+    "standard deviation over tokens. A value is bold where it is the best of its sparsity and a paired test (blocks or "
+    "examples, 5 %) tells it from the runner-up. Of several schedules a printed row takes the paper's, any other the "
+    "one with the smallest perplexity. *Weight sparsity*: achieved, weight bytes not read / those of the "
+    "seven projections; *nominal sparsity*: achieved, by the paper's count; *bytes read*: weight bytes read, run-time "
+    "overhead included, % of dense. A run whose achieved sparsity, by its own metric, is more than 0.5 points off its "
+    "target is not compared (*off*)."
 )
 
 
@@ -58,43 +59,43 @@ class _Model:
         return any(line.run is not None and line.run.entry.family != "dense" for line in self.lines)
 
 
-def build(spec: Spec, bank: Bank, context: Context) -> Table:
+def build(spec: Spec, store: RecordStore, context: Context) -> Table:
     """The table."""
     rows = paper.rows(spec.file, spec.spread)
     targets = sorted({float(row["sparsity"]) for row in rows} - (set() if spec.quantised else {0.0}))
-    notes, left_out = Footnotes(), []
+    notes, excluded = Footnotes(), []
     for remark in paper.remarks(spec.number):
         notes.number(remark)
     models = []
-    own = [model for model in bank.models if spec.own_models and model not in paper.models()]
+    own = [model for model in store.models if spec.own_models and model not in paper.models()]
     for name in dict.fromkeys([*(row["model"] for row in rows), *own]):
         levels = [] if spec.any_level and name not in paper.models() else targets
-        runs = useful(spec, rows, levels, bank.of(name, spec.quantised))
+        runs = useful(spec, rows, levels, store.of(name, spec.quantised))
         group = choose(
             runs, spec.perplexity, (*spec.tasks, *_more_tasks(spec, runs)), spec.free,
-            lambda run: (setting(spec, run), round(20 * run.entry.asked)),
+            lambda run: (setting(spec, run), round(20 * run.entry.target)),
         )  # fmt: skip
-        left_out += [f"{name}: {reason}" for reason in group.left_out]
-        failures = [failure for failure in bank.failures if failure.model == name]
+        excluded += [f"{name}: {reason}" for reason in group.excluded]
+        failures = [failure for failure in store.failures if failure.model == name]
         kept = group.runs if name in paper.models() else _compared(spec, group.runs)
         models.append(_model(spec, name, rows, targets, kept, failures))
     shown = [model for model in models if model.measured]
     blocks = []
     for model in sorted(shown, key=lambda model: model.printed):
         blocks.append(_block(spec, model, context, notes))
-        if spec.quantised and (pairs := added.block(model.name, model.runs)) is not None:
+        if spec.quantised and (pairs := quantised.block(model.name, model.runs)) is not None:
             blocks.append(pairs)
     empty = [model for model in models if model.printed and not model.measured]
     if empty:
         blocks.append(_unmeasured(spec, empty, context, notes))
     missing = [found for model in models if (found := _missing(spec, model, context)) is not None]
-    return Table(spec.number, spec.title, blocks, READING if shown else "", notes.texts, missing, left_out)
+    return Table(spec.number, spec.title, blocks, READING if shown else "", notes.texts, missing, excluded)
 
 
 def _compared(spec: Spec, runs: list[Run]) -> list[Run]:
     """What a model that the paper has not is shown with, nothing printed to say which texts and schedules belong."""
     if spec.texts:
-        runs = texts.on(runs, texts.main_texts(runs, lambda run: (setting(spec, run), round(20 * run.entry.asked))))
+        runs = texts.on(runs, texts.main_texts(runs, lambda run: (setting(spec, run), round(20 * run.entry.target))))
     return of_one_schedule(runs) if spec.one_schedule else runs
 
 
@@ -140,10 +141,10 @@ def _block(spec: Spec, model: _Model, context: Context, notes: Footnotes) -> Blo
 
 
 def _measures(spec: Spec, model: _Model) -> list[Measure]:
-    """The printed measures, then texts and tasks that the paper has not; the level's own columns tell a count."""
+    """The printed measures, then texts and tasks that the paper has not; the sparsity columns tell a count."""
     own = [measure for measure in spec.measures if model.printed or measure.source != "count"]
     known = {measure.source for measure in own}
-    own += [Measure("", "bytes", "bytes read, % of 16 bits a weight")] * spec.quantised
+    own += [Measure("", "bytes", "bytes read, % of 16 bits per weight")] * spec.quantised
     held = sorted({text for run in model.runs for text in run.entry.nll}) if spec.texts else []
     own += [Measure("", f"ppl:{text}", f"{text} perplexity") for text in held if f"ppl:{text}" not in known]
     return own + [Measure("", f"task:{task}", f"{task}, %") for task in _more_tasks(spec, model.runs)]
@@ -155,7 +156,7 @@ def _more_tasks(spec: Spec, runs: list[Run]) -> list[str]:
 
 
 def _key_columns(spec: Spec) -> list[str]:
-    return ["level, %" if key == "sparsity" else key for key in spec.keys]
+    return ["sparsity, %" if key == "sparsity" else key for key in spec.keys]
 
 
 def _keys(spec: Spec, line: Line, names: dict[str, str], notes: Footnotes) -> list[Cell]:
@@ -174,18 +175,22 @@ def _legend(names: dict[str, str]) -> str:
 
 
 def _levels(line: Line) -> list[Cell]:
-    """Schedule, then asked, paper's count, in bytes, net."""
+    """Schedule, then target, nominal sparsity, weight sparsity, bytes read."""
     run = line.run
     if run is None or run.entry.family == "dense":
         return [Cell()] * len(LEVELS)
-    shown = (match.paper_count(run), run.entry.level, 1 - run.entry.level + extras_as_stored(run))
-    asked, nominal = Cell(value=100 * run.entry.asked, digits=1), match.count(run) == "nominal"
+    shown = (
+        match.nominal_sparsity(run),
+        run.entry.weight_sparsity,
+        1 - run.entry.weight_sparsity + overhead_as_stored(run),
+    )
+    asked, nominal = Cell(value=100 * run.entry.target, digits=1), match.metric(run) == "nominal"
     if nominal:
         asked = Cell(f"{asked.shown} (nominal)")
     numbers = [Cell(value=100 * value, digits=1) for value in shown]
     if not match.stands(run, line.target):
-        own = 0 if nominal else 1  # the count that the level was asked under
-        numbers[own] = Cell(f"{numbers[own].shown} off")
+        place = 0 if nominal else 1  # that of the run's own metric
+        numbers[place] = Cell(f"{numbers[place].shown} off")
     return [Cell(short_schedule(run)), asked, *numbers]
 
 

@@ -1,10 +1,10 @@
 """Which records may stand in one table: those of one condition. The rest is named, never mixed in.
 
-Fixed for all: model weights, dtype, what is quantised, meaning of the records; of all but the dense model calibration
-tokens, token policy, seed, and of each label the method's settings. Every text and task must be the same tokens and
-examples, asked in the same way, wherever it was measured; only BoolQ, which leaves out the passages of a calibration,
-is scored on the examples that all runs share where the calibration varies. Of several conditions the one with most
-methods and levels is shown.
+Fixed for all: model weights, dtype, what is quantised, semantics version of the records; of all but the dense model
+calibration tokens, token policy, seed, and of each label the method's settings. Every text and task must be the same
+tokens and examples, asked in the same way, wherever it was measured; only BoolQ, which excludes the passages of a
+calibration, is scored on the examples that all runs share where the calibration varies. Of several conditions the one
+with most methods and targets is shown.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from larosa_analysis.quantised import calibrated, settings
-from larosa_analysis.run import Run
+from larosa.records.quantization_label import calibrated, settings
+from larosa_analysis.records.run import Run
 from larosa_analysis.tables.merge import merged
 
 Facets = dict[str, Any]
 RowOf = Callable[[Run], Hashable]
-"""What row of a table a run stands in, its level included."""
+"""What row of a table a run stands in, its target included."""
 CALIBRATION = "calibration tokens"
 QUANTIZATION = "what is quantised"
 _AVOIDING = "boolq"
@@ -33,17 +33,17 @@ _AVOIDING = "boolq"
 
 @dataclass(frozen=True)
 class Group:
-    """Records that compare, those of one setting as one run, and how many were left out for what."""
+    """Records that compare, those of one setting as one run, and how many were excluded for what."""
 
     runs: list[Run]
-    left_out: list[str]
+    excluded: list[str]
     agreeing: frozenset[str]
     """Identities of all records of the group, also of those that newer ones stand for."""
 
 
 def _row(run: Run) -> Hashable:
-    """Method and level in steps of 5 %, whatever the schedule."""
-    return run.entry.label, round(20 * run.entry.asked)
+    """Method and target in steps of 5 %, whatever the schedule."""
+    return run.entry.label, round(20 * run.entry.target)
 
 
 def choose(
@@ -64,11 +64,11 @@ def choose(
     varied = (_AVOIDING,) if CALIBRATION in free else ()
     shown = merged(_fitted([run for run in useful if run not in sparse], own, facets, held, varied)) + own
     kept = {record["identity"] for run in shown for record in run.records}
-    left_out = _left_out([run for run in useful if run.entry.identity not in kept], held, facets)
+    excluded = _excluded([run for run in useful if run.entry.identity not in kept], held, facets)
     for task in varied:
         shown, apart = _shared(shown, task)
-        left_out += [f"{task}: its runs have no example in common"] * apart
-    return Group(shown, left_out, frozenset(run.entry.identity for run in members))
+        excluded += [f"{task}: its runs have no example in common"] * apart
+    return Group(shown, excluded, frozenset(run.entry.identity for run in members))
 
 
 def every(runs: list[Run], texts: bool, tasks: tuple[str, ...]) -> Iterator[Group]:
@@ -86,7 +86,10 @@ def _facets(run: Run, texts: bool, tasks: tuple[str, ...], free: tuple[str, ...]
     """Condition -> value."""
     record, config = run.entry.record, run.config
     weights = {key: value for key, value in record["model"].items() if key not in ("device", "name")}
-    found: Facets = {"meaning": record["meaning"], "weights or dtype": str(sorted(map(str, weights.items())))}
+    found: Facets = {
+        "semantics_version": record["semantics_version"],
+        "weights or dtype": str(sorted(map(str, weights.items()))),
+    }
     found[QUANTIZATION] = run.entry.quantization
     found[f"settings of {run.entry.quantization}"] = settings(config)
     if record["model"]["source"] == "random":
@@ -99,12 +102,12 @@ def _facets(run: Run, texts: bool, tasks: tuple[str, ...], free: tuple[str, ...]
         examples = hashlib.sha256(score.ids.tobytes()).hexdigest() if len(score.ids) else str(score.examples)
         if CALIBRATION in free and task == _AVOIDING:
             examples = ""
-        found[f"examples of {task}"] = (score.metric, score.asked, examples)
+        found[f"examples of {task}"] = (score.metric, score.source, examples)
         found[f"chat template or new tokens of {task}"] = score.prompted
     if run.entry.family != "dense":
         found["seed"] = config["seed"]
         found[f"settings of {run.entry.label}"] = run.settings
-        found["token policy"] = str(config["tokens"])
+        found["token policy"] = str(config["token_policy"])
     if run.entry.family != "dense" or calibrated(config):
         found[CALIBRATION] = record["data"].get("calibration", {}).get("sha256")
     return {condition: value for condition, value in found.items() if condition not in free}
@@ -166,6 +169,6 @@ def _loose(facets: Facets) -> Facets:
     return {name: value[:2] if name.startswith("examples of ") else value for name, value in facets.items()}
 
 
-def _left_out(runs: list[Run], held: Facets, facets: dict[str, Facets]) -> list[str]:
+def _excluded(runs: list[Run], held: Facets, facets: dict[str, Facets]) -> list[str]:
     why = Counter(_differing(facets[run.entry.identity], held) or "an older measurement" for run in runs)
     return [f"{count} record{'s' * (count > 1)}: {reason}" for reason, count in sorted(why.items())]

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
+from larosa.records.quantization_label import NONE
 from larosa_analysis import paper
-from larosa_analysis.failed import Failure
 from larosa_analysis.paper import Printed
-from larosa_analysis.quantised import NONE
-from larosa_analysis.run import Run
+from larosa_analysis.records.failures import Failure
+from larosa_analysis.records.run import Run
 from larosa_analysis.tables import match
 from larosa_analysis.tables.flops import mlp_share
 from larosa_analysis.tables.spec import Spec
 
 _OTHERS = {"method": "deepseek-r1 report", "quantization": "omniquant"}
-"""Key column -> printed rows that are none of ours: measured by others, or by a quantiser that larosa has not."""
+"""Key column -> printed rows that are none of ours: measured by others, or with a quantiser that is not here."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Line:
     """One row before its cells are filled."""
 
     target: float
-    """The level, a fraction."""
+    """The target sparsity, a fraction."""
     keys: dict[str, str]
     printed: Printed | None
     run: Run | None
@@ -68,13 +68,13 @@ def _of_others(row: Printed) -> bool:
 
 
 def own_levels(runs: list[Run]) -> list[float]:
-    """The levels in steps of 5 % that runs were asked for."""
-    asked = {round(run.entry.asked, 6) for run in runs if run.entry.family != "dense"}
+    """The targets of runs in steps of 5 %."""
+    asked = {round(run.entry.target, 6) for run in runs if run.entry.family != "dense"}
     return sorted(level for level in asked if abs(20 * level - round(20 * level)) < 1e-4)
 
 
 def own_lines(spec: Spec, targets: list[float], runs: list[Run], printed: list[Line]) -> list[Line]:
-    """Runs whose setting no printed line holds at their level, the best of each setting and level."""
+    """Runs whose setting no printed line holds at their target, the best of each setting and target."""
     taken = {(line.target, setting(spec, line.run)) for line in printed if line.run is not None}
     by_setting: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
@@ -91,9 +91,9 @@ def own_lines(spec: Spec, targets: list[float], runs: list[Run], printed: list[L
 
 
 def setting(spec: Spec, run: Run) -> tuple[str, ...]:
-    """What tells a run's row from others of its level."""
+    """What tells a run's row from others of its target."""
     keys = [match.KEYS[key](run) for key in spec.keys if key not in ("sparsity", "method")]
-    return run.entry.label, match.count(run), *keys
+    return run.entry.label, match.metric(run), *keys
 
 
 def _is_own(spec: Spec, run: Run) -> bool:
@@ -113,14 +113,14 @@ def _pairs(spec: Spec) -> list[tuple[float, float]]:
 
 
 def of_one_schedule(runs: list[Run]) -> list[Run]:
-    """Of every level the runs of one schedule, that with most settings; the dense ones besides.
+    """Of every target the runs of one schedule, that with most settings; the dense ones besides.
 
     For a table that varies one thing: a schedule that some of its rows lack would vary with it.
     """
     sparse = [run for run in runs if run.entry.family != "dense"]
     found = [run for run in runs if run.entry.family == "dense"]
-    for level in sorted({round(20 * run.entry.asked) for run in sparse}):
-        here = [run for run in sparse if round(20 * run.entry.asked) == level]
+    for level in sorted({round(20 * run.entry.target) for run in sparse}):
+        here = [run for run in sparse if round(20 * run.entry.target) == level]
         settings = {
             name: {run.entry.label for run in here if run.entry.schedule == name}
             for name in sorted({run.entry.schedule for run in here})
@@ -131,7 +131,7 @@ def of_one_schedule(runs: list[Run]) -> list[Run]:
 
 
 def useful(spec: Spec, rows: list[Printed], targets: list[float], runs: list[Run]) -> list[Run]:
-    """The runs that some row of the table could hold; `targets` empty means any level.
+    """The runs that some row of the table could hold; `targets` empty means any target.
 
     Of a table that varies the calibration set or what is quantised, only those of methods and schedules that were
     measured so, if any.
@@ -149,12 +149,12 @@ def useful(spec: Spec, rows: list[Printed], targets: list[float], runs: list[Run
         run
         for run in runs
         if (_is_own(spec, run) or any(match.fits(run, row, spec.keys) for row in rows))
-        and (not targets or any(match.stands(run, t) or abs(run.entry.asked - t) < 1e-9 for t in targets))
+        and (not targets or any(match.stands(run, t) or abs(run.entry.target - t) < 1e-9 for t in targets))
     ]
 
 
 def unreachable(spec: Spec, targets: list[float], runs: list[Run], lines: list[Line]) -> list[Line]:
-    """CATS where the level is more than it can save: it drops rows of up and down, nothing else."""
+    """CATS where the target is more than it can save: it drops rows of up and down, nothing else."""
     if not runs or not any(line.keys.get("method") == "cats" for line in lines):
         return []
     most = mlp_share(runs[0].config["model"]["shape"])
@@ -171,10 +171,10 @@ def unreachable(spec: Spec, targets: list[float], runs: list[Run], lines: list[L
 
 
 def with_failures(spec: Spec, targets: list[float], failures: list[Failure], lines: list[Line]) -> list[Line]:
-    """Lines without a run say why where their cell was tried; what was tried and has no line gets one."""
+    """Lines without a run say why where their run was tried; what was tried and has no line gets one."""
     if not {"method"} <= set(spec.keys) <= _TOLD:
         return lines
-    left = [own for own in failures if _concerns(spec, own) and any(abs(own.level - t) < 1e-9 for t in targets)]
+    left = [own for own in failures if _concerns(spec, own) and any(abs(own.target - t) < 1e-9 for t in targets)]
     found = []
     for line in lines:
         own = next((failure for failure in left if _is_of(failure, line)), None)
@@ -184,7 +184,7 @@ def with_failures(spec: Spec, targets: list[float], failures: list[Failure], lin
         found.append(line)
     for own in left:
         keys = {"method": own.label, "calibration": own.calibration, "quantization": own.quantization}
-        new = Line(own.level, {key: keys[key] for key in spec.keys if key in keys}, None, None, own.state, own.why)
+        new = Line(own.target, {key: keys[key] for key in spec.keys if key in keys}, None, None, own.state, own.why)
         if not any((line.target, line.keys) == (new.target, new.keys) for line in found):
             found.append(new)
     return found
@@ -195,17 +195,17 @@ _TOLD = {"sparsity", "method", "calibration", "quantization"}
 
 
 def _concerns(spec: Spec, failure: Failure) -> bool:
-    """Whether a table would have shown the cell."""
+    """Whether a table would have shown the run."""
     wanted = bool(spec.perplexity and failure.texts) or bool(set(spec.tasks) & set(failure.tasks))
     wanted = wanted and (failure.quantization == NONE or "quantization" in spec.keys)
     return wanted and (not spec.own or failure.method in spec.own)
 
 
 def _is_of(failure: Failure, line: Line) -> bool:
-    """Whether a failure is of a line's method, level, calibration and quantisation."""
+    """Whether a failure is of a line's method, target, calibration and quantisation."""
     if match.named("quantization", line.keys.get("quantization", NONE)) != failure.quantization:
         return False
-    if abs(failure.level - line.target) > 1e-9 or line.keys.get("calibration", "") not in ("", failure.calibration):
+    if abs(failure.target - line.target) > 1e-9 or line.keys.get("calibration", "") not in ("", failure.calibration):
         return False
     if line.run is not None:
         return line.run.method == failure.label
@@ -216,5 +216,5 @@ def _is_of(failure: Failure, line: Line) -> bool:
 
 
 def ordered(lines: list[Line]) -> list[Line]:
-    """By level; within it printed settings in their order, then the others as they come."""
+    """By target; within it printed settings in their order, then the others as they come."""
     return sorted(lines, key=lambda line: line.target)

@@ -1,10 +1,10 @@
-"""The best value of a level, marked only where it beats the runner-up by more than chance."""
+"""The best value of a sparsity, marked only where it beats the runner-up by more than chance."""
 
 from __future__ import annotations
 
-from larosa_analysis.outcomes import SEVEN
-from larosa_analysis.paired import accuracies_differ, perplexities_differ
-from larosa_analysis.run import Run
+from larosa_analysis.records.outcomes import SEVEN
+from larosa_analysis.records.run import Run
+from larosa_analysis.stats.paired import accuracies_differ, perplexities_differ
 from larosa_analysis.tables import match
 from larosa_analysis.tables.cells import Cell
 from larosa_analysis.tables.lines import Line
@@ -12,9 +12,9 @@ from larosa_analysis.tables.measure import LOWER_IS_BETTER
 
 
 def best_lines(lines: list[Line], source: str, cells: list[Cell]) -> set[int]:
-    """Numbers of the lines whose cell of `source` is the best of its level, count and quantisation, significantly so.
+    """Numbers of the lines whose cell of `source` is the best of its target, metric and quantisation, significantly so.
 
-    Only sparse runs that stand at the level take part.
+    Only sparse runs that achieve the target take part.
     """
     kind, _, name = source.partition(":")
     if kind not in LOWER_IS_BETTER:
@@ -29,7 +29,7 @@ def best_lines(lines: list[Line], source: str, cells: list[Cell]) -> set[int]:
             and match.stands(run, line.target)
         ):
             value = cell.value if LOWER_IS_BETTER[kind] else -cell.value
-            place = (line.target, match.count(run), run.entry.quantization)
+            place = (line.target, match.metric(run), run.entry.quantization)
             contests.setdefault(place, []).append((value, number, run))
     best = set()
     for contest in contests.values():

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from larosa.records.method_settings import method_of
+from larosa_analysis.comparison.rows import TOLERANCE
 from larosa_analysis.paper import Printed
-from larosa_analysis.records import Record
-from larosa_analysis.rows import TOLERANCE
-from larosa_analysis.run import Run
+from larosa_analysis.records.entry import Record
+from larosa_analysis.records.run import Run
 from larosa_analysis.tables.flops import counted_by_width
 
 _PRESETS = {
@@ -63,11 +64,11 @@ def of_pairs(run: Run, pairs: list[tuple[float, float]]) -> bool:
 
 
 def rotation(run: Run) -> str:
-    """How often the basis changes, in the paper's words; empty for other forms and for limits behind a rotation."""
-    method = run.config["method"]
+    """How often the basis changes, in the paper's words; empty for other forms and for thresholds behind one."""
+    method = method_of(run.config)
     if method["name"] == "magnitude":
         return "none"
-    if (method["name"], method["form"]) != ("larosa", "absorbed") or method["rule"] == "threshold":
+    if (method["name"], method["form"]) != ("larosa", "absorbed") or method["selector"] == "threshold":
         return ""
     return "" if method["granularity"] == "group" else str(method["granularity"])
 
@@ -109,7 +110,7 @@ def named(key: str, printed: str) -> str:
 
 
 def fits(run: Run, printed: Printed, keys: tuple[str, ...]) -> bool:
-    """Whether a run is what a printed row says, its level apart."""
+    """Whether a run is what a printed row says, its sparsity apart."""
     return all(_FITS.get(key, _equal)(run, key, printed[key]) for key in keys if key != "sparsity")
 
 
@@ -133,45 +134,45 @@ def _rotation(run: Run, _key: str, printed: str) -> bool:
 _FITS: dict[str, Callable[[Run, str, str], bool]] = {"method": _method, "rotation": _rotation}
 
 
-def count(run: Run) -> str:
-    """How the run's level was asked for: `bytes`, or `nominal` as the paper counts."""
-    return "bytes" if run.entry.family == "dense" else str(run.config["schedule"]["count"])
+def metric(run: Run) -> str:
+    """The metric of the run's target: `weight_bytes`, or `nominal` as the paper counts."""
+    return "weight_bytes" if run.entry.family == "dense" else str(run.config["schedule"]["metric"])
 
 
-def paper_count(run: Run) -> float:
-    """The level as the paper counts it: realised, mean over texts; of a run without texts, planned."""
+def nominal_sparsity(run: Run) -> float:
+    """The sparsity as the paper counts it: achieved, mean over texts; of a run without texts, planned."""
     metrics = run.entry.record["metrics"]
-    found = [counted_by_width(run.config["model"]["shape"], own["level_mean"]) for own in _realised(metrics)]
-    return sum(found) / len(found) if found else float(metrics["accounting"]["level_paper_count"])
+    found = [counted_by_width(run.config["model"]["shape"], own["site_mean"]) for own in _achieved(metrics)]
+    return sum(found) / len(found) if found else float(metrics["accounting"]["nominal_sparsity"])
 
 
-def _realised(metrics: Record) -> list[Record]:
-    """What was measured of the levels, by text; a dense run drops nothing."""
-    return [own for own in metrics["measured_sparsity"].values() if own.get("level_mean")]
+def _achieved(metrics: Record) -> list[Record]:
+    """The achieved sparsity, by text; a dense run drops nothing."""
+    return [own for own in metrics["achieved_sparsity"].values() if own.get("site_mean")]
 
 
-def level(run: Run) -> float:
-    """The level under the run's own count, as realised."""
-    return paper_count(run) if count(run) == "nominal" else run.entry.level
+def achieved_sparsity(run: Run) -> float:
+    """The achieved sparsity by the run's own metric."""
+    return nominal_sparsity(run) if metric(run) == "nominal" else run.entry.weight_sparsity
 
 
 def stands(run: Run, target: float) -> bool:
-    """Whether a run is at a level, within the tolerance of the method table."""
-    return run.entry.family == "dense" or abs(level(run) - target) <= TOLERANCE + _ROUNDING
+    """Whether a run is at a target, within the tolerance of the method table."""
+    return run.entry.family == "dense" or abs(achieved_sparsity(run) - target) <= TOLERANCE + _ROUNDING
 
 
 def at(runs: list[Run], target: float, printed: bool = False) -> Run | None:
-    """The run that stands for a level: one that is there before one that was only asked for it.
+    """The run that represents a target: one that achieves it before one that only aimed at it.
 
-    For a printed row the paper's count and schedules come first. Otherwise the smallest perplexity, mean over the
+    For a printed row the paper's metric and schedules come first. Otherwise the smallest perplexity, mean over the
     texts that all of them have.
     """
     near = [run for run in runs if stands(run, target)]
-    asked = [run for run in runs if abs(run.entry.asked - target) <= _ROUNDING]
-    found = near or asked
+    aimed = [run for run in runs if abs(run.entry.target - target) <= _ROUNDING]
+    found = near or aimed
     texts = set.intersection(*(set(run.entry.nll) for run in found)) if found else set()
     if printed:
-        return min(found, key=lambda run: (count(run) != "nominal", _preferred(run), *_rank(run, texts)), default=None)
+        return min(found, key=lambda run: (metric(run) != "nominal", _preferred(run), *_rank(run, texts)), default=None)
     return min(found, key=lambda run: _rank(run, texts), default=None)
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from larosa_analysis.outcomes import SEVEN
-from larosa_analysis.records import Record
-from larosa_analysis.run import Run
+from larosa_analysis.records.entry import Record
+from larosa_analysis.records.outcomes import SEVEN
+from larosa_analysis.records.run import Run
 from larosa_analysis.tables.cells import MISSING, Cell
 from larosa_analysis.tables.flops import Shape, adapters, tflops
-from larosa_analysis.tables.match import paper_count, rotation
+from larosa_analysis.tables.match import nominal_sparsity, rotation
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,18 @@ def _acc7(run: Run, _name: str, _context: Context) -> Cell | None:
 
 
 def _level(run: Run, site: str, _context: Context) -> Cell | None:
-    """Realised, mean over texts and layers; ± over tokens, mean over layers."""
-    found = list(run.entry.record["metrics"]["measured_sparsity"].values())
+    """Achieved, mean over texts and layers; ± over tokens, mean over layers."""
+    found = list(run.entry.record["metrics"]["achieved_sparsity"].values())
     if not found:
         return None
-    spread = [own["level_std_over_tokens"][site] for own in found if "level_std_over_tokens" in own]
-    mean = float(np.mean([own["level_mean"][site] for own in found]))
+    spread = [own["site_std_over_tokens"][site] for own in found if "site_std_over_tokens" in own]
+    mean = float(np.mean([own["site_mean"][site] for own in found]))
     return Cell(value=100 * mean, error=100 * float(np.mean(spread)) if spread else None, digits=1)
 
 
 def _count(run: Run, _name: str, _context: Context) -> Cell:
-    """The paper's count of the realised levels."""
-    return Cell(value=100 * paper_count(run), digits=1)
+    """The achieved sparsity by the paper's count."""
+    return Cell(value=100 * nominal_sparsity(run), digits=1)
 
 
 def _flops(run: Run, _name: str, _context: Context) -> Cell | None:
@@ -78,17 +78,17 @@ def flops_cell(shape: Shape, basis: str) -> Cell:
     return Cell(value=tflops(shape, adapters(shape, basis)), digits=3)
 
 
-def extras_as_stored(run: Run) -> float:
-    """Extras as a share of the seven projections, each as it is stored."""
+def overhead_as_stored(run: Run) -> float:
+    """Overhead as a fraction of the seven projections, each as it is stored."""
     own = run.entry.record["metrics"]["accounting"].get("quantised")
-    return run.entry.extras if own is None else float(own["extras_bytes"] / own["projection_bytes"])
+    return run.entry.overhead if own is None else float(own["overhead_bytes"] / own["projection_bytes"])
 
 
 def _bytes(run: Run, _name: str, _context: Context) -> Cell:
-    """What a token reads of the seven projections, extras included, as planned; of their bytes at 16 bits a weight."""
+    """What a token reads of the seven projections, overhead included, as planned, of their bytes at 16 bits."""
     counted = run.entry.record["metrics"]["accounting"]
     own = counted.get("quantised")
-    return Cell(value=100 * (counted["net_bytes_share"] if own is None else own["net_bytes_share_of_16_bit"]), digits=1)
+    return Cell(value=100 * (counted["read_fraction"] if own is None else own["read_fraction_of_16_bit"]), digits=1)
 
 
 def _cosine(run: Run, reference: str, context: Context) -> Cell | None:

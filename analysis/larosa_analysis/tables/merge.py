@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
-from larosa_analysis.outcomes import Score
-from larosa_analysis.records import Entry, Record
-from larosa_analysis.run import Run
+from larosa_analysis.records.entry import Entry, Record
+from larosa_analysis.records.outcomes import Score
+from larosa_analysis.records.run import Run
 
 
 def merged(runs: list[Run]) -> list[Run]:
-    """One run a label, schedule, level and calibration, with every text and task that one of them measured.
+    """One run per label, schedule, target and calibration, with every text and task that one of them measured.
 
     No two of the runs may contradict each other. Of a text or task that several measured the first one's stands; a
     run that adds nothing is not among the result's `records`.
@@ -28,7 +28,7 @@ def _setting(run: Run) -> Hashable:
     if run.entry.family == "dense":
         return run.entry.label
     calibration = run.entry.record["data"].get("calibration", {}).get("sha256")
-    return run.entry.label, run.entry.schedule, run.entry.asked, calibration
+    return run.entry.label, run.entry.schedule, run.entry.target, calibration
 
 
 def _held(run: Run) -> set[tuple[str, str]]:
@@ -42,7 +42,7 @@ def _joined(runs: list[Run]) -> Run:
         return runs[0]
     first = runs[0].entry.record
     scores: dict[str, Score] = {}
-    metrics: dict[str, dict[str, Any]] = {"perplexity": {}, "measured_sparsity": {}}
+    metrics: dict[str, dict[str, Any]] = {"perplexity": {}, "achieved_sparsity": {}}
     texts: dict[str, Any] = {}
     for run in reversed(runs):
         scores |= run.scores

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from larosa_analysis.run import Run
+from larosa_analysis.records.run import Run
 
 
 def short_names(of: Iterable[str]) -> dict[str, str]:

@@ -21,13 +21,13 @@ def heading(table: Table) -> str:
 
 
 def missing(table: Table) -> list[str]:
-    """One line a model: how many cells, and the command."""
+    """One line per model: how many cells, and the command."""
     return [f"{m.what}: {m.cells} cell{'s' * (m.cells > 1)}: {in_words(m.command)}" for m in table.missing]
 
 
-def left_out(table: Table) -> str:
+def excluded(table: Table) -> str:
     """What was not shown, and why; empty if nothing."""
-    return f"Left out, because they differ from the rows shown in: {'; '.join(table.left_out)}." * bool(table.left_out)
+    return f"Excluded, because they differ from the rows shown in: {'; '.join(table.excluded)}." * bool(table.excluded)
 
 
 def markdown(table: Table) -> str:
@@ -38,7 +38,7 @@ def markdown(table: Table) -> str:
     parts.append("\n".join(_footnotes(table)))
     if table.missing:
         parts.append("Missing cells, and what fills them:\n\n" + "\n".join(f"* {line}" for line in missing(table)))
-    parts.append(left_out(table))
+    parts.append(excluded(table))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -80,13 +80,13 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def latex(table: Table) -> str:
-    """A longtable a block (packages longtable and booktabs), text around it as paragraphs."""
+    """A longtable per block (packages longtable and booktabs), text around it as paragraphs."""
     parts = [rf"\subsection*{{{_escaped(heading(table))}}}", _escaped(table.reading)]
     for block in table.blocks:
         parts += [_latex_rows(block), _escaped(block.caption)]
     parts += [rf"[{number}] {_escaped(text)}." for number, text in enumerate(table.footnotes, start=1)]
     parts += [rf"Missing: {_latex_line(line)}" for line in missing(table)]
-    parts.append(_escaped(left_out(table)))
+    parts.append(_escaped(excluded(table)))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

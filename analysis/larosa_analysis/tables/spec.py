@@ -1,14 +1,14 @@
-"""What each of the paper's tables holds, as data: its file, its rows' keys, and where our value for a column is found.
+"""What each of the paper's tables holds, as data: its file, its rows' keys, and the source of our value in a column.
 
 A measure names the printed column and our source: `ppl:TEXT`, `acc7`, `task:NAME` (fractions shown as percents),
-`level:SITE` (realised), `count` (the paper's count, realised), `bytes`, `flops`, `cosine:REFERENCE`.
+`level:SITE` (achieved), `count` (nominal sparsity, achieved), `bytes`, `flops`, `cosine:REFERENCE`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from larosa_analysis.outcomes import SEVEN
+from larosa_analysis.records.outcomes import SEVEN
 from larosa_analysis.tables.group import CALIBRATION, QUANTIZATION
 
 
@@ -27,7 +27,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Spec:
-    """A table made of measured runs, one row a setting."""
+    """A table made of measured runs, one row per setting."""
 
     number: int
     title: str
@@ -47,9 +47,9 @@ class Spec:
     more_tasks: bool = False
     """Whether tasks that the table does not print are shown where records have them."""
     any_level: bool = False
-    """Whether a model that the paper has not is shown at its own levels."""
+    """Whether a model that the paper has not is shown at its own targets."""
     one_schedule: bool = False
-    """Whether the rows of a level must share their schedule, for a model that the paper has not."""
+    """Whether the rows of a sparsity must share their schedule, for a model that the paper has not."""
 
     @property
     def name(self) -> str:
@@ -65,7 +65,7 @@ class Spec:
 
     @property
     def quantised(self) -> bool:
-        """Whether rows tell what is quantised; such stand at level 0 too, and no other table shows them."""
+        """Whether rows tell what is quantised; such stand at sparsity 0 too, and no other table shows them."""
         return "quantization" in self.keys
 
     @property
@@ -98,12 +98,13 @@ SPECS = (
         1, "Accuracy: mean of seven zero-shot tasks, and MMLU", "table01_accuracy", _LEVEL, (_ACC7, _MMLU),
         spread=("metric", "value"),
     ),
-    Spec(2, "Perplexity of every method by level", "table02_perplexity", _LEVEL, (_WIKITEXT,), texts=True),
+    Spec(2, "Perplexity of every method by sparsity", "table02_perplexity", _LEVEL, (_WIKITEXT,), texts=True),
     Spec(4, "Reasoning models", "table04_reasoning", _LEVEL, _REASONING, spread=("task", "accuracy"),own_models=False),
     Spec(
         5, "What decides which entries are dropped", "table05_sparsifier", _LEVEL,
-        (*_sites(), Measure("model_pct", "count", "whole model, paper's count, %"), _WIKITEXT),
-        own=("teal", "magnitude", "larosa/paper", "larosa/official", "larosa/tuned", "larosa/blocks"), texts=True,
+        (*_sites(), Measure("model_pct", "count", "whole model, nominal sparsity, %"), _WIKITEXT),
+        own=("teal", "magnitude", "larosa/paper", "larosa/official", "larosa/tuned", "larosa/block_diagonal"),
+        texts=True,
     ),
     Spec(
         6, "How often the basis changes", "table06_rotation", ("sparsity", "rotation"),
@@ -112,7 +113,7 @@ SPECS = (
     ),
     Spec(
         7, "Calibration texts", "table07_calibration", ("sparsity", "method", "calibration"), (_WIKITEXT, _ACC7),
-        own=("larosa/paper", "larosa/official", "larosa/tuned", "larosa/blocks", "teal"), texts=True,
+        own=("larosa/paper", "larosa/official", "larosa/tuned", "larosa/block_diagonal", "teal"), texts=True,
         free=(CALIBRATION,), any_level=True,
     ),
     Spec(

@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 
-from larosa_analysis.records import Entry
-from larosa_analysis.run import Run
+from larosa_analysis.records.entry import Entry
+from larosa_analysis.records.run import Run
 
 
 def main_texts(runs: list[Run], row: Callable[[Run], Hashable]) -> set[str]:
@@ -25,7 +25,7 @@ def main_texts(runs: list[Run], row: Callable[[Run], Hashable]) -> set[str]:
 
 
 def on(runs: list[Run], texts: Iterable[str]) -> list[Run]:
-    """The runs without perplexity on other texts; those that then have neither a text nor a task are left out."""
+    """The runs without perplexity on other texts; those that then have neither a text nor a task are excluded."""
     kept = [_on(run, set(texts)) for run in runs]
     return [run for run in kept if run.entry.nll or run.scores or run.entry.family == "dense"]
 
@@ -36,6 +36,6 @@ def _on(run: Run, texts: set[str]) -> Run:
     metrics = run.entry.record["metrics"]
     own = {
         name: {text: found for text, found in metrics[name].items() if text in texts}
-        for name in ("perplexity", "measured_sparsity")
+        for name in ("perplexity", "achieved_sparsity")
     }
     return replace(run, entry=Entry.of(run.entry.record | {"metrics": metrics | own}))

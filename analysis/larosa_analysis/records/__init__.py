@@ -1,0 +1,1 @@
+"""Records as tables read them: compact lines, runs, failures, timings."""

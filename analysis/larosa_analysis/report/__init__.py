@@ -1,0 +1,1 @@
+"""What is read: the HTML report, and the tables inside README and docs."""

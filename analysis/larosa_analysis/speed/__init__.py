@@ -1,0 +1,1 @@
+"""Decode speed: rows, table and figure."""

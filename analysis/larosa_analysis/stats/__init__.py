@@ -1,0 +1,1 @@
+"""Intervals and tests, paired over evaluation blocks or examples."""

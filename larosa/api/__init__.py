@@ -1,0 +1,1 @@
+"""The Python interface: `larosa.sparsify`, its settings and its arguments."""

@@ -1,0 +1,26 @@
+"""Norms that keep float64.
+
+transformers' RMSNorms compute in float32 whatever the model's dtype, so a float64 model is only exact to 1e-7,
+and a rotated one differs from it by as much. `torch.nn.RMSNorm` computes in the dtype it is given.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from larosa.models.architecture import ModelView, norm_epsilon
+
+
+def keep_float64(model: PreTrainedModel) -> PreTrainedModel:
+    """Replace the norms of a float64 model by `torch.nn.RMSNorm` with the same weights, in place; returns it."""
+    view = ModelView(model)
+    targets = {id(layer.norm(site)) for layer in view.layers for site in ("h1", "h3")} | {id(view.final_norm)}
+    for parent in list(model.modules()):
+        for name, norm in list(parent.named_children()):
+            if id(norm) in targets:
+                weight = norm.get_parameter("weight")
+                exact = nn.RMSNorm(weight.shape[0], eps=norm_epsilon(norm), device=weight.device, dtype=weight.dtype)
+                exact.weight = weight
+                setattr(parent, name, exact)
+    return model
