@@ -18,6 +18,14 @@ from larosa_analysis.records.outcomes import SEVEN, compact_score
 Record = dict[str, Any]
 CONDITIONS = {"created": "2000-01-01T00:00:00+00:00", "git": {"commit": "0" * 40, "dirty": False}}
 PRESETS = {"larosa": "larosa/paper"}
+_TOP_K = {"selector": "top_k", "ties": "strict", "rounding": "nearest"}
+_OWN_SETTINGS: dict[str, Record] = {
+    "magnitude": _TOP_K,
+    "larosa": _TOP_K
+    | {"form": "absorbed", "basis": "pca", "granularity": "layer", "group_size": 1, "rotation_dtype": "float64"}
+    | {"transform_dtype": "model", "block_size": None, "tuning": None, "importance": "magnitude"},
+}
+"""Settings that a record of the method holds."""
 
 
 def template() -> Record:
@@ -37,9 +45,7 @@ def made(
     shape = yaml.safe_load((CONF / "model" / f"{model}.yaml").read_text())["shape"]
     schedule = {"dense": "uniform", "larosa": "paper"}.get(method, "uniform")
     record["config"]["model"] |= {"name": model, "shape": shape}
-    record["config"]["method"] |= {"name": method, "preset": PRESETS.get(method, method)}
-    record["config"]["method"] |= {"form": "absorbed", "basis": "pca"} if method == "larosa" else {}
-    record["config"]["method"]["selector"] = "threshold" if method in ("teal", "cats") else "top_k"
+    record["config"]["method"] = {"name": method, "preset": PRESETS.get(method, method)} | _OWN_SETTINGS.get(method, {})
     record["config"]["schedule"] |= yaml.safe_load((CONF / "schedule" / f"{schedule}.yaml").read_text())
     record["config"]["texts"] = {}
     record["model"] |= {"name": model}
@@ -92,17 +98,17 @@ def seven(share: float, seed: int = 0, count: int = 100) -> dict[str, list[int]]
     return {task: (row < share).astype(int).tolist() for task, row in zip(SEVEN, draws, strict=True)}
 
 
-def inspections(model: str = "smollm2-135m") -> dict[str, Record]:
+def diagnostics(model: str = "smollm2-135m") -> dict[str, Record]:
     """One of each kind, by file name."""
     random, levels = np.random.default_rng(0), [0.25, 0.5, 0.75]
-    limits = {
+    thresholds = {
         site: [[level * (1 + 0.1 * i) for i in range(6)] for level in levels] for site in ("h1", "h2", "h3", "h4")
     }
     height = np.abs(random.normal(size=(12, 16))).round(3).tolist()
     values: dict[str, Record] = {
         "surface": {"layer": 3, "site": "h1", "tokens": 48, "channels": 64, "before": height, "after": {"pca": height}},
         "thresholds": {
-            "method": "teal", "levels": levels, "calibrated": limits,
+            "method": "teal", "levels": levels, "calibrated": thresholds,
             "needed": {"site": "h1", "layer": 3, "level": 0.5, "calibrated": 0.5, "per_token": [0.4, 0.5, 0.7]},
         },
         "error_curve": {
@@ -126,11 +132,11 @@ def timings(lengths: tuple[int, ...] = (32, 128)) -> Record:
     return found
 
 
-def write(folder: Path, runs: list[Record], inspected: dict[str, Record] | None = None) -> Path:
+def write(folder: Path, runs: list[Record], diagnosed: dict[str, Record] | None = None) -> Path:
     """A folder of records as `larosa_analysis.build` reads it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "runs.jsonl").write_text("".join(sealed(record) + "\n" for record in runs))
-    for name, record in (inspected or {}).items():
+    for name, record in (diagnosed or {}).items():
         (folder / name).write_text(sealed(record))
     return folder
 

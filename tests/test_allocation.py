@@ -240,7 +240,7 @@ def test_the_command_writes_a_schedule_that_runs_use(
         (["sparsity=0"], "nothing to allocate"),
         (["sparsity=0.95"], "needs more"),
         (["method=cats"], "not for cats"),
-        (["allocation.algorithm=greedy", "allocation.error=kl"], "allocation.error must be output"),
+        (["allocation.algorithm=greedy", "allocation.error=kl"], "set allocation.error=output"),
         (["allocation.grid=[0.1,0.5]"], "must rise from 0"),
         (["allocation.grid=[0,0.95]"], "less than or equal to 0.9"),
     ],

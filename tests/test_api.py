@@ -139,7 +139,7 @@ def test_a_state_that_says_nothing_of_its_rotation_is_refused() -> None:
             "takes basis pca, random, hadamard, identity",
         ),
         (lambda _, x: fitted(importance="column_norm"), "importance=magnitude"),
-        (lambda _, x: fitted(tokens={"kind": "decode_only", "n": 0, "fraction": 1}), "all tokens"),
+        (lambda _, x: fitted(token_policy={"kind": "decode_only", "n": 0, "fraction": 1}), "all tokens"),
         (lambda _, x: fitted(width=22, basis="hadamard"), "Hadamard matrix of size 22"),
         (lambda _, x: LayerwiseRotationMatrix(-3), "got -3"),
         (lambda _, x: LayerwiseRotationMatrix(3, torch.eye(4)), r"matrix \[3, 3\], got \[4, 4\]"),

@@ -50,7 +50,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*/result.json"))]
 
 
-def realised(record: dict[str, Any]) -> float:
+def kept_fractions(record: dict[str, Any]) -> float:
     return float(record["metrics"]["achieved_sparsity"]["text"]["weight_sparsity_mean"])
 
 
@@ -100,7 +100,7 @@ def test_thresholds_are_corrected_towards_the_level(make: Callable[..., Comparis
     again = [r for r in teal if r["config"]["sparsity"] != 0.4]
     assert len(first) == 2
     assert again
-    assert min(abs(realised(r) - 0.4) for r in again) < min(abs(realised(r) - 0.4) for r in first)
+    assert min(abs(kept_fractions(r) - 0.4) for r in again) < min(abs(kept_fractions(r) - 0.4) for r in first)
 
 
 def test_done_cells_are_not_measured_again_and_failures_do_not_stop_it(

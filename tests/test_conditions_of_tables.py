@@ -81,7 +81,7 @@ def test_what_was_measured_apart_stands_in_one_row(tmp_path: Path) -> None:
     runs += [made("larosa", 0.25, texts=(), tasks={"mmlu": [1, 0] * 50}, created=LATER)]
     found = tables(tmp_path, runs)
     varied = [own for own in rows_of(block(found[7], "llama3-8b")) if own["Acc7, %, ours"].value is not None]
-    assert [own["level, %"].text for own in varied] == ["0", "25"]
+    assert [own["sparsity, %"].text for own in varied] == ["0", "25"]
     assert all(own["WikiText-2 perplexity, ours"].value is not None for own in varied)
     assert "2000-01-01 to 2000-01-02" in block(found[7], "llama3-8b").caption
     assert "2.99" in block(found[7], "llama3-8b").caption
@@ -107,7 +107,7 @@ def test_examples_of_every_task_but_boolq_agree_where_the_calibration_varies(tmp
     fewer = made("larosa", 0.4, tasks=seven(0.6, count=10), texts=())
     table = tables(tmp_path, [made("dense", 0.0, tasks=seven(0.7)), made("larosa", 0.25, tasks=seven(0.6)), fewer])[7]
     shown = [own for own in rows_of(block(table, "llama3-8b")) if own["Acc7, %, ours"].value is not None]
-    assert [own["level, %"].text for own in shown] == ["0", "25"]
+    assert [own["sparsity, %"].text for own in shown] == ["0", "25"]
     assert table.excluded == ["llama3-8b: 1 record: examples of arc_challenge"]
 
 
@@ -127,7 +127,7 @@ def test_settings_that_a_label_does_not_tell_are_a_condition(tmp_path: Path) -> 
     runs = [made("dense", 0.0), tuned(0.25, 1e-3), tuned(0.4, 1e-3), tuned(0.5, 5e-4, created=LATER)]
     table = tables(tmp_path, runs)[2]
     found = block(table, "llama3-8b")
-    shown = [own["level, %"].text for own in rows_of(found) if own["method"].text.startswith("larosa/tuned")]
+    shown = [own["sparsity, %"].text for own in rows_of(found) if own["method"].text.startswith("larosa/tuned")]
     assert shown == ["25", "40"]
     assert len(table.excluded) == 1
     assert "1 record: settings of larosa/tuned" in table.excluded[0]

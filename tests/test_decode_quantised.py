@@ -196,7 +196,7 @@ def test_the_account_of_a_plan_agrees_with_the_decoder(choice: str, tokens: Tens
 def test_groups_along_the_input_are_not_run(tokens: Tensor) -> None:
     model = wide()
     with applied(model, tokens, method("magnitude")) as handle:
-        quantise(model, handle, config("w4_rtn", groups="input"), tokens)
+        quantise(model, handle, config("w4_rtn", group_axis="in"), tokens)
         with pytest.raises(DecodeError, match="along the input"):
             weights_of(model, handle)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_records import Record, inspections, made, sealed, seven
+from made_records import Record, diagnostics, made, sealed, seven
 from test_paper_tables import SHAPES, at, block, rows_of
 
 from larosa.errors import LarosaError
@@ -69,7 +69,7 @@ def test_a_failure_stands_where_its_value_would(runs: Path, tmp_path: Path) -> N
     broken = at(found, "40", "teal", column)
     assert (broken.text, table.footnotes[broken.notes[0] - 1]) == ("failed", "weights.bin is damaged")
     assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "records").iterdir())
-    assert sum(own["method"].text == "cats" and own["level, %"].text == "50" for own in rows_of(found)) == 1
+    assert sum(own["method"].text == "cats" and own["sparsity, %"].text == "50" for own in rows_of(found)) == 1
     assert "since measured" not in render.markdown(table)
 
 
@@ -98,7 +98,7 @@ def test_failures_are_merged_and_damage_is_named(
         capsys.readouterr()
         assert compact.main([str(runs), str(tmp_path / "records" / "mine.jsonl")]) == 0
         told = capsys.readouterr().err
-        assert "cats-0.4/failed.json is left out" in told
+        assert "cats-0.4/failed.json is excluded" in told
         assert why.removeprefix("it ") in told
         assert path.read_text() == before
     changed = before.replace("second", "third")
@@ -114,7 +114,7 @@ def test_failures_are_merged_and_damage_is_named(
 
 
 def test_inspections_come_along(runs: Path, tmp_path: Path) -> None:
-    (found,) = (own for name, own in inspections().items() if "surface" in name)
+    (found,) = (own for name, own in diagnostics().items() if "surface" in name)
     mine = found | {"data": {"calibration": {"text": "mine", "tokens": 9, "files": [f"{tmp_path}/mine.txt"]}}}
     path, out = runs / "inspect-surface-smollm2-135m.json", tmp_path / "records" / "inspect-surface-smollm2-135m.json"
     path.write_text(sealed(mine))

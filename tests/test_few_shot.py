@@ -246,8 +246,8 @@ def test_identities_are_what_they_were(tmp_path: Path) -> None:
         },
     }  # fmt: skip
     assert set(found) == {
-        "schema", "semantics_version", "model", "method", "texts", "evaluation", "seed", "sparsity", "schedule", "schedule_file",
-        "tokens", "calibration", "tasks", "data_wheel",
+        "schema", "semantics_version", "model", "method", "texts", "evaluation", "seed", "sparsity", "schedule",
+        "schedule_file", "token_policy", "calibration", "tasks", "data_wheel",
     }  # fmt: skip
     drawn = read_settings(["model=tiny-llama", "evaluation.perplexity.samples=3"])
     assert identity(drawn, {}, "cpu")["evaluation"]["perplexity"]["samples"] == 3

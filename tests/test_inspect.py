@@ -43,8 +43,9 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [
         "model=tiny-llama", "calibration=text", f"calibration.text.files=[{calibration}]", "calibration.length=64",
         "calibration.sequences=8", "texts=text", f"texts.text.files=[{held_out}]", "calibration.text.name=own",
-        "evaluation.perplexity.length=64", f"diagnostics.layer={LAYER}", f"diagnostics.levels=[{','.join(map(str, LEVELS))}]",
-        f"diagnostics.tokens={TOKENS}", "diagnostics.surface_tokens=8", "diagnostics.channels=20", f"output={tmp_path / 'runs'}",
+        "evaluation.perplexity.length=64", f"diagnostics.layer={LAYER}",
+        f"diagnostics.levels=[{','.join(map(str, LEVELS))}]", f"diagnostics.tokens={TOKENS}",
+        "diagnostics.surface_tokens=8", "diagnostics.channels=20", f"output={tmp_path / 'runs'}",
     ]  # fmt: skip
 
 
@@ -160,7 +161,7 @@ def test_cosine_of_orthogonal_moments_is_zero() -> None:
 @pytest.mark.parametrize(
     ("kind", "more", "message"),
     [
-        ("surfaces", [], "there is no 'surfaces'"),
+        ("surfaces", [], "there is no diagnostic 'surfaces'"),
         ("surface", ["method=dense", "baseline=none"], "dense model drops nothing"),
         ("surface", ["diagnostics.layer=3"], "layers 0 to 2"),
         ("surface", ["diagnostics.surface_tokens=64"], "a block has 64"),

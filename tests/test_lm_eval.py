@@ -110,7 +110,7 @@ def test_a_model_that_is_not_named_is_asked_for() -> None:
 
 @pytest.mark.parametrize(
     ("more", "batch_size", "message"),
-    [({"tokens": "decode_only"}, 1, "dense model"), ({"tokens": "last_fraction"}, 8, "--batch_size 1")],
+    [({"token_policy": "decode_only"}, 1, "dense model"), ({"token_policy": "last_fraction"}, 8, "--batch_size 1")],
 )
 def test_what_would_not_score_the_sparse_model_is_refused(
     arguments: dict[str, str], more: dict[str, str], batch_size: int, message: str

@@ -20,15 +20,17 @@ from test_config import parse
 from test_pipeline import write_text
 
 from conftest import ROOT
+from larosa.config.method import METHOD_CONFIGS, METHOD_NAMES, MethodConfig
 from larosa.experiment.pipeline import run
+from larosa.records.method_settings import method_of
 from larosa_analysis import compact
 from larosa_analysis.comparison import methods
 from larosa_analysis.comparison.criteria import gains, verdicts
 from larosa_analysis.comparison.markdown import interval, markdown
 from larosa_analysis.comparison.overhead import adapter_fraction, overhead_at_llama2_7b
 from larosa_analysis.comparison.rows import Row, Rows, build
+from larosa_analysis.comparison.summary import summary
 from larosa_analysis.records.entry import Entry, Record, RecordsError, load
-from larosa_analysis.report.marked_tables import marker
 from larosa_analysis.stats.bootstrap import Increases, draws
 
 LAROSA = "larosa/paper (absorbed, pca, per layer)"
@@ -103,9 +105,6 @@ def standing(rows: Rows, target: float, metric: Any, label: str) -> Row:
     return next(row for row in rows.standing(target, metric) if row.entry.label == label)
 
 
-START, END = marker("methods")
-
-
 def test_a_compact_record_is_short_and_compacting_is_idempotent(runs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "records.jsonl"
     assert compact.main([str(runs), str(out)]) == 0
@@ -172,7 +171,7 @@ def test_what_cannot_be_compacted_is_named(tmp_path: Path, lines: list[Record], 
     assert f"{lines[0]['identity']} lacks 'label'" in refused(save(tmp_path / "old.jsonl", lines))
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "result.json").write_text('{"schema": 1')
-    assert "x/result.json is left out: it is not JSON" in refused(tmp_path)
+    assert "x/result.json is excluded: it is not JSON" in refused(tmp_path)
 
 
 def test_a_file_too_large_to_commit_is_warned_about(
@@ -219,8 +218,8 @@ def test_net_bytes_pay_for_the_extras(lines: list[Record], tmp_path: Path) -> No
     assert not [row for row in rows.rows if row.metric == "bytes read" and not row.entry.overhead]
     assert not rows.standing(0.4, "bytes read")
     text = markdown(rows)
-    assert text.split("**50 %**")[0].count("| net bytes | no record |") == 1
-    assert "| net bytes | official | 56.4 |" in text.split("**50 %**")[1]
+    assert text.split("**50 %**")[0].count("| bytes read | no record |") == 1
+    assert "| bytes read | official | 56.4 |" in text.split("**50 %**")[1]
 
 
 def test_what_misses_its_level_is_listed_and_never_counts(lines: list[Record], tmp_path: Path) -> None:
@@ -228,7 +227,7 @@ def test_what_misses_its_level_is_listed_and_never_counts(lines: list[Record], t
     for found in line["metrics"]["achieved_sparsity"].values():
         found["weight_sparsity_mean"] = 0.5
     row = standing(made(tmp_path, lines), 0.5, "weight sparsity", "magnitude (threshold)")
-    assert row.entry.target == 0.45  # what is realised counts, not what was asked
+    assert row.entry.target == 0.45  # what is achieved counts, not the target
     line["metrics"]["accounting"]["target_sparsity"] = 0.5
     for found, level in zip(line["metrics"]["achieved_sparsity"].values(), (0.52, 0.5), strict=True):
         found["weight_sparsity_mean"] = level
@@ -236,22 +235,26 @@ def test_what_misses_its_level_is_listed_and_never_counts(lines: list[Record], t
     assert "magnitude (threshold)" not in [r.entry.label for r in rows.standing(0.5, "weight sparsity")]
     (row,) = [r for r in rows.rows if r.entry.label == "magnitude (threshold)"]
     assert (row.status, row.ratio) == ("off target", None)
-    assert f"({line['identity']}): asked 50.0 %, realised 51.0 ± " in markdown(rows)
+    assert f"({line['identity']}): target 50.0 %, achieved 51.0 ± " in markdown(rows)
     assert "(50.0 to 52.0) %" in markdown(rows)
     again = pick(lines, "magnitude", 0.5, "uniform")
     for found in again["metrics"]["achieved_sparsity"].values():
         found["weight_sparsity_mean"] = 0.51
     text = markdown(made(tmp_path, lines))
-    assert "Not at this level, and not counted:\n\n* 50 %, level: magnitude (threshold), official" in text
-    assert f"another record stands for: 50 %, level: magnitude, uniform ({again['identity']}): asked 50.0 %" in text
+    assert "Off target, and not counted:\n\n* 50 %, weight sparsity: magnitude (threshold), official" in text
+    assert (
+        f"another record that counts: 50 %, weight sparsity: magnitude, uniform ({again['identity']}): target 50.0 %"
+        in text
+    )
     table = list(csv.DictReader(methods.csv_text(rows).splitlines()))
     (listed,) = [row for row in table if row["status"] == "off target"]
-    assert (listed["level_realised"], listed["ratio_mean"]) == ("0.51", "")
+    assert (listed["achieved_sparsity"], listed["ratio_mean"]) == ("0.51", "")
     with pytest.raises(RecordsError, match="does not count"):
         _ = row.compared
     line["metrics"]["accounting"]["target_sparsity"] = 0.7
-    assert f"Of no level of this table: magnitude (threshold) at 70 %, official ({line['identity']})." in markdown(
-        made(tmp_path, lines)
+    assert (
+        f"Meant for no target of this table: magnitude (threshold) at 70 %, official ({line['identity']})."
+        in markdown(made(tmp_path, lines))
     )
 
 
@@ -300,7 +303,7 @@ def change(path: str, value: Any) -> Edit:
         ("model", change("model/name", "tiny-mistral")),
         ("weights", change("model/shape_sha256", "0")),
         ("dtype", change("model/dtype", "bfloat16")),
-        ("token policy", change("config/tokens/kind", "skip_first_n")),
+        ("token policy", change("config/token_policy/kind", "skip_first_n")),
         ("calibration tokens", change("data/calibration/sha256", "0")),
         ("evaluation tokens of other", change("data/texts/other/sha256", "0")),
         ("block length of text", change("metrics/perplexity/text/block_length", 32)),
@@ -362,7 +365,7 @@ def test_a_missing_comparator_is_named_with_its_command(
     assert (python, script, config.method.label) == ("python", "run.py", missing)
     assert config.sparsity == (0.5 if asked else asked if asked is not None else 0.4)
     expected = kept[-1]["config"]
-    for section in ("model", "calibration", "texts", "tokens", "seed"):
+    for section in ("model", "calibration", "texts", "token_policy", "seed"):
         assert config.model_dump(mode="json")[section] == expected[section]
     assert config.evaluation.perplexity.max_tokens == 1024
 
@@ -450,13 +453,13 @@ def test_bar_a_wants_the_mean_and_two_thirds_of_the_texts(
 ) -> None:
     rows = made(tmp_path, prepared(lines, {"text": text, "other": other}), [0.4])
     verdict, net = verdicts(rows)
-    assert (verdict.bar, verdict.holds) == ("a", holds)
+    assert (verdict.criterion, verdict.met) == ("a", holds)
     assert verdict.best is not None
     assert verdict.best.compared.mean.value == pytest.approx((text + other) / 2)
-    said = f"* 40 % {'holds' if holds else 'does not hold'}: {LAROSA} (extras "
+    said = f"* 40 % {'met' if holds else 'not met'}: {LAROSA} (overhead "
     assert said in markdown(rows)
-    assert (net.bar, net.best, net.holds) == ("b", None, False)
-    assert "* 40 % does not hold: no such larosa record" in markdown(rows)
+    assert (net.criterion, net.best, net.met) == ("b", None, False)
+    assert "* 40 % not met: no such larosa record" in markdown(rows)
 
 
 def test_bar_a_allows_one_adapter_a_layer_and_bar_b_takes_net_bytes(lines: list[Record], tmp_path: Path) -> None:
@@ -466,20 +469,20 @@ def test_bar_a_allows_one_adapter_a_layer_and_bar_b_takes_net_bytes(lines: list[
     one = adapter_fraction(record)
     assert one == pytest.approx(1.5 * counted["overhead_fraction"])  # two adapters in three layers
     counted["overhead_fraction"] = one
-    assert verdicts(made(tmp_path, kept, [0.4]))[0].holds
+    assert verdicts(made(tmp_path, kept, [0.4]))[0].met
     counted["overhead_fraction"] = one * 1.01
     verdict, _ = verdicts(made(tmp_path, kept, [0.4]))
-    assert (verdict.best, verdict.holds) == (None, False)
-    assert verdict.too_dear is not None
-    assert f"With larger extras: {LAROSA}" in markdown(made(tmp_path, kept, [0.4]))
+    assert (verdict.best, verdict.met) == (None, False)
+    assert verdict.over_budget is not None
+    assert f"With larger overhead: {LAROSA}" in markdown(made(tmp_path, kept, [0.4]))
     for found in record["metrics"]["achieved_sparsity"].values():
         found["weight_sparsity_mean"] = 0.4 + one * 1.01
     _, net = verdicts(made(tmp_path, kept, [0.4]))
-    assert net.holds
+    assert net.met
     counted["overhead_fraction"] = 0.0
     for found in record["metrics"]["achieved_sparsity"].values():
         found["weight_sparsity_mean"] = 0.4
-    assert [verdict.holds for verdict in verdicts(made(tmp_path, kept, [0.4]))] == [True, True]
+    assert [verdict.met for verdict in verdicts(made(tmp_path, kept, [0.4]))] == [True, True]
 
 
 def test_the_gain_of_a_searched_schedule(lines: list[Record], tmp_path: Path) -> None:
@@ -507,38 +510,24 @@ def test_extras_at_the_proportions_of_llama2_7b(lines: list[Record]) -> None:
     assert overhead_at_llama2_7b(pick(lines, "magnitude", 0.4)) == 0
 
 
-def test_the_readme_s_table_is_checked(lines: list[Record], tmp_path: Path, capsys: Any) -> None:
-    records, readme = save(tmp_path / "r.jsonl", lines), tmp_path / "README.md"
-    command = [str(records), "--readme", str(readme), "--levels", "0.4,0.5", "--tolerance", "0.006"]
-    readme.write_text("no markers\n")
-    assert methods.main(command) == 2
-    assert "README.md needs one line `<!-- table: methods -->`" in capsys.readouterr().err
-    readme.write_text(f"before \n{START}\nold\n{END}\n\nafter")
-    assert methods.main([*command, "--check"]) == 1
-    assert methods.main(command) == 0
-    table = readme.read_text()
-    assert table.startswith(f"before \n{START}\ntiny-llama, float32. Calibrated on 512 tokens of text;")
-    assert table.endswith(f"\n{END}\n\nafter")
-    for condition in (
-        "tokens made sparse: all",
-        "seed 0",
-        "torch ",
-        "commit ",
-        "blocks of 64",
-        "Dense perplexity: other ",
-    ):
+def test_the_summary_states_its_conditions(lines: list[Record], tmp_path: Path) -> None:
+    table = summary(made(tmp_path, lines, [0.4, 0.5]))
+    assert table.startswith("tiny-llama, float32. Calibrated on 512 tokens of text;")
+    for condition in ("token policy: all", "seed 0", "torch ", "commit ", "blocks of 64", "Dense perplexity: other "):
         assert condition in table
-    assert methods.main([*command, "--check"]) == 0
-    place = next(i for i, letter in enumerate(table) if letter.isdigit() and i > table.index("| magnitude |") + 30)
-    readme.write_text(table[:place] + str((int(table[place]) + 1) % 10) + table[place + 1 :])
-    assert methods.main([*command, "--check"]) == 1
-    assert methods.main(command) == 0
-    assert readme.read_text() == table
 
 
 def test_table_csv_and_figure_are_written(lines: list[Record], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [str(save(tmp_path / "r.jsonl", lines)), "--out", str(out), "--tolerance", "0.006", "--levels", "0.5,0.4"]
+    command = [
+        str(save(tmp_path / "r.jsonl", lines)),
+        "--out",
+        str(out),
+        "--tolerance",
+        "0.006",
+        "--targets",
+        "0.5,0.4",
+    ]
     assert methods.main(command) == 0
     first = {path.name: path.read_bytes() for path in out.iterdir()}
     assert set(first) == {"methods.md", "methods.csv", "methods.png"}
@@ -550,7 +539,23 @@ def test_table_csv_and_figure_are_written(lines: list[Record], tmp_path: Path) -
     assert first == {path.name: path.read_bytes() for path in out.iterdir()}
 
 
-def test_analysis_imports_neither_torch_nor_larosa() -> None:
-    code = "import sys, larosa_analysis.comparison.methods, larosa_analysis.compact; print({'torch', 'larosa'} & set(sys.modules))"
+def test_analysis_imports_of_larosa_the_records_alone() -> None:
+    code = (
+        "import sys, larosa_analysis.build, larosa_analysis.comparison.methods, larosa_analysis.compact;"
+        "print(*(name for name in sys.modules if name.partition('.')[0] in ('torch', 'larosa', 'pydantic')))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
+    loaded = set(done.stdout.split())
+    assert "larosa.records.checksum" in loaded
+    assert not {name for name in loaded - {"larosa", "larosa.errors"} if not name.startswith("larosa.records")}
+
+
+def test_the_defaults_of_a_recorded_method_are_those_of_its_settings() -> None:
+    for name, config in zip(METHOD_NAMES, METHOD_CONFIGS, strict=True):
+        held = method_of({"method": {"name": name, "preset": name}})
+        optional = {key: field for key, field in config.model_fields.items() if not field.is_required()}
+        expected = {key: field.get_default() for key, field in optional.items()}
+        assert {key: held[key] for key in expected} == expected | {
+            key: list(value) for key, value in expected.items() if isinstance(value, tuple)
+        }
+        assert set(held) == set(MethodConfig.model_fields)

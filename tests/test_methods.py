@@ -306,9 +306,9 @@ def test_remove_restores_the_model(name: str, tokens: Tensor) -> None:
             {"selector": "threshold"},
             "wina has no setting selector, which belongs to magnitude, r_sparse, larosa",
         ),
-        ("larosa/paper", {"selector": "threshold", "importance": "column_norm"}, "no meaning"),
+        ("larosa/paper", {"selector": "threshold", "importance": "column_norm"}, "set method.importance=magnitude"),
         ("larosa/paper", {"basis": "output_aware"}, "go together"),
-        ("larosa/paper", {"basis": "weight_svd"}, "absorbed, per sublayer"),
+        ("larosa/paper", {"basis": "weight_svd"}, "needs method.form=absorbed and method.granularity=sublayer"),
     ],
 )
 def test_impossible_combinations_raise(name: str, more: dict[str, str], message: str) -> None:

@@ -157,7 +157,7 @@ def test_a_share_of_ngrams_decides_and_short_texts_need_half(copied: int, own: i
     assert (found.shared_documents, found.shared_ngrams) == (0, copied - 7)
     assert found.held_out == held_out
     if not held_out:
-        with pytest.raises(OverlapError, match=f"{copied - 7} word 8-grams stand in both"):
+        with pytest.raises(OverlapError, match=f"{copied - 7} word 8-grams are in both"):
             require_disjoint(found, "sample")
 
 

@@ -9,21 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_records import inspections, made, sealed, seven, timings, write
+from made_records import diagnostics, made, sealed, seven, timings, write
 
 from conftest import ROOT
 from larosa_analysis import build
 from larosa_analysis.figures import every, lengths, thresholds
 from larosa_analysis.records import store
 from larosa_analysis.report.main_result import results
-from larosa_analysis.tables import every as every_table
-from larosa_analysis.tables import flops
 
 
 def folders(tmp_path: Path, lengths: tuple[int, ...] = (32, 128)) -> list[str]:
     """Made-up records of everything, as words of the command."""
     runs = [made(m, v, model="smollm2-135m", nats=n, tasks=seven(0.5)) for m, v, n in _RUNS]
-    write(tmp_path / "records", runs, inspections())
+    write(tmp_path / "records", runs, diagnostics())
     (tmp_path / "speed").mkdir()
     (tmp_path / "speed" / "decode-made-up.json").write_text(sealed(timings(lengths)))
     return ["--records", str(tmp_path / "records"), "--speed", str(tmp_path / "speed")]
@@ -127,13 +125,13 @@ def test_limits_behind_a_rotation_are_called_so(tmp_path: Path) -> None:
     figure = thresholds.drawn(store.read(tmp_path, tmp_path / "none"), "smollm2-135m", "figure3").figure
     assert figure is not None
     named = [text.get_text() for axes in figure.axes if (own := axes.get_legend()) for text in own.get_texts()]
-    assert "larosa/paper, limits" in named
+    assert "larosa/paper, thresholds" in named
 
 
 def test_two_models_get_two_figures(tmp_path: Path) -> None:
     words = folders(tmp_path)
-    other = {f"b-{name}".replace("b-inspect", "inspect-b"): r for name, r in inspections("llama3-8b").items()}
-    write(tmp_path / "records", [made("dense", 0.0)], inspections() | other)
+    other = {f"b-{name}".replace("b-inspect", "inspect-b"): r for name, r in diagnostics("llama3-8b").items()}
+    write(tmp_path / "records", [made("dense", 0.0)], diagnostics() | other)
     names = [own.name for own in every.build(store.read(Path(words[1]), Path(words[3])))]
     assert "figure1-llama3-8b" in names
     assert "figure5-smollm2-135m" in names
@@ -142,26 +140,36 @@ def test_two_models_get_two_figures(tmp_path: Path) -> None:
 def test_the_main_result_is_the_method_tables(tmp_path: Path) -> None:
     shutil.copy(build.RECORDS / "methods-smollm2.jsonl", tmp_path)
     (block,) = (result.block for result in results(store.read(tmp_path, tmp_path)))
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs" / "results.md").read_text()
     for row in block.rows:
         name = row[0].text.partition(" (")[0]
-        lines = [line for line in readme.splitlines() if line.startswith(f"| {name} ")]
+        lines = [line for line in page.splitlines() if line.startswith(f"| {name} ")]
         assert any(all(cell.shown in line for cell in row[3:]) for line in lines), name
 
 
-def test_the_readmes_tables_are_what_the_records_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert build.main(["--readme", str(ROOT / "README.md"), "--check"]) == 0
-    own, words = tmp_path / "README.md", [*folders(tmp_path), "--readme", str(tmp_path / "README.md"), "--check"]
-    own.write_text("a\n<!-- table: table05 -->\n<!-- end table: table05 -->\nb\n")
-    assert build.main(words) == 1
-    found = store.read(Path(words[1]), Path(words[3]))
-    known = build.readme_tables(every_table.build(found, flops.shapes(build.MODELS)), Path(words[1]), Path(words[3]))
-    assert not build.fill_readme(own, known, check=False)
+def test_the_tables_of_pages_are_filled_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    readme, docs = tmp_path / "README.md", tmp_path / "docs"
+    words = [*folders(tmp_path), "--readme", str(readme), "--docs", str(docs)]
+    docs.mkdir()
+    readme.write_text("a\n<!-- table: table05 -->\n<!-- end table: table05 -->\nb\n")
+    (docs / "other.md").write_text("<!-- table: speed-full -->\n<!-- end table: speed-full -->\n")
+    assert build.main([*words, "--check"]) == 1
     assert build.main(words) == 0
-    assert "| 50 | teal |" in own.read_text()
-    own.write_text("<!-- table: other -->\n")
-    assert build.main(words) == 2
+    assert build.main([*words, "--check"]) == 0
+    assert "| 50 | teal |" in readme.read_text()
+    assert "| llama2-7b, no overhead, Top-K |" in (docs / "other.md").read_text()
+    capsys.readouterr()
+    (docs / "other.md").write_text((docs / "other.md").read_text().replace("1.50x", "1.51x"))
+    assert build.main([*words, "--check"]) == 1
+    said = capsys.readouterr().out
+    assert "README.md: its tables are what" in said
+    assert "other.md: its tables are not what" in said
+    readme.write_text("<!-- table: other -->\n")
+    assert build.main([*words, "--check"]) == 2
     assert "asks for a table 'other'" in capsys.readouterr().err
+    readme.write_text("<!-- table: table05 -->\n")
+    assert build.main([*words, "--check"]) == 2
+    assert "README.md needs one line `<!-- table: table05 -->`" in capsys.readouterr().err
 
 
 def test_the_readmes_figures_are_drawn_from_the_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

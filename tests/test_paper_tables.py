@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_records import Record, inspections, made, score, sealed, seven, write
+from made_records import Record, diagnostics, made, score, sealed, seven, write
 
 from conftest import ROOT
 from larosa_analysis import build, paper
@@ -35,14 +35,18 @@ def rows_of(found: Block) -> list[dict[str, Cell]]:
 
 
 def at(found: Block, level: str, method: str, column: str) -> Cell:
-    return next(own[column] for own in rows_of(found) if (own["level, %"].text, own["method"].text) == (level, method))
+    return next(
+        own[column] for own in rows_of(found) if (own["sparsity, %"].text, own["method"].text) == (level, method)
+    )
 
 
 def test_every_misprint_and_every_column_is_of_the_printed_tables() -> None:
     for spec in SPECS:
         for printed in paper.rows(spec.file, spec.spread):
             assert {*spec.keys, *(measure.printed for measure in spec.measures)} <= set(printed)
-    files = {int(path.stem[5:7]): path.stem for path in (ROOT / "analysis" / "paper").glob("table*.csv")}
+    files = {
+        int(path.stem[5:7]): path.stem for path in (ROOT / "analysis" / "larosa_analysis" / "paper").glob("table*.csv")
+    }
     assert sorted(files) == list(range(1, 20))
     spreads = {spec.number: spec.spread for spec in SPECS}
     for note in paper.rows("misprints"):
@@ -77,7 +81,7 @@ def test_the_best_is_marked_only_beyond_chance(tmp_path: Path) -> None:
     off["metrics"]["achieved_sparsity"]["wikitext2"]["weight_sparsity_mean"] = 0.48
     found = block(tables(tmp_path / "c", [*apart, off])[2], "llama3-8b")
     assert [own[1].text for own in found.rows if any(cell.best for cell in own)] == ["larosa"]
-    assert at(found, "50", "wina", "in bytes, %").text == "48.0 off"
+    assert at(found, "50", "wina", "weight sparsity, %").text == "48.0 off"
 
 
 def test_accuracies_are_paired_by_example(tmp_path: Path) -> None:
@@ -107,7 +111,7 @@ def test_the_dense_model_is_scored_on_the_examples_that_calibration_left(tmp_pat
     sparse["metrics"]["zero_shot"]["boolq"] = score("boolq", right, list(range(10, 100)), excluded=10)
     found = block(tables(tmp_path, [dense, sparse])[14], "llama3-8b")
     assert at(found, "0", "dense", "boolq, %, ours").value == pytest.approx(100 * np.mean(seven(0.7)["boolq"][10:]))
-    assert "left out 10" in found.caption
+    assert "excluded 10" in found.caption
 
 
 def test_other_conditions_are_left_out_by_name(tmp_path: Path) -> None:
@@ -115,7 +119,7 @@ def test_other_conditions_are_left_out_by_name(tmp_path: Path) -> None:
     again = made("teal", created="1999-01-01T00:00:00+00:00")
     found = tables(tmp_path, [*runs, again])
     assert found[2].excluded == ["llama3-8b: 1 record: an older measurement", "llama3-8b: 1 record: calibration tokens"]
-    assert "Left out" in render.markdown(found[2])
+    assert "Excluded" in render.markdown(found[2])
     varied = rows_of(block(found[7], "llama3-8b"))
     assert {own["calibration"].text for own in varied} >= {"wikitext2", "c4"}
 
@@ -141,9 +145,9 @@ def test_the_papers_count_and_schedule_come_first_in_printed_rows(tmp_path: Path
     nominal["identity"] += "-nominal"
     found = block(tables(tmp_path, [made("dense", 0.0), made("larosa", nats=2.0), nominal])[2], "llama3-8b")
     own = [line for line in rows_of(found) if line["method"].text.startswith("larosa")]
-    shown = [line for line in own if line["level, %"].text == "50"]
-    assert [line["asked, %"].shown for line in shown] == ["50.0 (nominal)", "50.0"]
-    assert shown[0]["in bytes, %"].shown == "47.0"
+    shown = [line for line in own if line["sparsity, %"].text == "50"]
+    assert [line["target, %"].shown for line in shown] == ["50.0 (nominal)", "50.0"]
+    assert shown[0]["weight sparsity, %"].shown == "47.0"
     assert shown[1]["WikiText-2 perplexity, printed"].text == ""
 
 
@@ -168,8 +172,8 @@ def test_under_the_papers_count_too_a_limit_that_misses_its_level_takes_no_part(
     runs = [made("dense", 0.0), nominal("teal", 0.4, 1.9), nominal("larosa", 0.5, 2.0), nominal("magnitude", 0.5, 2.2)]
     found = block(tables(tmp_path, runs)[2], "llama3-8b")
     assert [own[1].text for own in found.rows if any(cell.best for cell in own)] == ["larosa"]
-    assert at(found, "50", "teal", "paper's count, %").text == "40.0 off"
-    assert at(found, "50", "larosa", "paper's count, %").shown == "50.0"
+    assert at(found, "50", "teal", "nominal sparsity, %").text == "40.0 off"
+    assert at(found, "50", "larosa", "nominal sparsity, %").shown == "50.0"
 
 
 def test_the_papers_count_is_that_of_the_records() -> None:
@@ -212,7 +216,7 @@ def test_searched_coefficients(tmp_path: Path) -> None:
 
 def test_covariances_stand_in_table_8(tmp_path: Path) -> None:
     runs = [made(m, v, model="smollm2-135m", calibration=c, tasks=seven(0.5)) for m, v, c in _CALIBRATED]
-    table = tables(tmp_path, runs, inspections())[8]
+    table = tables(tmp_path, runs, diagnostics())[8]
     assert "0.9876" in render.markdown(table)
     found = block(table, "smollm2-135m")
     shown = {own["calibration"].text: own["cosine to the first set"].shown for own in rows_of(found)}
@@ -286,10 +290,10 @@ def test_a_damaged_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
         with pytest.raises(RecordsError, match=message):
             store.read(folder, folder)
 
-    refused("inspect-a.json", sealed({"kind": "other"}), "inspect-a.json is no inspection")
+    refused("inspect-a.json", sealed({"kind": "other"}), "inspect-a.json holds no diagnostics")
     refused("inspect-b.json", sealed({"kind": "surface", "values": {}}), "inspect-b.json: expected schema 2 and layer")
     refused("other.jsonl", sealed({"kind": "other"}) + "\n", "no compact record")
-    refused("inspect-c.json", sealed(inspections()["inspect-surface.json"]).replace("48", "49"), "checksum")
+    refused("inspect-c.json", sealed(diagnostics()["inspect-surface.json"]).replace("48", "49"), "checksum")
     refused("inspect-d.json", '{"kind": "surface"}', "inspect-d.json: it has no checksum")
     refused(
         "changed.jsonl", sealed(made("dense", 0.0)).replace("20480", "20481"), "changed.jsonl, line 1: its checksum"

@@ -19,7 +19,7 @@ from larosa_analysis.comparison import methods
 from larosa_analysis.records import store
 from larosa_analysis.records.entry import Entry, RecordsError, load
 from larosa_analysis.report.main_result import results
-from larosa_analysis.tables import added
+from larosa_analysis.tables import quantised
 from larosa_analysis.tables.cells import Block, Cell
 
 CHOICES = ("none", "w8", "w4_rtn", "w4_rtn_in", "w4_gptq", "w4_awq", "w8_gptq", "w4_gptq_out")
@@ -48,7 +48,7 @@ def every_choice(**more: Any) -> list[Record]:
 def of(found: Block, level: str, quantization: str, method: str) -> dict[str, Cell]:
     wanted = (level, quantization, method)
     held = [
-        own for own in rows_of(found) if tuple(own[c].text for c in ("level, %", "quantization", "method")) == wanted
+        own for own in rows_of(found) if tuple(own[c].text for c in ("sparsity, %", "quantization", "method")) == wanted
     ]
     assert len(held) == 1
     return held[0]
@@ -93,14 +93,14 @@ def test_bytes_are_of_16_bit_weights_and_extras_of_weights_as_stored(tmp_path: P
         run["metrics"]["accounting"] |= {"overhead_fraction": 0.05, "read_fraction": 0.55}
     found = block(tables(tmp_path, runs)[9], "llama3-8b")
     shown = {name: of(found, "50", name, "larosa") for name in ("none", "gptq")}
-    assert [own["bytes read, % of 16 bits a weight"].shown for own in shown.values()] == ["55.0", "18.8"]
-    assert [own["read, net %"].shown for own in shown.values()] == ["55.0", "75.0"]
+    assert [own["bytes read, % of 16 bits per weight"].shown for own in shown.values()] == ["55.0", "18.8"]
+    assert [own["bytes read, %"].shown for own in shown.values()] == ["55.0", "75.0"]
 
 
 def test_of_a_model_that_the_paper_has_not_every_setting_has_a_row(tmp_path: Path) -> None:
     runs = every_choice(model="smollm2-135m", texts=("lambada",), calibration="boolq-passages")
     for run in runs:
-        run["model"]["gguf_sha256"] = next(iter(quantization_label._GRIDS))
+        run["model"]["gguf_sha256"] = next(iter(quantization_label._FORMATS))
     found = block(tables(tmp_path, runs)[9], "smollm2-135m")
     for name in NAMES:
         for level, method in (("0", "dense"), ("0", "larosa/paper"), ("25", "magnitude"), ("25", "larosa/paper")):
@@ -112,18 +112,18 @@ def test_of_a_model_that_the_paper_has_not_every_setting_has_a_row(tmp_path: Pat
 
 def test_what_codes_add_is_paired_by_block_with_the_same_method_and_level(tmp_path: Path) -> None:
     runs = every_choice(model="smollm2-135m", texts=("lambada", "gsm8k"))
-    runs[1]["model"]["gguf_sha256"] = next(iter(quantization_label._GRIDS))
+    runs[1]["model"]["gguf_sha256"] = next(iter(quantization_label._FORMATS))
     lonely = on_grid(
         "w8", "magnitude", 0.5, model="smollm2-135m", texts=("lambada", "gsm8k")
     )  # nothing plain beside it
     own = runs[-1]["metrics"]["perplexity"]["gsm8k"]["block_nll_nats"]
     own[0] += 1023 * 0.2  # of the last choice on LaRoSA at 0 %, one of 40 blocks: the mean rises by 0.005 nats
-    found = block(tables(tmp_path, [*runs, lonely])[9], f"smollm2-135m: {added.TITLE}")
-    places = [(own["level, %"].text, own["method"].text) for own in rows_of(found)]
+    found = block(tables(tmp_path, [*runs, lonely])[9], f"smollm2-135m: {quantised.TITLE}")
+    places = [(own["sparsity, %"].text, own["method"].text) for own in rows_of(found)]
     assert places == [("0", "dense"), ("0", "larosa/paper"), ("25", "larosa/paper"), ("25", "magnitude")]
     for line in rows_of(found):
         for place, name in enumerate(NAMES[1:], start=1):
-            odd = (line["method"].text, line["level, %"].text, name) == ("larosa/paper", "0", NAMES[-1])
+            odd = (line["method"].text, line["sparsity, %"].text, name) == ("larosa/paper", "0", NAMES[-1])
             expected, cell = math.exp(0.1 * place + 0.005 * odd), line[name]
             assert cell.value == pytest.approx(100 * (expected - 1))
             assert cell.error == pytest.approx(100 * expected * 0.005 if odd else 0.0, abs=1e-9)
@@ -131,11 +131,11 @@ def test_what_codes_add_is_paired_by_block_with_the_same_method_and_level(tmp_pa
     assert "the source was already quantised" in found.caption
     short = runs[-1]["metrics"]["perplexity"]
     del short["lambada"], runs[-1]["metrics"]["achieved_sparsity"]["lambada"]
-    again = block(tables(tmp_path / "c", runs)[9], f"smollm2-135m: {added.TITLE}")
-    lost = next(own for own in rows_of(again) if (own["level, %"].text, own["method"].text) == ("0", "larosa/paper"))
+    again = block(tables(tmp_path / "c", runs)[9], f"smollm2-135m: {quantised.TITLE}")
+    lost = next(own for own in rows_of(again) if (own["sparsity, %"].text, own["method"].text) == ("0", "larosa/paper"))
     assert lost[NAMES[-1]].value is None  # of the plain run's texts it has one only
     assert lost[NAMES[1]].value is not None
-    assert not any(added.TITLE in other.title for other in tables(tmp_path / "b", [made("dense", 0.0)])[9].blocks)
+    assert not any(quantised.TITLE in other.title for other in tables(tmp_path / "b", [made("dense", 0.0)])[9].blocks)
 
 
 def test_no_other_table_or_figure_holds_them(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
-"""README's commands are the ones CI runs and the ones that exist."""
+"""README's commands are the ones CI runs and the ones that exist; its tables are what the records give."""
 
-from conftest import CONF, ROOT
-from larosa_analysis.comparison import methods
+import pytest
+
+from conftest import ROOT
+from larosa_analysis import build
 
 README = (ROOT / "README.md").read_text()
 
@@ -15,13 +17,10 @@ def test_ci_calls_the_test_command() -> None:
     assert fenced("main command").endswith(".venv/bin/python run.py")
 
 
-def test_every_choice_is_listed() -> None:
-    for group in ("model", "method", "schedule", "calibration", "texts", "tokens", "evaluation", "tracking"):
-        row = next(line for line in README.splitlines() if line.startswith(f"| `{group}` |"))
-        for path in (CONF / group).rglob("*.yaml"):
-            assert path.relative_to(CONF / group).with_suffix("").as_posix() in row, (group, path.name)
-
-
-def test_the_method_table_is_what_the_records_give() -> None:
-    records = str(ROOT / "analysis" / "records" / "methods-smollm2.jsonl")
-    assert methods.main([records, "--readme", str(ROOT / "README.md"), "--check"]) == 0
+def test_the_tables_of_readme_and_docs_are_what_the_records_give(capsys: pytest.CaptureFixture[str]) -> None:
+    assert build.main(["--readme", str(ROOT / "README.md"), "--docs", str(ROOT / "docs"), "--check"]) == 0
+    said = capsys.readouterr().out
+    assert "README.md: its tables are what" in said
+    assert "results.md: its tables are what" in said
+    for name in ("quality", "speed"):
+        assert f"<!-- table: {name} -->" in README

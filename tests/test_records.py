@@ -74,7 +74,9 @@ CHANGES: dict[str, tuple[Change, bool, str]] = {
         lambda r: r["metrics"]["accounting"].update(target_sparsity=1.5), True, "metrics.accounting.target_sparsity",
     ),
     "sealed under another identity": (lambda r: r.update(identity="0" * 16), True, "another identity"),
-    "sealed with another method": (lambda r: r["identity_inputs"]["method"].update(name="teal"), True, "another identity"),
+    "sealed with another method": (
+        lambda r: r["identity_inputs"]["method"].update(name="teal"), True, "another identity",
+    ),
     "sealed with another schema": (lambda r: r.update(schema=1), True, "schema 1"),
 }  # fmt: skip
 
@@ -286,7 +288,7 @@ def test_a_changed_record_reaches_no_table(
     runs, out = tmp_path / "runs", tmp_path / "out.jsonl"
     changed(path, other_perplexity, False)
     assert compact.main([str(runs), str(out)]) == 0
-    assert f"{path} is left out: its checksum does not match" in capsys.readouterr().err
+    assert f"{path} is excluded: its checksum does not match" in capsys.readouterr().err
     (line,) = out.read_text().splitlines()
     assert json.loads(line)["config"]["sparsity"] == 0.5
     out.write_text(line.replace('"sparsity":0.5', '"sparsity":0.6') + "\n")
@@ -306,7 +308,7 @@ def git(folder: Path, *words: str) -> str:
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package `larosa` inside somebody's repository, who has not committed it."""
     monkeypatch.delenv("LAROSA_COMMIT", raising=False)
-    package = tmp_path / "theirs" / "venv" / "larosa"
+    package = tmp_path / "theirs" / "venv" / "larosa" / "records"
     package.mkdir(parents=True)
     (package / "commit.py").write_text("code")
     (tmp_path / "theirs" / "work.py").write_text("theirs")
@@ -335,7 +337,7 @@ def test_a_repository_that_tracks_larosa_tells_its_commit(installed: Path) -> No
     assert commit.git_state() == {"commit": git(installed, "rev-parse", "HEAD"), "dirty": False}
     (installed / "work.py").write_text("no matter of larosa's")
     assert commit.git_state()["dirty"] is False
-    (installed / "venv" / "larosa" / "commit.py").write_text("other code")
+    (installed / "venv" / "larosa" / "records" / "commit.py").write_text("other code")
     assert commit.git_state()["dirty"] is True
 
 

@@ -108,7 +108,7 @@ def test_requests_of_other_settings_are_refused(model: Any, tokenizer: Any, whee
 
 def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     own = settings("piqa").model_copy(update={"requests": str(tmp_path / "none.gz")})
-    with pytest.raises(ZeroShotError, match=r"python -m larosa\.requests"):
+    with pytest.raises(ZeroShotError, match=r"python -m larosa\.cli\.requests"):
         check_tasks(own, 0)
     (tmp_path / "none.gz").write_bytes(b"no gzip")
     with pytest.raises(ZeroShotError, match="cannot be read as gzipped requests"):

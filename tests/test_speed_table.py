@@ -11,7 +11,10 @@ from made_records import sealed
 
 from conftest import ROOT
 from larosa.records import checksum
-from larosa_analysis.speed import rows as speed
+from larosa_analysis.records.entry import RecordsError
+from larosa_analysis.records.timings import read
+from larosa_analysis.speed.__main__ import main
+from larosa_analysis.speed.rows import speed_rows
 
 RECORD = ROOT / "kernels" / "benchmarks" / "records" / "decode-llama2-7b-h100-2026-11-23.json"
 
@@ -24,25 +27,25 @@ def record() -> dict[str, Any]:
 
 def test_speedups_are_over_the_fastest_dense_row(record: dict[str, Any]) -> None:
     fastest = min(row["ms_per_token"]["p50"] for row in record["rows"] if row["kind"] == "dense")
-    found = speed.cells([record])
-    assert {cell.rule for cell in found} == {"top-k", "thresholds"}
+    found = speed_rows([record])
+    assert {cell.selector for cell in found} == {"top-k", "thresholds"}
     for cell in found:
         assert cell.speedup == pytest.approx(fastest / cell.ms)
         assert cell.speedup <= cell.ideal * 1.01
         assert cell.tokens_per_s == pytest.approx(1000 / cell.ms)
 
 
-def test_what_is_no_gated_record_is_refused(record: dict[str, Any], tmp_path: Path) -> None:
+def test_a_record_without_a_parity_check_is_refused(record: dict[str, Any], tmp_path: Path) -> None:
     for change, message in (({"kind": "other"}, "expected a record"), ({"parity": {}}, "without a parity check")):
         path = tmp_path / "record.json"
         path.write_text(sealed(record | change))
-        with pytest.raises(speed.RecordsError, match=message):
-            speed.read([path])
-        assert speed.main([str(path)]) == 2
+        with pytest.raises(RecordsError, match=message):
+            read([path])
+        assert main([str(path)]) == 2
     for content in (sealed(record).replace('"speedup": 1', '"speedup": 2', 1), "[]", "null", sealed(record)[:-9]):
         path.write_text(content)
-        with pytest.raises(speed.RecordsError, match=r"record\.json: "):
-            speed.read([path])
+        with pytest.raises(RecordsError, match=r"record\.json: "):
+            read([path])
 
 
 def test_table_and_figure(record: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,10 +53,10 @@ def test_table_and_figure(record: dict[str, Any], tmp_path: Path, capsys: pytest
     other["rows"] = [row for row in other["rows"] if "75" not in row["name"]]
     path = tmp_path / "other.json"
     path.write_text(sealed(other))
-    assert speed.main([str(RECORD), str(path), "--out", str(tmp_path)]) == 0
+    assert main([str(RECORD), str(path), "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert "a dense adapter a layer, Top-K" in text
+    assert "one bf16 adapter per layer, Top-K" in text
     assert "| - |" in text
     assert "one exact selection costs" in text
     assert (tmp_path / "speed.png").stat().st_size > 10_000
-    assert len((tmp_path / "speed.csv").read_text().splitlines()) == 1 + len(speed.cells([record, other]))
+    assert len((tmp_path / "speed.csv").read_text().splitlines()) == 1 + len(speed_rows([record, other]))

@@ -150,7 +150,7 @@ def test_kill_9_while_writing_leaves_the_old_record_or_the_new(tmp_path: Path) -
 def test_two_processes_build_once(tmp_path: Path) -> None:
     """The second one waits for the first and reads what it built."""
     code = (
-        "import sys, time, torch; from pathlib import Path; from larosa import store\n"
+        "import sys, time, torch; from pathlib import Path; from larosa.data import tensor_store\n"
         "def build():\n"
         "    with Path(sys.argv[1]).open('a') as built: built.write('once\\n')\n"
         "    time.sleep(1.0)\n"

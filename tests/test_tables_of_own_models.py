@@ -40,7 +40,7 @@ def test_a_text_of_a_search_alone_stands_in_no_other_table(tmp_path: Path) -> No
     table = block(found[2], SMALL)
     assert "boolq-heldout perplexity" not in table.columns
     shown = [own for own in rows_of(table) if own["method"].text == "larosa/paper"]
-    assert [own["schedule"].text for own in shown if own["level, %"].text == "50"] == ["official"]
+    assert [own["schedule"].text for own in shown if own["sparsity, %"].text == "50"] == ["official"]
 
 
 def test_the_best_of_a_search_is_the_best_on_the_text_of_the_search(tmp_path: Path) -> None:
@@ -66,8 +66,8 @@ def test_rows_of_table_6_share_their_schedule(tmp_path: Path) -> None:
     limits = scheduled("larosa", "official", 1.8) | {"label": "larosa/paper (limits)", "identity": "limits"}
     limits["config"]["method"]["selector"] = "threshold"
     found = block(tables(tmp_path, [dense(), *runs, better, limits])[6], SMALL)
-    own = [(row["rotation"].text, row["schedule"].text) for row in rows_of(found) if row["level, %"].text == "50"]
-    assert sorted(own) == [("block", ""), ("layer", "official"), ("model", ""), ("none", "official")]
+    own = [(row["rotation"].text, row["schedule"].text) for row in rows_of(found) if row["sparsity, %"].text == "50"]
+    assert sorted(own) == [("layer", "official"), ("model", ""), ("none", "official"), ("sublayer", "")]
 
 
 def test_tables_of_calibration_sets_leave_out_what_was_calibrated_on_one(tmp_path: Path) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import yaml
-from made_records import made, timings
+from made_records import made, sealed, timings
 from test_paper_tables import block, rows_of, tables
 
 from conftest import CONF
-from larosa_analysis.records import timings
+from larosa_analysis.records import timings as records_timings
 from larosa_analysis.records.entry import RecordsError
-from larosa_analysis.speed import rows as speed
 
 KERNELS = {"backend": "triton", "caveat": None}
 
@@ -27,7 +25,7 @@ def test_timed_runs_stand_in_table_3(tmp_path: Path) -> None:
     table = tables(tmp_path, [*runs, made("dense", 0.0)])[3]
     found = block(table, "llama3-8b")
     ours = [own for own in rows_of(found) if own["source"].text == "ours"]
-    assert [own["level, %"].text for own in ours] == ["0", "25", "0", "50"]  # each with the dense one of its process
+    assert [own["sparsity, %"].text for own in ours] == ["0", "25", "0", "50"]  # each with the dense one of its process
     assert [own["speed-up"].shown for own in ours] == ["1.00", "1.17", "1.00", "1.50"]
     assert ours[1]["method"].text.startswith("larosa/paper")
     assert not found.folded
@@ -59,9 +57,13 @@ def test_times_that_are_no_speed_stand_in_no_table(told: dict[str, str], tmp_pat
     rows = [row for row in timings((32, 128))["rows"] if row["kind"] == "dense" or row["name"] == "top-k 50 %"]
     own = [row if row["kind"] == "dense" else row | {"name": "larosa/paper"} for row in rows]
     run["metrics"]["speed"] = {"backend": "reference", "parity": {"level 0": {}}, "rows": own, "summary": {}} | told
-    assert run_speed.timings([run]) == []
+    assert records_timings.of_runs([run]) == []
     assert (
-        len(run_speed.timings([{**run, "metrics": {**run["metrics"], "speed": run["metrics"]["speed"] | KERNELS}}]))
+        len(
+            records_timings.of_runs(
+                [{**run, "metrics": {**run["metrics"], "speed": run["metrics"]["speed"] | KERNELS}}]
+            )
+        )
         == 1
     )
     found = block(tables(tmp_path, [run, made("dense", 0.0)])[3], "llama3-8b")
@@ -75,6 +77,6 @@ def test_a_benchmark_without_a_gpu_is_refused(changes: dict[str, str], tmp_path:
         row | {key: value for key, value in changes.items() if key == "backend"} for row in record["rows"]
     ]
     path = tmp_path / "decode-x.json"
-    path.write_text(json.dumps(record | {key: value for key, value in changes.items() if key == "device"}))
+    path.write_text(sealed(record | {key: value for key, value in changes.items() if key == "device"}))
     with pytest.raises(RecordsError, match="no speed measurement"):
-        speed.read([path])
+        records_timings.read([path])

@@ -57,7 +57,7 @@ def test_generation_with_and_without_a_cache_is_the_same(kind: str, form: Any, t
     prompts = torch.cat([padded, tokens[1:2, :8]])
     more = {"attention_mask": (torch.arange(8) >= torch.tensor([[3], [0]])).long(), "do_sample": False}
     more |= {"max_new_tokens": 7, "min_new_tokens": 7, "output_scores": True, "return_dict_in_generate": True}
-    with sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, form=form, tokens=chosen)) as handle:
+    with sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, form=form, token_policy=chosen)) as handle:
         with handle.policy.everywhere():
             every = model.generate(prompts, **more)
         cached, uncached = (model.generate(prompts, use_cache=use, **more) for use in (True, False))
@@ -72,7 +72,7 @@ def test_generation_with_and_without_a_cache_is_the_same(kind: str, form: Any, t
 def test_a_prompt_in_pieces_is_refused(kind: str, tokens: torch.Tensor) -> None:
     model = build_model("llama", dtype=torch.float32)
     chosen = TokenPolicyConfig.model_validate({"kind": kind, "n": 0, "fraction": 0.5})
-    with sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, tokens=chosen)):
+    with sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, token_policy=chosen)):
         with pytest.raises(TokenPolicyError, match="prefill_chunk_size"):
             model.generate(tokens[:1], max_new_tokens=2, prefill_chunk_size=8)
         if kind == "decode_only":
@@ -84,7 +84,7 @@ def test_threads_have_a_mask_each(tokens: torch.Tensor) -> None:
     """One thread's pass runs while another's is between two layers."""
     model = build_model("llama", dtype=torch.float32)
     chosen = TokenPolicyConfig(kind="skip_first_n", n=3, fraction=1.0)
-    with sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, tokens=chosen)):
+    with sparsify(model, tokens, LaRoSAConfig(sparsity=0.5, token_policy=chosen)):
         alone = [model(tokens[:2, :length]).logits for length in (9, 5)]
         found: list[torch.Tensor] = []
 

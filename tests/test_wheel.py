@@ -87,7 +87,8 @@ def test_settings_sweeps_and_schedules_are_found_from_an_empty_folder(installed:
     assert done.returncode == 0, done.stderr
     assert "output: runs/smoke" in done.stdout
     code = (
-        "import larosa; from larosa.cli.command import read_settings; from larosa.records.packaged import in_checkout, found;"
+        "import larosa; from larosa.cli.command import read_settings;"
+        "from larosa.records.packaged import in_checkout, found;"
         "print(larosa.__file__, in_checkout(), found('sweeps/methods.yaml'));"
         "print(read_settings(['schedule=file', 'schedule.path=output-0.5']).schedule.path)"
     )

@@ -84,7 +84,7 @@ def _saved(figure: Figure, ending: str, close: bool) -> bytes:
 
 
 def level_colours(levels: list[float]) -> list[tuple[float, float, float, float]]:
-    """Dark to light with rising level, the pale end left out, so that grey print keeps the order."""
+    """Dark to light with rising level, without the pale end, so that grey print keeps the order."""
     return [plt.get_cmap("viridis")(0.85 * place / max(len(levels) - 1, 1)) for place in range(len(levels))]
 
 

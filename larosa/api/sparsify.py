@@ -58,8 +58,7 @@ class LaRoSAActivationSparsifier(nn.Module):
         if config.basis not in _BASES or not plain:
             raise ArgumentError(
                 f"one activation tensor takes basis {', '.join(_BASES)}, selector=top_k, importance=magnitude and all "
-                "tokens; "
-                "larosa.sparsify takes the rest"
+                "tokens; larosa.sparsify takes the rest"
             )
         self.rotation = LayerwiseRotationMatrix(hidden_size)
         levels = {"attention": config.coefficients.h1, "mlp": config.coefficients.h3}

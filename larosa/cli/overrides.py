@@ -1,8 +1,8 @@
-"""The words of a command line, made fit for Hydra's grammar, and what Hydra says of those that are not, in plain words.
+"""Command-line words for Hydra's grammar, and Hydra's refusals in plain words.
 
-Hydra reads `~`, `=`, brackets, quotes, `#`, `&` and all letters beyond ASCII in no value without quotes, and a comma as
-the sign of a sweep. Where a setting is a text (a path above all), what it cannot read is quoted here; where that would
-be a guess, the message shows the words to type.
+In values without quotes, Hydra does not read `~`, `=`, brackets, quotes, `#`, `&` and letters beyond ASCII, and it
+reads a comma as a sweep. Where a setting is a text, above all a path, such values are quoted here. Where that would be
+a guess, the message shows the words to type.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def settings() -> dict[str, Any]:
 
 
 def fit(words: Sequence[str], multirun: bool = False) -> list[str]:
-    """The words as Hydra's grammar reads them; those that it reads already stay as they are.
+    """The words as Hydra's grammar reads them; words that it reads already are unchanged.
 
     multirun: commas between values make a sweep. Raises ConfigError for what cannot be meant, or may be meant in
     several ways.
@@ -92,8 +92,8 @@ def _fit(given: str, multirun: bool) -> str:
 
 
 def _kind(key: str) -> Any:
-    """The type of a setting; a group's choices are texts, one or a list."""
-    return str | tuple[str, ...] if _is_group(key) else keys.type_of(key, settings())
+    """The type of a setting; the choices of a group, and baselines, are names: one or a list."""
+    return str | tuple[str, ...] if _is_group(key) or key == "baseline" else keys.type_of(key, settings())
 
 
 def _is_group(key: str) -> bool:
@@ -158,7 +158,7 @@ def _written(value: object) -> str:
 
 
 def _split(value: str) -> list[str]:
-    """The parts between commas that stand in no quotes and no brackets."""
+    """The parts between commas outside of quotes and brackets."""
     parts, closing, quote = [""], "", ""
     for place, char in enumerate(value):
         if quote:
@@ -188,7 +188,7 @@ def _unreadable(given: str, key: str, value: str, kind: Any) -> str:
     if override is not None and override.is_sweep_override():
         return f"{given} names several values: for a run of each add -m{''.join(f'; {way}' for way in ways)}"
     own = "" if keys.type_of(key, settings()) or not may_be_text else keys.question(keys.alike(key, settings()))
-    why = f"cannot be read: brackets or quotes are open, or a special character stands outside of quotes{own}"
+    why = f"cannot be read: brackets or quotes are open, or a special character is outside of quotes{own}"
     return "; ".join([f"{given} {why}", *ways])
 
 

@@ -94,7 +94,8 @@ def shape_of(model: str) -> Any:
 
 
 def plans_of(weights: DecodeWeights, context: int, options: argparse.Namespace) -> dict[str, Selectors]:
-    """Name -> selectors: Top-K at every level, and thresholds where asked for, both calibrated behind `context` tokens."""
+    """Name -> selectors: Top-K at every level, and thresholds where asked for, both calibrated behind `context`
+    tokens."""
     plans: dict[str, Selectors] = {}
     for level in options.levels:
         selectors, name = level_selectors(weights.shape, level, options.ties), f"top-k {100 * level:g} %"

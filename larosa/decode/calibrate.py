@@ -1,6 +1,7 @@
 """From a few Top-K steps of the decoder itself: search ranges that make selection cheap, or thresholds in its place.
 
-A range seen on a few tokens is enough, because a search that misses it goes on; thresholds are for the price of selection.
+A range seen on a few tokens is enough, because a search that misses it goes on; thresholds are for the price of
+selection.
 """
 
 from __future__ import annotations

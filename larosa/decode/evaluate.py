@@ -38,7 +38,8 @@ def speed(
     """The parity check's findings, a row for every decoder and length, and a summary at the first length.
 
     `caveat` says why the times are no speed of the product's, see :func:`caveat`; None on its kernels and a GPU.
-    prompt: [T] ids, for the parity check, for search ranges and to fill the cache; kappa: the dense model's. Raises ParityError.
+    prompt: [T] ids, for the parity check, for search ranges and to fill the cache; kappa: the dense model's. Raises
+    ParityError.
     """
     weights = weights_of(model, handle)
     parity = check_model(model, handle, weights, prompt[: config.parity_tokens], kappa, backend=backend)

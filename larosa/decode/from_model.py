@@ -139,7 +139,9 @@ def _bias(readers: list[nn.Linear]) -> Tensor | None:
 
 def _tensor(matrix: Matrix) -> Tensor:
     if isinstance(matrix, PackedMatrix):
-        raise DecodeError("column norms are folded into the weights, which leaves no quantised grid: rank by magnitude")
+        raise DecodeError(
+            "column norms are folded into the weights, which leaves no quantised format: rank by magnitude"
+        )
     return matrix
 
 

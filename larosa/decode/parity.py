@@ -33,7 +33,7 @@ def site_bound(dtype: torch.dtype, length: int) -> float:
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
-    """Relative Euclidean distance; not a number counts as infinitely far."""
+    """Relative Euclidean distance; NaN counts as infinite."""
     exact = expected.double()
     apart = float((found.double() - exact).norm() / exact.norm().clamp_min(1e-30))
     return apart if math.isfinite(apart) else math.inf

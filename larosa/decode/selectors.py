@@ -19,7 +19,8 @@ class SiteSelector:
     """One site of one layer."""
 
     k: int
-    """Entries that stay; the width drops nothing. With a threshold: as many as are expected to, the width if unknown."""
+    """Entries that stay; the width drops nothing. With a threshold: as many as are expected to, the width if
+    unknown."""
     ties: str = "strict"
     threshold: float | None = None
     """In the place of k: what exceeds it in magnitude stays; of k only the launch shape follows."""

@@ -1,7 +1,7 @@
 """Time of a decode step: dense and every level in one process, the same harness for all.
 
 A row is one decoder at one context and output length: ms a token as p20, p50, p80 over single graph replays with
-warm-up discarded, tokens a second, bytes read and the share of the datasheet's bandwidth that they make.
+warm-up discarded, tokens per second, bytes read and the share of the datasheet's bandwidth that they make.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from larosa.decode.errors import DecodeError
 from larosa.decode.matrix import dense
 from larosa.decode.prefill import prefill
 from larosa.decode.selectors import Selectors, dense_selectors
-from larosa.decode.traffic import peak_bandwidth, realised, step_bytes
+from larosa.decode.traffic import kept_fractions, peak_bandwidth, step_bytes
 from larosa.decode.weights import DecodeWeights
 
 Row = dict[str, Any]
@@ -36,7 +36,7 @@ def measure(decoder: Decoder, context: int = 1024, new_tokens: int = 64, repeats
     if context + new_tokens > decoder.max_len:
         raise DecodeError(f"context={context} and {new_tokens} new tokens exceed max_len={decoder.max_len}")
     decoder.place(context)
-    shares = realised(decoder, min(_REALISED_STEPS, new_tokens))
+    shares = kept_fractions(decoder, min(_REALISED_STEPS, new_tokens))
     decoder.place(context)
     for _ in range(min(_WARM_UP, new_tokens)):
         decoder.advance()
@@ -144,8 +144,8 @@ def compare(
 ) -> list[Row]:
     """Rows of dense by cuBLAS, dense by the sparse kernels, and every plan, at every context and output length.
 
-    Dense rows run without the method's extras, and without codes where the weights have them: a row of the kind
-    `quantised` is the dense model on these. `speedup` is over the fastest dense row of the same lengths.
+    Dense rows run without the method's overhead, and unquantised if the weights are quantised: a row of the kind
+    `quantised` is the dense model on quantised weights. `speedup` is over the fastest dense row of the same lengths.
     The cache holds `prompt` [T], repeated as often as needed, or noise; `how` goes to the decoders.
     """
     sizes = [(context, new) for context in contexts for new in outputs]

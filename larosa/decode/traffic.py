@@ -23,7 +23,7 @@ def _size(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def realised(decoder: Decoder, steps: int) -> dict[str, list[float]]:
+def kept_fractions(decoder: Decoder, steps: int) -> dict[str, list[float]]:
     """Site -> the share of entries that stay in each layer, mean over `steps` from where the decoder stands.
 
     Of Top-K with strict ties it is known; what a threshold keeps is seen on the decoder's own greedy tokens.
@@ -49,7 +49,7 @@ def realised(decoder: Decoder, steps: int) -> dict[str, list[float]]:
 
 
 def step_bytes(decoder: Decoder, context: int, shares: dict[str, list[float]]) -> dict[str, int]:
-    """Bytes that one step reads after `context` tokens, by what they are; `shares` as from :func:`realised`."""
+    """Bytes that one step reads after `context` tokens, by what they are; `shares` as from :func:`kept_fractions`."""
     weights, cache = decoder.weights, decoder.cache
     found = dict.fromkeys(("projections", "norms", "biases", "adapters", "transforms", "scales"), 0)
     for i, layer in enumerate(weights.layers):

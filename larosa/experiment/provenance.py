@@ -24,7 +24,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Python's and the packages' versions; a package that is not installed is left out."""
+    """Python's and the packages' versions; a package that is not installed is omitted."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

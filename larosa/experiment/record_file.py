@@ -112,7 +112,7 @@ def _name_versions(path: Path, record: Record) -> None:
 
 
 def _rescued(folder: Path, identity: str) -> Iterator[Path]:
-    """Where else a record may stand: what others could have left in a shared temporary folder is left out."""
+    """Other places of a record; files that others may have left in a shared temporary folder are ignored."""
     name = f"larosa-{identity}.json"
     yield folder / name
     try:

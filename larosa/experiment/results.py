@@ -103,7 +103,7 @@ def _calibration_identity(config: RunConfig) -> dict[str, Any]:
 
 
 def excluded_by(config: RunConfig) -> str | None:
-    """Names the calibration text for whose passages examples are left out; None for runs without such tasks.
+    """Names the calibration text for whose passages examples are excluded; None for runs without such tasks.
 
     Only BoolQ asks about the passages of a calibration text.
     """

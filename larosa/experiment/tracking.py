@@ -66,7 +66,7 @@ class Tracker:
 
 
 def scalars(tree: Any, prefix: str = "") -> dict[str, float]:
-    """All numbers of a nested record by their path, `a/b/c`; lists are left out."""
+    """All numbers of a nested record by their path, `a/b/c`; lists are omitted."""
     if isinstance(tree, dict):
         numbers: dict[str, float] = {}
         for key, value in tree.items():

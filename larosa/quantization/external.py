@@ -261,8 +261,8 @@ def rounded(weights: list[Tensor], inputs: list[Tensor], quantizer: str) -> list
     for x in inputs:
         prepared(x)
     done = convert(prepared)
-    readers = (done.get_submodule(f"blocks.0.reader{i}") for i in range(len(weights)))
-    found = [_weight(reader).to(old) for reader, old in zip(readers, weights, strict=True)]
+    consumers = (done.get_submodule(f"blocks.0.reader{i}") for i in range(len(weights)))
+    found = [_weight(linear).to(old) for linear, old in zip(consumers, weights, strict=True)]
     if not all(bool(torch.isfinite(weight).all()) for weight in found):
         raise QuantizationError(f"{quantizer} gave weights that are not finite: calibrate on more tokens")
     return found

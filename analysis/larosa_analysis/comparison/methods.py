@@ -1,4 +1,4 @@
-"""The method table: every method at equal byte-weighted level and at equal net bytes, from records alone.
+"""The method table: every method at equal weight sparsity and at equal weight bytes read, from records alone.
 
     python -m larosa_analysis.comparison.methods RECORDS.jsonl [--out FOLDER]
 

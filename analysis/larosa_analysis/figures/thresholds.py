@@ -141,7 +141,7 @@ def drawn(store: RecordStore, model: str, name: str) -> Drawn:
     own = list({id(cell.record): cell.record for line in timed.values() for cell in line}.values())
     shown += [f"(d): {machine(own)}."] if own else []
     caption = (
-        "(a) Calibrated thresholds by layer, a line per sparsity, of each site. (b) The threshold that each token would "
+        "(a) Calibrated thresholds by layer, a line per sparsity, of each site. (b) The threshold each token would "
         "have needed for the sparsity, beside the calibrated one. (c) Achieved weight sparsity by text: mean, one "
         "standard deviation and extremes over tokens. (d) Speed-up with thresholds by new tokens. " + " ".join(shown)
     )

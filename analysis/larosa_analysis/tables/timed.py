@@ -1,4 +1,4 @@
-"""Table 3: tokens a second, ours below the printed ones of each model; another GPU, so never one row."""
+"""Table 3: tokens per second, ours below the printed ones of each model; another GPU, so never one row."""
 
 from __future__ import annotations
 

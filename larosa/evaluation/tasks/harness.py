@@ -38,7 +38,7 @@ LM_EVAL_SEEDS = (0, 1234)
 prompt."""
 MMLU_SHOTS = 5
 UNTOLD_TOKENS = 256
-"""Tokens that lm-eval's wrapper generates where a task sets no number."""
+"""Tokens that lm-eval's wrapper generates where a task sets no maximum."""
 
 
 @dataclass(frozen=True)
