@@ -11,10 +11,16 @@ from pathlib import Path
 import larosa_kernels
 import pytest
 import torch
-from larosa_kernels.common.environment import environment, git_state
+from larosa_kernels.common.commit import git_state
+from larosa_kernels.common.environment import environment, write_record
 from larosa_kernels.common.timing import peak_bytes_per_s
 
-BLOCK = "import sys; sys.modules.update(dict.fromkeys({blocked!r})); import torch\n"
+BLOCK = """
+import sys
+sys.meta_path = [each for each in sys.meta_path if "editable" not in f"{{each!r}}"]  # another checkout's modules
+sys.modules.update(dict.fromkeys({blocked!r}))
+import torch
+"""
 EVERY_MODULE = """
 import importlib, pkgutil, larosa_kernels
 for module in pkgutil.walk_packages(larosa_kernels.__path__, "larosa_kernels."):
@@ -60,7 +66,7 @@ def test_a_record_names_the_commit_of_this_code_and_no_other(tmp_path: Path, mon
     monkeypatch.delenv("LAROSA_COMMIT", raising=False)
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     (tmp_path / "installed.py").touch()
-    assert git_state(tmp_path / "installed.py") == {"commit": None, "dirty": None}
+    assert git_state(tmp_path / "installed.py", tmp_path) == {"commit": None, "dirty": None}
     monkeypatch.setenv("LAROSA_COMMIT", "0123abc")
     found = environment(torch.device("cpu"))
     assert (found["commit"], found["dirty"], found["driver"]) == ("0123abc", None, None)
@@ -70,3 +76,14 @@ def test_a_record_names_the_commit_of_this_code_and_no_other(tmp_path: Path, mon
 def test_a_gpu_is_known_by_a_part_of_its_name() -> None:
     names = ("NVIDIA H200", "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "a toaster")
     assert [peak_bytes_per_s(name) for name in names] == [4.8e12, 3.35e12, 2.04e12, None]
+
+
+def test_a_record_carries_the_checksum_that_larosa_reads(tmp_path: Path) -> None:
+    """The rule is written twice, for kernels know nothing of larosa: so this holds the two together."""
+    checksum = pytest.importorskip("larosa.records.checksum")
+    record = {"device": "cpu", "rows": [{"p50_us": 1.5, "share_of_peak": None}], "dirty": False, "name": "\u00b5s"}
+    write_record(tmp_path / "new" / "rows.json", record)
+    assert checksum.read(tmp_path / "new" / "rows.json") == record
+    with pytest.raises(ValueError, match="Out of range"):
+        write_record(tmp_path / "nan.json", {"p50_us": float("nan")})
+    assert not (tmp_path / "nan.json").exists()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -27,7 +26,7 @@ from larosa_kernels import decode_attention, fused_sparse_gemv, rmsnorm_topk, to
 from larosa_kernels.benchmarks.parity import attention_inputs, parity_errors, range_around
 from larosa_kernels.benchmarks.rows import Recorder, table
 from larosa_kernels.benchmarks.shapes import CONTEXT, EPS, HEAD_WIDTH, HEADS, LAYERS, PROJECTIONS, WIDTHS
-from larosa_kernels.common.environment import environment
+from larosa_kernels.common.environment import environment, write_record
 from larosa_kernels.common.gemv import GemvConfig
 from larosa_kernels.common.search_config import SearchConfig, default_search
 from larosa_kernels.ops.decode_attention.workspace import AttentionConfig, default_attention
@@ -153,7 +152,7 @@ def main() -> int:
             time_attention(recorder, model, options.tune)
     place = environment(torch.device("cuda"))
     if options.json:
-        options.json.write_text(json.dumps(place | {"rows": [asdict(row) for row in recorder.rows]}, indent=1) + "\n")
+        write_record(options.json, place | {"rows": [asdict(row) for row in recorder.rows]})
     print(place)
     print(table(recorder.rows))
     return 0

@@ -15,11 +15,11 @@ from larosa_kernels import (
     selected_mask,
     sparse_gemv,
     swiglu_topk,
-    testing,
     topk_select,
 )
 from larosa_kernels.benchmarks.rows import Recorder
 from larosa_kernels.benchmarks.shapes import CONTEXT, EPS, HEAD_WIDTH, HEADS, PROJECTIONS, WIDTHS
+from larosa_kernels.common import testing
 from larosa_kernels.common.gemv import GemvConfig
 from larosa_kernels.common.search_config import SearchConfig
 from larosa_kernels.ops.sparse_gemv.config import launch_config

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import sys
 import types
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from torch.nn.functional import linear
 from larosa_kernels import fused_sparse_gemv
 from larosa_kernels.benchmarks.rows import Recorder, table
 from larosa_kernels.benchmarks.shapes import LAYERS, PROJECTIONS
-from larosa_kernels.common.environment import environment
+from larosa_kernels.common.environment import environment, write_record
 
 LEVELS = (0.0, 0.25, 0.4, 0.5, 0.75)
 BOUND = {"teal": 2e-2, "larosa": 2e-3}
@@ -97,7 +96,7 @@ def main() -> None:
             time_site(recorder, teal, model, site)
     place = environment(torch.device("cuda"))
     if options.json:
-        options.json.write_text(json.dumps(place | {"rows": [asdict(row) for row in recorder.rows]}, indent=1) + "\n")
+        write_record(options.json, place | {"rows": [asdict(row) for row in recorder.rows]})
     print(place)
     print(table(recorder.rows))
 

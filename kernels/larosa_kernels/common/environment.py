@@ -1,16 +1,18 @@
-"""Where and by what code a benchmark ran: GPU, driver, versions, date, commit. Needs torch and nothing else."""
+"""Where and by what code a benchmark ran: GPU, driver, versions, date, commit; and its record on disk."""
 
 from __future__ import annotations
 
 import datetime
-import os
+import hashlib
+import json
 import platform
-import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from larosa_kernels.common.commit import answer, git_state
 
 PACKAGES = ("torch", "triton", "transformers", "numpy")
 
@@ -20,37 +22,23 @@ def environment(device: torch.device) -> dict[str, Any]:
     on_gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu, {platform.machine()}",
-        "driver": _ask("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if on_gpu else None,
+        "driver": answer("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if on_gpu else None,
         "cuda": torch.version.cuda,
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **git_state(Path(__file__)),
+        **git_state(Path(__file__), Path(__file__).resolve().parents[2]),
     }
 
 
-def git_state(source: Path) -> dict[str, Any]:
-    """Commit of the code that the file `source` belongs to, and whether tracked files differ from it.
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write a record with its `checksum`: SHA-256 of the rest as JSON with sorted keys and no blanks.
 
-    The repository around a package that is only installed in it says nothing: its commit counts only where it tracks
-    `source`. LAROSA_COMMIT states the commit of a copy without history.
+    Raises ValueError for a number that is NaN or infinite.
     """
-    if stated := os.environ.get("LAROSA_COMMIT"):
-        return {"commit": stated, "dirty": None}
-    git = ("git", "-C", str(source.resolve().parent))
-    if _ask(*git, "ls-files", "--error-unmatch", "--", str(source.resolve())) is None:
-        return {"commit": None, "dirty": None}
-    changes = _ask(*git, "status", "--porcelain", "--untracked-files=no")
-    return {"commit": _ask(*git, "rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
-
-
-def _ask(*words: str) -> str | None:
-    """What a command prints; None where there is no such command, or it fails."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # as a hook has them
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=20, env=ours)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    content = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checksum = hashlib.sha256(content.encode()).hexdigest()
+    path.write_text(json.dumps(record | {"checksum": checksum}, indent=1) + "\n", encoding="utf-8")
 
 
 def _version(package: str) -> str | None:
