@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from larosa.config.run import RunConfig
-from larosa.errors import LarosaError
+from larosa.errors import LarosaError, advice
 from larosa.experiment.provenance import versions
 from larosa.experiment.record_schema import problem
 from larosa.records import checksum
@@ -54,8 +54,8 @@ def check_output(config: RunConfig) -> None:
             probe.write(b"0" * 4096)
     except OSError as error:
         raise RecordError(
-            f"the record folder {folder} cannot be written ({error.strerror or error}): free some space, or set "
-            "output=FOLDER to a writable one"
+            f"the record folder {folder} cannot be written ({error.strerror or error}): {advice(error)}; "
+            "output=FOLDER names another folder"
         ) from error
 
 
