@@ -20,6 +20,7 @@ from conftest import ROOT
 from larosa.cli import launch
 from larosa.errors import advice, described
 from larosa.experiment import pipeline
+from larosa.experiment.record_file import load_record
 from larosa.experiment.results import RecordError, check_output
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "kernels", "analysis"))}
@@ -166,6 +167,20 @@ def test_the_system_s_errors_say_what_helps() -> None:
     assert "x: Permission denied" in described(PermissionError(errno.EACCES, "Permission denied", "x"))
     assert "check who owns it" in advice(PermissionError(errno.EACCES, "Permission denied", "x"))
     assert advice(OSError(-1, "odd")) == "try again"
+
+
+def test_a_record_that_may_not_be_read_is_named_and_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever runs the tests as root may read everything, so the system's answer is given here."""
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("larosa.records.checksum.read", refuse)
+    assert load_record(tmp_path, {"a": 1}) is None
+    assert "Permission denied" in caplog.text
+    assert str(tmp_path / "result.json") in caplog.text
 
 
 def test_a_folder_below_a_file_is_no_matter_of_space(tmp_path: Path) -> None:
