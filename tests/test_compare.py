@@ -22,6 +22,7 @@ from larosa.config.run import ConfigError
 from larosa.experiment import runner
 from larosa.experiment.plan_runs import plan_runs
 from larosa.records.disk import claimed
+from larosa_analysis import compact
 
 SETTINGS = [
     "model=tiny-llama", "model.shape.hidden_size=64", "model.shape.num_attention_heads=4",
@@ -207,6 +208,20 @@ def test_sessions_repeat_the_methods_that_name_them(
     caplog.clear()
     assert compare(listed, output) == 0
     assert any(m.startswith("1 runs to measure, 4 recorded. A recorded one took") for m in caplog.messages)
+
+
+def test_compact_records_count_as_recorded(
+    make: Callable[..., Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = make({"settings": "method=larosa/paper", "schedules": ["uniform"]})
+    assert compare(listed, [f"output={tmp_path / 'runs'}"]) == 0
+    kept = tmp_path / "kept.jsonl"
+    assert compact.main([str(tmp_path / "runs"), str(kept)]) == 0
+    monkeypatch.setattr(runner, "measure", lambda *_: pytest.fail("measured again"))
+    assert compare(listed, [f"output={tmp_path / 'elsewhere'}"], [kept]) == 0
+    kept.write_text(kept.read_text().replace("larosa", "larose"))
+    with pytest.raises(ConfigError, match=r"kept.jsonl, line \d is no compact record"):
+        compare(listed, [f"output={tmp_path / 'elsewhere'}"], [kept])
 
 
 @pytest.mark.parametrize("more", ["seed=1", "calibration.sequences=2", "evaluation.perplexity.max_tokens=64"])

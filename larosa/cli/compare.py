@@ -1,6 +1,6 @@
 """Measure methods at equal weight sparsity and at equal weight bytes read, each at its own best schedule.
 
-    python -m larosa.cli.compare sweeps/methods.yaml calibration.batch_size=8
+    python -m larosa.cli.compare sweeps/methods.yaml calibration.batch_size=8 [--records RECORDS.jsonl ...]
     python -m larosa_analysis.compact runs records.jsonl && python -m larosa_analysis.comparison.methods records.jsonl
 
 The list (YAML) holds `settings`, overrides for all; `levels`; `schedules`, name -> a list of overrides of
@@ -16,11 +16,13 @@ measured in their order, all methods of one before the next.
 
 The model is loaded once per session. A record that exists is not measured again, so a comparison that was interrupted
 goes on, and a run that another process measures is waited for. A run that fails leaves `failed.json`, as in a sweep,
-and the others go on. How many runs are left, and about how long they take, is said before the first.
+and the others go on. How many runs are left, and about how long they take, is said before the first. What stands in
+`--records`, files of compact records, counts as recorded: so a comparison goes on where only these were kept.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -43,6 +45,7 @@ from larosa.experiment.results import Record, load_record, slug
 from larosa.experiment.runner import record_of, require_measurable, stored
 from larosa.experiment.session import Sessions, session_settings
 from larosa.models.sites import ModelShape
+from larosa.records import checksum
 from larosa.records.disk import digest, locked
 from larosa.records.packaged import found
 from larosa.sparsity.schedule import ScheduleError
@@ -63,6 +66,8 @@ class _Work:
 
     comparison: Comparison
     overrides: list[str]
+    known: dict[str, Record] = field(default_factory=dict)
+    """Identity -> compact record, of runs whose folders are elsewhere."""
     session: str = ""
     sessions: Sessions = field(default_factory=Sessions)
     failed: int = 0
@@ -84,16 +89,19 @@ class _Work:
         """The record of a run, from disk or measured now. Raises LarosaError."""
         config = self.config(entry, target, *schedule)
         label, planned = list(plan_runs(config).items())[-1]
-        if (record := stored(planned, label)) is not None:
+        if (record := self.known.get(digest(planned.identity)) or stored(planned, label)) is not None:
             return record
         require_measurable(config)
         command = run_command(self.settings(entry, f"sparsity={target}", *schedule))
         return record_of(planned, self.sessions, command, label)
 
 
-def compare(comparison: Comparison, overrides: list[str]) -> int:
-    """Measure everything; returns how many runs failed. Raises LarosaError for a list that cannot work."""
-    work, tasks = _Work(comparison, overrides), list(comparison.tasks())
+def compare(comparison: Comparison, overrides: list[str], known: Iterable[Path] = ()) -> int:
+    """Measure everything; returns how many runs failed. Raises LarosaError for a list that cannot work.
+
+    known: files of compact records that are not measured again.
+    """
+    work, tasks = _Work(comparison, overrides, _compact(known)), list(comparison.tasks())
     _check(work, tasks)
     log.info(_outlook(work, tasks))
     with logging_redirect_tqdm(), tqdm(tasks, unit="method and level") as bar:
@@ -102,6 +110,19 @@ def compare(comparison: Comparison, overrides: list[str]) -> int:
             work.session = session
             _one(work, entry, level)
     return work.failed
+
+
+def _compact(files: Iterable[Path]) -> dict[str, Record]:
+    """Compact records by identity. Raises ConfigError that names a line that is none."""
+    found: dict[str, Record] = {}
+    for path in files:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                record = checksum.parsed(line)
+                found[record["identity"]] = record
+            except (checksum.DamagedError, KeyError) as error:
+                raise ConfigError(f"--records {path}, line {number} is no compact record ({error})") from error
+    return found
 
 
 def _check(work: _Work, tasks: list[tuple[str, Entry, float]]) -> None:
@@ -120,21 +141,25 @@ def _check(work: _Work, tasks: list[tuple[str, Entry, float]]) -> None:
 
 def _outlook(work: _Work, tasks: list[tuple[str, Entry, float]]) -> str:
     """How many runs are left, at least, and how long they take where recorded ones tell it."""
-    left, walls = 0, []
+    left, recorded, walls = 0, 0, list[float]()
     for work.session, entry, level in tasks:
         for schedule in _choices(work, entry):
             record = None
             if schedule is not None:
                 planned = list(plan_runs(work.config(entry, level, *schedule)).values())[-1]
-                record = None if planned.config.force else load_record(planned.folder, planned.identity)
+                record = work.known.get(digest(planned.identity))
+                if record is None and not planned.config.force:
+                    record = load_record(planned.folder, planned.identity)
             if record is None:
                 left += 1
             else:
-                walls.append(sum(record["stages"][name]["wall_s"] for name in _RUN_STAGES & record["stages"].keys()))
+                recorded += 1
+                stages = record.get("stages", {})  # compact records have none
+                walls += [sum(stages[name]["wall_s"] for name in _RUN_STAGES & stages.keys())] if stages else []
     if not walls or not left:
-        return f"{left} runs to measure, {len(walls)} recorded"
+        return f"{left} runs to measure, {recorded} recorded"
     return (
-        f"{left} runs to measure, {len(walls)} recorded. A recorded one took {median(walls):.1f} s (median), so these "
+        f"{left} runs to measure, {recorded} recorded. A recorded one took {median(walls):.1f} s (median), so these "
         f"take about {left * median(walls) / 60:.0f} minutes, and more where targets are corrected"
     )
 
@@ -249,12 +274,16 @@ def _mean_nats(record: Record) -> float:
 def main() -> None:
     """The list's file, then overrides."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s %(levelname)s] %(message)s", datefmt="%H:%M:%S")
-    words = arguments(__doc__)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--records", nargs="+", action="extend", default=[], type=Path)
     try:
-        if not words:
+        given = parser.parse_intermixed_args(arguments(__doc__))
+        if not given.words:
             raise ConfigError("name the list: python -m larosa.cli.compare sweeps/methods.yaml [overrides]")
-        failed = compare(Comparison.read(Path(found(words[0])).expanduser()), words[1:])
-    except (LarosaError, OSError) as error:
+        listed = Comparison.read(Path(found(given.words[0])).expanduser())
+        failed = compare(listed, given.words[1:], given.records)
+    except (LarosaError, OSError, argparse.ArgumentError) as error:
         fail(error)
     if failed:
         fail(f"{failed} runs could not be measured, they are named above; all others are recorded")
