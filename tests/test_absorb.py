@@ -204,5 +204,5 @@ def test_weights_that_require_grad_are_no_obstacle(form: str, tokens: torch.Tens
 def test_unknown_architecture_lists_the_known() -> None:
     from transformers import GPT2Config
 
-    with pytest.raises(ArchitectureError, match="llama, .*mistral, qwen2, qwen3"):
+    with pytest.raises(ArchitectureError, match=r"llama, .*mistral, qwen2, qwen3"):
         architecture_of(GPT2Config())
