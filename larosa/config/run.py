@@ -242,9 +242,11 @@ class RunConfig(Strict):
     def with_model(self, model: ModelConfig) -> RunConfig:
         """The same run of a model about which more is known, checked again. Raises ConfigError."""
         try:
-            return type(self).model_validate({**dict(self), "model": model})
+            given = model.model_copy(update={"shape": self.model.shape})  # which the settings may have to leave out
+            type(self).model_validate({**dict(self), "model": given})
         except ValidationError as error:
             raise ConfigError(readable(error, type(self))) from None
+        return self.model_copy(update={"model": model})
 
     @classmethod
     def parse(cls, tree: Mapping[str, Any]) -> RunConfig:
