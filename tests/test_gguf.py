@@ -19,6 +19,8 @@ from larosa.models.gguf import GgufError, convert, read_tokenizer
 NAMES = {
     "input_layernorm.weight": "attn_norm.weight",
     "post_attention_layernorm.weight": "ffn_norm.weight",
+    "self_attn.q_norm.weight": "attn_q_norm.weight",
+    "self_attn.k_norm.weight": "attn_k_norm.weight",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
@@ -55,11 +57,21 @@ def vocabulary(rows: int) -> tuple[list[str], list[int], list[str]]:
     return tokens, kinds, merges
 
 
+def interleaved(rows: Any, heads: int) -> Any:
+    """The rows of q or k as llama.cpp keeps LLaMA's: pairs of a rotation side by side."""
+    return rows.reshape(heads, 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+
+
 def write(
-    path: Path, model: PreTrainedModel | None = None, pre: str = "qwen2", kind: str = "gpt2", **more: Any
+    path: Path,
+    model: PreTrainedModel | None = None,
+    pre: str = "qwen2",
+    kind: str = "gpt2",
+    tensors: dict[str, Any] | None = None,
+    **more: Any,
 ) -> Path:
-    """A GGUF file of a tiny Qwen2, whose matrices are Q8_0, or of its tokenizer alone."""
-    writer = GGUFWriter(path, "qwen2")
+    """A GGUF file of a tiny model, whose matrices are Q8_0, or of its tokenizer alone."""
+    writer = GGUFWriter(path, "qwen2" if model is None else model.config.model_type)
     tokens, kinds, merges = vocabulary(384)
     writer.add_tokenizer_model(kind)
     writer.add_tokenizer_pre(pre)
@@ -83,14 +95,23 @@ def write(
         writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
         writer.add_vocab_size(config.vocab_size)
+        if getattr(config, "head_dim", None):
+            writer.add_key_length(config.head_dim)
+            writer.add_value_length(config.head_dim)
         for name, tensor in model.state_dict().items():
+            if name == "lm_head.weight" and config.tie_word_embeddings:
+                continue
             weight = tensor.float().numpy()
             if weight.ndim == 2:
                 packed = quantize(weight, GGMLQuantizationType.Q8_0)
                 tensor.copy_(torch.from_numpy(dequantize(packed, GGMLQuantizationType.Q8_0)))
+                if config.model_type == "llama" and ("q_proj" in name or "k_proj" in name):
+                    packed = interleaved(packed, len(weight) // config.head_dim)
                 writer.add_tensor(gguf_name(name), packed, raw_dtype=GGMLQuantizationType.Q8_0)
             else:
                 writer.add_tensor(gguf_name(name), weight.astype(np.float32))
+    for name, array in (tensors or {}).items():
+        writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
