@@ -65,12 +65,13 @@ def test_a_file_is_all_that_is_needed(kind: str, tmp_path: Path, tokens: torch.T
     assert (config.name, config.dtype, config.shape["model_type"]) == ("tiny.Q8_0", "float32", kind)
     assert not list(cache.glob("models/*"))  # the shape is known before anything is converted
     shape = models.model_config(config)
-    for key in (*SIZES, "head_dim", "vocab_size", "rms_norm_eps", "rope_parameters", "tie_word_embeddings"):
-        assert getattr(shape, key, None) == getattr(expected.config, key, None) or key == "head_dim", key
+    keys = {*SIZES, "vocab_size", "rms_norm_eps", "rope_parameters", "tie_word_embeddings"} | MODELS[kind].keys()
+    for key in keys - {"tied"}:
+        assert getattr(shape, key) == getattr(expected.config, key), key
     model = models.load_model(config, seed=0)
     assert torch.equal(model(tokens).logits, expected(tokens).logits)
     assert models.load_tokenizer(config)("ll").input_ids
-    (folder,) = cache.glob("models/gguf-*")
+    (folder,) = (path for path in cache.glob("models/gguf-*") if path.is_dir())
     before = (folder / "model.safetensors").stat().st_mtime_ns
     models.load_model(config, seed=0)
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
@@ -139,14 +140,12 @@ def test_what_is_no_model_that_is_known(fields: dict[str, Any], message: str, tm
 
 
 def test_another_scaling_is_refused(tmp_path: Path) -> None:
-    model, path = file_of(
-        tmp_path / "a.gguf", "llama", tensors={"rope_freqs.weight": np.arange(1, 9, dtype=np.float32)}
-    )
+    wrong = {"rope_freqs.weight": np.arange(1, 9, dtype=np.float32)}
+    _, path = file_of(tmp_path / "a.gguf", "llama", tensors=wrong)
     with pytest.raises(GgufError, match="not the scaling of Llama"):
         read_config(path)
     _, other = file_of(tmp_path / "b.gguf", "qwen2", tensors={})
     assert read_config(other).rope_parameters["rope_type"] == "default"
-    assert model.config.rope_parameters["rope_type"] == "llama3"
 
 
 def test_tensors_that_transformers_leaves_out_are_refused(tmp_path: Path) -> None:
@@ -167,9 +166,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="GGUF file cannot be read"):
         local(tmp_path / "none.gguf")
     file_of(tmp_path / "a.gguf", "qwen2")
-    with pytest.raises(
-        ModelError, match=r"found no config\.json in it; its GGUF file is read by model\.path=.*a\.gguf"
-    ):
+    with pytest.raises(ModelError, match=r"no config\.json in it; its GGUF file is read by model\.path=.*a\.gguf"):
         local(tmp_path)
 
 

@@ -182,9 +182,9 @@ def fingerprint(config: ModelConfig) -> dict[str, Any]:
 
     Folder: a hash of the content of every file that transformers may read from it: weights, configuration, generation
     settings, tokenizer, chat templates, adapters. GGUF file and wheel: SHA-256 of the GGUF file. Hub: id and commit,
-    from the hub's cache if that holds the model, else from the hub; checksums of cached files that differ from the
-    hub's are added. Random: a hash of the shape; the seed is another part of a run's identity. Raises ModelError for a bad
-    folder.
+    from the hub's cache if that holds the model, else from the hub; checksums of cached files that differ from those
+    on the hub are added. Random: a hash of the shape; the seed is another part of a run's identity. Raises ModelError
+    for a bad folder.
     """
     if config.path is not None:
         path = Path(config.path).expanduser()
