@@ -128,7 +128,7 @@ def test_runs_of_a_sweep_share_a_group_and_a_continued_one_joins_it(
     with initialize_config_dir(str(CONF), version_base="1.3"):
         settings = compose("config", words[:-1])
     assert int(starter) == os.getpid()
-    given = Sweep(groups[0], Path(folder), os.getpid())
+    given = Sweep(groups[0], Path(folder), os.getpid(), "python run.py")
     in_sweep(given, settings, ["a=1"], "")
     assert seen == groups[:1]
     (outcome,) = given.outcomes()

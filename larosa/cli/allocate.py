@@ -1,7 +1,7 @@
 """Find levels per layer and site and write them as a schedule file, for runs to use by name.
 
-    python -m larosa.cli.allocate model=smollm2-135m method=magnitude sparsity=0.5 schedule.path=mine
-    python run.py model=smollm2-135m method=magnitude sparsity=0.5 schedule=file schedule.path=mine
+    larosa allocate model=smollm2-135m method=magnitude sparsity=0.5 schedule.path=mine
+    larosa run model=smollm2-135m method=magnitude sparsity=0.5 schedule=file schedule.path=mine
 
 allocation.algorithm=marginal: equal marginal error over all layers and sites (search.allocation). The error is that of
 a layer's output (allocation.error=output, search.curves) or of the model's distribution (kl, search.divergence). Each
@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from larosa.cli.command import calibration_only, main, schedule_destination, uniform
+from larosa.cli import command
+from larosa.cli.command import calibration_only, schedule_destination, uniform
 from larosa.config.run import RunConfig
 from larosa.experiment.plan_runs import plan_runs
 from larosa.experiment.prepare import prepare
@@ -85,5 +86,10 @@ def _find(config: RunConfig, session: Session, handle: SparsityHandle) -> tuple[
     return levels, {"curves": {site: curves[:, i].tolist() for i, site in enumerate(SITES)}}
 
 
+def main() -> None:
+    """The command."""
+    command.main(run)
+
+
 if __name__ == "__main__":
-    main(run)
+    main()

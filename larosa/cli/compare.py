@@ -1,10 +1,10 @@
 """Measure methods at equal weight sparsity and at equal weight bytes read, each at its own best schedule.
 
-    python -m larosa.cli.compare sweeps/methods.yaml calibration.batch_size=8
-    python -m larosa_analysis.compact runs records.jsonl && python -m larosa_analysis.comparison.methods records.jsonl
+    larosa compare sweeps/methods.yaml calibration.batch_size=8
+    larosa report runs
 
 The list (YAML) holds `settings`, overrides for all; `levels`; `schedules`, name -> a list of overrides of
-`larosa.cli.allocate` that finds one, the name of a schedule file with `{level}` in it, or nothing for a choice of
+`larosa allocate` that finds one, the name of a schedule file with `{level}` in it, or nothing for a choice of
 conf/schedule; and `methods`, each with its `settings`, optionally its own `schedules` and `levels`. All schedules are
 measured for every method and level. A method whose thresholds achieve another sparsity is measured again at a corrected
 target. A method with run-time overhead is then measured, on its best schedule, at the target whose saving is the level
@@ -31,6 +31,7 @@ from larosa import models
 from larosa.cli import allocate
 from larosa.cli.command import arguments, fail, read_settings
 from larosa.cli.invocation import run_command
+from larosa.commands import typed
 from larosa.config.base import Level, Names, Strict, readable
 from larosa.config.run import ConfigError, RunConfig
 from larosa.errors import LarosaError
@@ -231,10 +232,10 @@ def _mean_nats(record: Record) -> float:
 def main() -> None:
     """The list's file, then overrides."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s %(levelname)s] %(message)s", datefmt="%H:%M:%S")
-    words = arguments(__doc__)
+    words = arguments("compare")
     try:
         if not words:
-            raise ConfigError("name the list: python -m larosa.cli.compare sweeps/methods.yaml [overrides]")
+            raise ConfigError(f"name the list: {typed('compare')} sweeps/methods.yaml [overrides]")
         failed = compare(Comparison.read(Path(found(words[0])).expanduser()), words[1:])
     except (LarosaError, OSError) as error:
         fail(error)

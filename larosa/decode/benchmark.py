@@ -1,9 +1,10 @@
 """Whole-model decode speed on one GPU with random weights at a true shape: dense and every level in one process.
 
-    PYTHONPATH=kernels:. python -m larosa.decode.benchmark --model llama2-7b --levels 0,0.25,0.4,0.5,0.75 \
+    larosa bench --model llama2-7b --levels 0,0.25,0.4,0.5,0.75 \\
         --overhead none --json OUT.json
 
-Needs torch, triton, numpy and transformers, nothing else of larosa's dependencies. Shapes come from
+Needs torch, triton, numpy and transformers, nothing else of larosa's dependencies: in a checkout without an
+installation, `PYTHONPATH=kernels:. python -m larosa.decode.benchmark` does the same. Shapes come from
 conf/model/NAME.yaml. The parity check runs first, on the model's first layers at every plan that is timed; nothing is
 timed unless it passes. `--overhead adapter` puts one D x D product in front of every layer but the first (the paper's
 form), `int8` two int8 transforms in every layer (output_aware). `--thresholds` times the same levels with calibrated
@@ -25,6 +26,7 @@ import yaml
 from larosa_kernels.common.environment import environment
 from transformers import AutoConfig
 
+from larosa.commands import typed
 from larosa.decode.calibrate import kth_bits, with_search_ranges, with_thresholds
 from larosa.decode.decoder import Decoder
 from larosa.decode.parity import check_plain
@@ -60,7 +62,9 @@ def integers(text: str) -> list[int]:
 
 def arguments(words: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Whole-model decode speed, dense and sparse in one process.")
+    parser = argparse.ArgumentParser(
+        prog=typed("bench"), description="Whole-model decode speed, dense and sparse in one process."
+    )
     parser.add_argument("--model", default="llama2-7b", help="a file of conf/model")
     parser.add_argument("--levels", type=numbers, default=[0.0, 0.25, 0.4, 0.5, 0.75], help="fractions, one plan each")
     parser.add_argument("--overhead", choices=OVERHEADS, default="none")
@@ -136,7 +140,7 @@ def selection_us(rows: list[Row], sites: int) -> dict[str, float]:
 def command(words: list[str]) -> str:
     """The command line, without where its record went."""
     kept = [word for before, word in zip(["", *words], words, strict=False) if "--json" not in (before, word)]
-    return " ".join(["python -m larosa.decode.benchmark", *kept])
+    return " ".join([typed("bench"), *kept])
 
 
 def table(rows: list[Row]) -> str:
@@ -157,8 +161,8 @@ def table(rows: list[Row]) -> str:
 
 
 @torch.no_grad()
-def main(words: list[str]) -> None:
-    """Check parity, time, write, print."""
+def measure(words: list[str]) -> None:
+    """Check parity, time, write, print. Raises LarosaError."""
     options = arguments(words)
     device = torch.device(options.device)
     dtype = getattr(torch, options.dtype)
@@ -205,8 +209,13 @@ def main(words: list[str]) -> None:
         )
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command; a mistake ends in one message."""
     try:
-        main(sys.argv[1:])
+        measure(sys.argv[1:])
     except LarosaError as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

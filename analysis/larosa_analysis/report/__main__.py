@@ -1,0 +1,46 @@
+"""Tables, figures and one report of a folder of runs.
+
+    larosa report runs --out report
+
+`--out` gets report.html, one file to read offline, tables/*.{md,tex,csv} and figures/*.{png,pdf}. Records that are
+damaged are named and excluded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from larosa.commands import typed
+from larosa_analysis import build, compact
+from larosa_analysis.records.entry import RecordsError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit status, 2 if the records cannot be read."""
+    parser = argparse.ArgumentParser(
+        prog=typed("report"), description="Make tables, figures and report.html of a folder of runs."
+    )
+    parser.add_argument(
+        "runs", type=Path, nargs="?", default=Path("runs"), metavar="RUNS", help="folder of records (default: runs)"
+    )
+    parser.add_argument(
+        "--speed", type=Path, metavar="FOLDER", help="folder of decode-*.json that the decode benchmark wrote"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("report"), metavar="FOLDER", help="written (default: %(default)s)"
+    )
+    given = parser.parse_args(arguments)
+    with TemporaryDirectory() as folder:
+        try:
+            compact.write(given.runs, Path(folder) / "runs.jsonl")
+        except (RecordsError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        return build.main(["--records", folder, "--speed", str(given.speed or folder), "--out", str(given.out)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
