@@ -27,7 +27,6 @@ from pydantic import Field, ValidationError
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from larosa import models
 from larosa.cli import allocate
 from larosa.cli.command import arguments, fail, read_settings
 from larosa.cli.invocation import run_command
@@ -40,11 +39,9 @@ from larosa.experiment.plan_runs import plan_runs
 from larosa.experiment.results import Record, slug
 from larosa.experiment.runner import record_of, require_measurable, stored
 from larosa.experiment.session import Sessions, session_settings
-from larosa.models.sites import ModelShape
 from larosa.records.disk import digest, locked
 from larosa.records.packaged import found
 from larosa.sparsity.schedule import ScheduleError
-from larosa.sparsity.schedule_file import read_schedule
 
 log = logging.getLogger(__name__)
 
@@ -174,28 +171,16 @@ def _searched(work: _Work, entry: Entry, level: float, name: str, search: tuple[
     path = Path(config.output).expanduser() / "schedules" / f"{name}-{level:g}-{label}.json"
     config = config.model_copy(update={"schedule": config.schedule.model_copy(update={"path": str(path)})})
     try:
-        if not _is_found(path, config):
+        if not allocate.is_intact(path, config):
             require_measurable(config)
             with locked(path):
-                if not _is_found(path, config):
+                if not allocate.is_intact(path, config):
                     allocate.search(config, work.sessions.open(config))
     except LarosaError as error:
         work.failed += 1
         log.error("%s, schedule %s: %s", " ".join(entry.settings), name, error)
         return None
     return path
-
-
-def _is_found(path: Path, config: RunConfig) -> bool:
-    """Whether the schedule is there and intact; a damaged one is named, to be found again."""
-    if config.force or not path.exists():
-        return False
-    try:
-        read_schedule(path, ModelShape.of(models.model_config(config.model)))
-    except ScheduleError as error:
-        log.warning("%s: found again", error)
-        return False
-    return True
 
 
 def _achieved(work: _Work, entry: Entry, target: float, overhead: float, schedule: tuple[str, ...]) -> Record | None:
