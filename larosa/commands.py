@@ -29,7 +29,9 @@ COMMANDS = {
     "run": Command("larosa.__main__", "measure methods on a model; with -m a sweep"),
     "export": Command("larosa.cli.export", "write a sparse model to a folder that larosa.load reads", _SETTINGS),
     "compare": Command(
-        "larosa.cli.compare", "measure methods at equal sparsity and at equal bytes", f"LIST.yaml {_SETTINGS}"
+        "larosa.cli.compare",
+        "measure methods at equal sparsity and at equal bytes",
+        f"LIST.yaml {_SETTINGS} [--records FILE ...]",
     ),
     "allocate": Command("larosa.cli.allocate", "find a schedule: levels per layer and site", _SETTINGS),
     "diagnose": Command("larosa.cli.diagnose", "measure what figures need beyond a record", f"KIND {_SETTINGS}"),

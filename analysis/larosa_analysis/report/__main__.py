@@ -2,8 +2,9 @@
 
     larosa report runs --out report
 
-`--out` gets report.html, one file to read offline, tables/*.{md,tex,csv} and figures/*.{png,pdf}. Records that are
-damaged are named and excluded.
+`--out` gets report.html, one file to read offline, tables/*.{md,tex,csv} and figures/*.{png,pdf}; where methods were
+measured beside magnitude Top-K on the same texts also methods.{md,csv,png}. Records that are damaged are named and
+excluded.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from tempfile import TemporaryDirectory
 
 from larosa.commands import typed
 from larosa_analysis import build, compact
-from larosa_analysis.records.entry import RecordsError
+from larosa_analysis.comparison import methods
+from larosa_analysis.comparison.markdown import markdown
+from larosa_analysis.comparison.rows import TOLERANCE
+from larosa_analysis.comparison.rows import build as build_rows
+from larosa_analysis.records.entry import RecordsError, load
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,12 +39,27 @@ def main(arguments: list[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     with TemporaryDirectory() as folder:
+        records = Path(folder) / "runs.jsonl"
         try:
-            compact.write(given.runs, Path(folder) / "runs.jsonl")
+            compact.write(given.runs, records)
+            _method_table(records, given.out)
         except (RecordsError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         return build.main(["--records", folder, "--speed", str(given.speed or folder), "--out", str(given.out)])
+
+
+def _method_table(records: Path, out: Path) -> None:
+    """Every method relative to magnitude Top-K; records that cannot be compared are no reason to stop."""
+    if not records.exists():
+        return
+    try:
+        rows = build_rows(*load([records], None), None, TOLERANCE)
+        methods.write(rows, markdown(rows), out)
+    except RecordsError as error:
+        print(f"no method table: {error}")
+        return
+    print(f"{out / 'methods.md'}: methods relative to magnitude Top-K")
 
 
 if __name__ == "__main__":
