@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -131,3 +132,22 @@ def test_an_interruption_and_a_closed_pipe_end_without_traceback(script: Path, m
     piped = f"{sys.executable} -c 'from larosa.cli.dispatch import main; main()' compare --help | head -1"
     cut = subprocess.run(["sh", "-c", piped], capture_output=True, text=True, timeout=60, check=True, env=ENVIRONMENT)
     assert cut.stderr == ""
+
+
+def test_the_pages_name_commands_that_there_are() -> None:
+    """In code of pages, and in the indented examples of docstrings."""
+    pages = "".join(path.read_text() for path in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
+    lines = [line for block in pages.split("\n```")[1::2] for line in block.splitlines()]
+    for folder in ("larosa", "analysis/larosa_analysis"):
+        for path in (ROOT / folder).rglob("*.py"):
+            lines += [line for line in path.read_text().splitlines() if line.startswith("    larosa ")]
+    named = {found[1] for line in lines if (found := re.match(r"(?: {4}|\.venv/bin/)?larosa (\w+)\b", line))}
+    assert {"run", "compare", "allocate", "eval", "report"} <= named <= set(COMMANDS)
+
+
+def test_getting_started_lists_every_command_and_its_module() -> None:
+    page = (ROOT / "docs" / "getting_started.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `larosa ")]
+    for row, name in zip(rows, COMMANDS, strict=True):
+        assert row.startswith(f"| `larosa {name}` |")
+        assert f"`{typed(name)}`" in row

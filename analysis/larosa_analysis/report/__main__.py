@@ -37,24 +37,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("report"), metavar="FOLDER", help="written (default: %(default)s)"
     )
+    parser.add_argument("--texts", help="of the method table, names with commas (default: all texts of the records)")
     given = parser.parse_args(arguments)
     with TemporaryDirectory() as folder:
         records = Path(folder) / "runs.jsonl"
         try:
             compact.write(given.runs, records)
-            _method_table(records, given.out)
+            _method_table(records, given.texts, given.out)
         except (RecordsError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         return build.main(["--records", folder, "--speed", str(given.speed or folder), "--out", str(given.out)])
 
 
-def _method_table(records: Path, out: Path) -> None:
+def _method_table(records: Path, texts: str | None, out: Path) -> None:
     """Every method relative to magnitude Top-K; records that cannot be compared are no reason to stop."""
     if not records.exists():
         return
     try:
-        rows = build_rows(*load([records], None), None, TOLERANCE)
+        rows = build_rows(*load([records], texts.split(",") if texts else None), None, TOLERANCE)
         methods.write(rows, markdown(rows), out)
     except RecordsError as error:
         print(f"no method table: {error}")
