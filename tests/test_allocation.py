@@ -24,6 +24,7 @@ from larosa.cli import allocate as command
 from larosa.config.run import ConfigError, RunConfig
 from larosa.data.overlap import OverlapError
 from larosa.data.tokens import TokenBlock
+from larosa.errors import ParityError
 from larosa.evaluation import parity
 from larosa.experiment.measure import measure
 from larosa.experiment.pipeline import run
@@ -321,7 +322,7 @@ def test_a_search_runs_the_checks_of_a_run(
     with pytest.raises(OverlapError, match="not held out"):
         command.run(parse(*chosen, f"texts.text.files=[{marked}]"))
     monkeypatch.setattr(parity, "bound", lambda *_: 0.0)
-    with pytest.raises(parity.ParityError, match="at level 0"):
+    with pytest.raises(ParityError, match="at level 0"):
         command.run(parse(*chosen))
     assert not (tmp_path / "mine.json").exists()
 

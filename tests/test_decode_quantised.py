@@ -22,7 +22,7 @@ from transformers import AutoConfig, PreTrainedModel
 from conftest import SHAPE, build_model
 from larosa.decode import benchmark
 from larosa.decode.decoder import Decoder
-from larosa.decode.errors import DecodeError, ParityError
+from larosa.decode.errors import DecodeError
 from larosa.decode.from_model import weights_of
 from larosa.decode.matrix import PackedMatrix
 from larosa.decode.parity import check_plain
@@ -31,6 +31,7 @@ from larosa.decode.prefill import prefill
 from larosa.decode.selectors import SiteSelector, dense_selectors, level_selectors, selectors_of
 from larosa.decode.timing import compare, measure
 from larosa.decode.weights import DecodeWeights, random_weights
+from larosa.errors import ParityError
 from larosa.evaluation.accounting import quantised_account
 from larosa.quantization.apply import quantise
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from conftest import ROOT
 from larosa.cli import lm_eval
 from larosa.config.run import ConfigError
+from larosa.errors import ParityError
 
 
 @pytest.fixture
@@ -214,7 +215,7 @@ def test_a_transformation_that_is_wrong_scores_nothing(
     from larosa.evaluation import parity
 
     monkeypatch.setattr(parity, "bound", lambda *_: 0.0)
-    with pytest.raises(parity.ParityError, match="at level 0"):
+    with pytest.raises(ParityError, match="at level 0"):
         lm_eval.SparseLM(**arguments)
 
 
