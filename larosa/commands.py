@@ -50,7 +50,7 @@ COMMANDS = {
 
 def from_console() -> bool:
     """Whether the console command `larosa` started this process."""
-    return Path(sys.argv[0]).stem == "larosa"
+    return any(Path(program).name in ("larosa", "larosa.exe") for program in sys.argv[:1])
 
 
 def typed(name: str) -> str:
