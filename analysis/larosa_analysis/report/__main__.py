@@ -15,16 +15,26 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from larosa.commands import typed
-from larosa_analysis import build, compact
-from larosa_analysis.comparison import methods
-from larosa_analysis.comparison.markdown import markdown
-from larosa_analysis.comparison.rows import TOLERANCE
-from larosa_analysis.comparison.rows import build as build_rows
-from larosa_analysis.records.entry import RecordsError, load
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status, 2 if the records cannot be read."""
+    given = _parser().parse_args(arguments)
+    from larosa_analysis import build, compact  # matplotlib waits until there is something to draw
+    from larosa_analysis.records.entry import RecordsError
+
+    with TemporaryDirectory() as folder:
+        records = Path(folder) / "runs.jsonl"
+        try:
+            compact.write(given.runs, records)
+            _method_table(records, given.texts, given.out)
+        except (RecordsError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        return build.main(["--records", folder, "--speed", str(given.speed or folder), "--out", str(given.out)])
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=typed("report"), description="Make tables, figures and report.html of a folder of runs."
     )
@@ -38,25 +48,21 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, default=Path("report"), metavar="FOLDER", help="written (default: %(default)s)"
     )
     parser.add_argument("--texts", help="of the method table, names with commas (default: all texts of the records)")
-    given = parser.parse_args(arguments)
-    with TemporaryDirectory() as folder:
-        records = Path(folder) / "runs.jsonl"
-        try:
-            compact.write(given.runs, records)
-            _method_table(records, given.texts, given.out)
-        except (RecordsError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        return build.main(["--records", folder, "--speed", str(given.speed or folder), "--out", str(given.out)])
+    return parser
 
 
 def _method_table(records: Path, texts: str | None, out: Path) -> None:
     """Every method relative to magnitude Top-K; records that cannot be compared are no reason to stop."""
+    from larosa_analysis.comparison import methods, rows
+    from larosa_analysis.comparison.markdown import markdown
+    from larosa_analysis.records.entry import RecordsError, load
+
     if not records.exists():
         return
     try:
-        rows = build_rows(*load([records], texts.split(",") if texts else None), None, TOLERANCE)
-        methods.write(rows, markdown(rows), out)
+        entries, names = load([records], texts.split(",") if texts else None)
+        found = rows.build(entries, names, None, rows.TOLERANCE)
+        methods.write(found, markdown(found), out)
     except RecordsError as error:
         print(f"no method table: {error}")
         return
