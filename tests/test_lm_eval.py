@@ -179,6 +179,13 @@ def refused(words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, cap
     assert message in caplog.text
 
 
+def test_a_task_that_there_is_not_ends_in_one_message(
+    inside: None, words: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    words[words.index("own_questions")] = "nonsense"
+    refused(words, "Tasks not found: nonsense (`python -m larosa.cli.lm_eval ls tasks`", monkeypatch, caplog)
+
+
 def test_a_model_with_nan_scores_nothing(
     inside: None, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

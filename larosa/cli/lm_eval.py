@@ -26,7 +26,7 @@ from lm_eval.models.huggingface import HFLM
 from larosa import models
 from larosa.cli.command import calibration_only, fail, read_settings
 from larosa.cli.overrides import word
-from larosa.commands import asks_for_help, help_of
+from larosa.commands import asks_for_help, help_of, typed
 from larosa.config.run import ConfigError, RunConfig
 from larosa.data.overlap import overlap, require_disjoint
 from larosa.errors import LarosaError
@@ -139,6 +139,10 @@ def main() -> None:
         cli_evaluate()
     except (LarosaError, OSError) as error:
         fail(error)
+    except ValueError as error:
+        if not str(error).startswith("Tasks not found"):
+            raise
+        fail(f"{error} (`{typed('eval')} ls tasks` lists them; --include_path FOLDER adds your own)")
 
 
 if __name__ == "__main__":
