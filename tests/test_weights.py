@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from larosa import models
 from larosa.models import smollm2, sources
-from larosa.models.load import ModelError
+from larosa.models.sources import ModelError
 
 
 def test_every_file_is_counted() -> None:
