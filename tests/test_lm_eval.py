@@ -74,7 +74,7 @@ def test_paths_of_every_kind_arrive(name: str, arguments: dict[str, str], tmp_pa
 
 
 def test_values_that_lm_eval_has_read_already_keep_their_meaning(arguments: dict[str, str]) -> None:
-    typed = "pretrained=tiny-llama,calibration=text,calibration.text.files=[a.txt,b.txt],model.revision=1234567"
+    typed = "pretrained=llama2-7b,calibration=text,calibration.text.files=[a.txt,b.txt],model.revision=1234567"
     typed += ",model.device_map=None,force=true,sparsity=0.3,evaluation.perplexity.max_tokens=None"
     config = lm_eval.settings_of(**key_val_to_dict(typed))
     assert config.calibration.text.files == ("a.txt", "b.txt")

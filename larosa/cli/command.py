@@ -18,6 +18,7 @@ from larosa.commands import COMMANDS, asks_for_help, help_of, typed
 from larosa.config.run import ConfigError, RunConfig, ScheduleConfig
 from larosa.errors import LarosaError, described
 from larosa.methods.registry import METHODS
+from larosa.models.resolve import resolved
 from larosa.records.packaged import packaged
 
 log = logging.getLogger(__name__)
@@ -60,13 +61,13 @@ def fail(reason: object) -> NoReturn:
 
 
 def read_settings(overrides: list[str]) -> RunConfig:
-    """The settings that `run` would have with these overrides. Raises ConfigError."""
+    """The settings that `run` would have with these overrides. Raises ConfigError and ModelError."""
     try:
         with initialize_config_dir(str(packaged("conf")), version_base="1.3"):
             tree = OmegaConf.to_container(compose("config", fit(overrides)), resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explained(error)) from None
-    return RunConfig.parse(tree)  # type: ignore[arg-type]
+    return resolved(RunConfig.parse(tree))  # type: ignore[arg-type]
 
 
 def calibration_only(config: RunConfig) -> RunConfig:

