@@ -179,7 +179,8 @@ class Decoder:
         """Attention of the new tokens [B, (H + 2 KV) hd] -> [B, H hd]; the layer's cache is appended."""
         norms, eps = self.weights.layers[layer].head_norms, float(self.weights.config.rms_norm_eps)
         how: dict[str, Any] = {"overlap": overlap, "backend": self.backend, "norms": norms, "eps": eps}
-        mixed: Tensor = ops.decode_attention(qkv, self.cos, self.sin, *self.cache[layer], self.position, **how)
+        k_cache, v_cache = self.cache[layer]
+        mixed: Tensor = ops.decode_attention(qkv, self.cos, self.sin, k_cache, v_cache, self.position, **how)
         return mixed
 
     def _site(self, layer: int, site: str, before: Tensor, residual: Tensor | None = None) -> Tensor:
