@@ -235,6 +235,29 @@ def test_the_command_writes_a_schedule_that_runs_use(
         assert "mine.json" in record["metrics"]["accounting"]["coefficients"]
 
 
+def test_curves_with_dense_others_serve_every_target(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    more = ["method=magnitude", "baseline=none", "allocation.grid=[0,0.3,0.6,0.9]", f"schedule.path={tmp_path}/a.json"]
+    measured: list[str] = []
+    real = command.output_curves
+
+    def count(*arguments: Any) -> Any:
+        measured.append(arguments[-1])
+        return real(*arguments)
+
+    monkeypatch.setattr(command, "output_curves", count)
+    levels = []
+    for target in ("sparsity=0.3", "sparsity=0.5"):
+        levels.append(json.loads(command.run(parse(*overrides, *more, target)).read_text())["levels"])
+    assert measured == ["dense"]
+    assert levels[0] != levels[1]
+    command.run(parse(*overrides, *more, "allocation.grid=[0,0.4,0.8]"))
+    command.run(parse(*overrides, *more, "allocation.other_sites=sparse"))
+    command.run(parse(*overrides, *more, "allocation.other_sites=sparse", "sparsity=0.5"))
+    assert measured == ["dense", "dense", "sparse", "sparse"]
+
+
 def test_the_same_search_is_made_once_and_waited_for(
     overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from larosa import models
 from larosa.cli import command
@@ -37,6 +39,7 @@ from larosa.search.curves import output_curves
 from larosa.search.divergence import divergence_curves
 from larosa.search.greedy_levels import greedy_allocation
 from larosa.sparsity.handle import SparsityHandle
+from larosa.sparsity.level_override import ThresholdAt
 from larosa.sparsity.schedule import ScheduleError
 from larosa.sparsity.schedule_file import read_made_by, read_schedule, write_schedule
 
@@ -117,11 +120,30 @@ def _find(config: RunConfig, session: Session, handle: SparsityHandle) -> tuple[
     if chosen.algorithm == "greedy":
         highest = chosen.grid[-1]
         return greedy_allocation(session.model, handle, ids, thresholds, config.sparsity, chosen.step, highest), {}
-    curves_of = output_curves if chosen.error == "output" else divergence_curves
-    curves = curves_of(session.model, handle, ids, chosen.grid, thresholds, chosen.other_sites)
+    curves = _curves(config, session, handle, ids, thresholds)
     weights = np.array([float(handle.plan.shape.sites[site].weights) for site in SITES])
     levels = allocate(curves, np.array(chosen.grid), weights, config.sparsity)
     return levels, {"curves": {site: curves[:, i].tolist() for i, site in enumerate(SITES)}}
+
+
+def _curves(
+    config: RunConfig, session: Session, handle: SparsityHandle, ids: Tensor, thresholds: ThresholdAt | None
+) -> Floats:
+    """The error curves of `config.method`. With dense others they serve every target, so they are kept."""
+    chosen = config.allocation
+    curves_of = output_curves if chosen.error == "output" else divergence_curves
+
+    def build() -> dict[str, Tensor]:
+        curves = curves_of(session.model, handle, ids, chosen.grid, thresholds, chosen.other_sites)
+        return {"curves": torch.from_numpy(curves)}
+
+    if chosen.other_sites == "sparse":
+        return build()["curves"].numpy()
+    method = config.method.model_dump(mode="json", exclude={"preset"})
+    search = {"error": chosen.error, "grid": chosen.grid, "sequences": len(ids)}
+    tokens = config.token_policy.model_dump(mode="json")
+    identity = {"method": method, "search": search, "token_policy": tokens}
+    return session.calibrator.error_curves(identity, build)["curves"].numpy()
 
 
 def main() -> None:
