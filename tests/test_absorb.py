@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 from conftest import build_model
 from larosa.api.sparsify import LaRoSAConfig, sparsify
 from larosa.config.run import TokenPolicyConfig
+from larosa.errors import ParityError
 from larosa.evaluation import parity
 from larosa.models.architecture import ARCHITECTURES, ArchitectureError, ModelView, architecture_of
 from larosa.models.precision import keep_float64
@@ -154,7 +155,7 @@ def test_a_wrong_rotation_is_caught(tokens: torch.Tensor, monkeypatch: pytest.Mo
         found = parity.check(model, handle, dense)
         assert found["relative_logits_error"] <= found["bound"] < 0.01
         handle.adapters[0].matrix.mul_(1.01)
-        with pytest.raises(parity.ParityError, match="level 0"):
+        with pytest.raises(ParityError, match="level 0"):
             parity.check(model, handle, dense)
 
 

@@ -18,12 +18,12 @@ from conftest import SHAPE
 from larosa.decode import ops
 from larosa.decode.decoder import Decoder
 from larosa.decode.dense import DenseDecoder, transposed
-from larosa.decode.errors import ParityError
 from larosa.decode.from_model import weights_of
 from larosa.decode.parity import check_plain
 from larosa.decode.parity_model import check_model
 from larosa.decode.selectors import SiteSelector, level_selectors
 from larosa.decode.weights import DecodeWeights, random_weights
+from larosa.errors import ParityError
 
 
 @pytest.fixture(autouse=True)

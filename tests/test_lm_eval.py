@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from conftest import ROOT
 from larosa.cli import lm_eval
 from larosa.config.run import ConfigError
+from larosa.errors import ParityError
 
 
 @pytest.fixture
@@ -178,6 +179,13 @@ def refused(words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, cap
     assert message in caplog.text
 
 
+def test_a_task_that_there_is_not_ends_in_one_message(
+    inside: None, words: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    words[words.index("own_questions")] = "nonsense"
+    refused(words, "Tasks not found: nonsense (`python -m larosa.cli.lm_eval ls tasks`", monkeypatch, caplog)
+
+
 def test_a_model_with_nan_scores_nothing(
     inside: None, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -214,7 +222,7 @@ def test_a_transformation_that_is_wrong_scores_nothing(
     from larosa.evaluation import parity
 
     monkeypatch.setattr(parity, "bound", lambda *_: 0.0)
-    with pytest.raises(parity.ParityError, match="at level 0"):
+    with pytest.raises(ParityError, match="at level 0"):
         lm_eval.SparseLM(**arguments)
 
 

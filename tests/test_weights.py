@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from larosa import models
 from larosa.models import sources, wheel_models
 from larosa.models.architecture import ArchitectureError
-from larosa.models.load import ModelError
+from larosa.models.sources import ModelError
 
 
 def test_every_file_is_counted() -> None:

