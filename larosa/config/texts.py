@@ -58,8 +58,8 @@ class CalibrationText(TextConfig):
     """A text, or a mixture of texts."""
 
     parts: dict[str, MixturePart] = Field(default={})
-    """`mixture`: two or more texts by name. Each has the keys of a text and a `share`, its fraction of the sequences; the
-    shares sum to 1."""
+    """`mixture`: two or more texts by name. Each has the keys of a text and a `share`, its fraction of the sequences;
+    the shares sum to 1."""
 
     @model_validator(mode="after")
     def _shared_out(self) -> CalibrationText:
