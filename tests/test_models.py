@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from larosa import models
 from larosa.config.run import ModelConfig
 from larosa.models import load
-from larosa.models.load import ModelError
+from larosa.models.sources import ModelError
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
 PARAMETERS = {

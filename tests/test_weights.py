@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from larosa import models
 from larosa.models import sources, wheel_models
-from larosa.models.load import ModelError
+from larosa.models.architecture import ArchitectureError
+from larosa.models.sources import ModelError
 
 
 def test_every_file_is_counted() -> None:
@@ -84,7 +85,7 @@ def test_code_of_a_model_is_never_run(tmp_path: Path) -> None:
     tree |= {"model_type": "mystery", "auto_map": {"AutoConfig": "evil.Config"}}
     (tmp_path / "config.json").write_text(json.dumps(tree))
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
-    with pytest.raises(ModelError, match="code"):
+    with pytest.raises(ArchitectureError, match=r"'mystery' is not supported; supported are .*llama"):
         models.load_model(tiny(path=str(tmp_path)), seed=0)
 
 

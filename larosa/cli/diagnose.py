@@ -1,13 +1,14 @@
 """Measure what figures need beyond a run's record: one JSON file of numbers.
 
-    python -m larosa.cli.diagnose surface method=larosa/official baseline=none       # inputs before, after rotation
-    python -m larosa.cli.diagnose thresholds method=teal baseline=none sparsity=0.5  # calibrated and needed ones
-    python -m larosa.cli.diagnose error_curve method=larosa/paper baseline=[teal,magnitude]  # output error by level
-    python -m larosa.cli.diagnose covariance texts=[lambada,hellaswag,gsm8k,math500] # cosines between texts' moments
+    larosa diagnose surface method=larosa/official baseline=none       # inputs before, after rotation
+    larosa diagnose thresholds method=teal baseline=none sparsity=0.5  # calibrated and needed ones
+    larosa diagnose error_curve method=larosa/paper baseline=[teal,magnitude]  # output error by level
+    larosa diagnose covariance texts=[lambada,hellaswag,gsm8k,math500] # cosines between texts' moments
 
-Settings are run.py's; `diagnostics` in conf/config.yaml says where to look. `<output>/inspect-KIND-MODEL.json` is
-written, and not again by the same settings; larosa_analysis.build reads it with output=analysis/records. A run makes
-diagnostics, too, where `diagnostics.kind` says so (sweeps/figure1.yaml).
+Settings are those of `larosa run`; `diagnostics` in conf/config.yaml says where to look.
+`<output>/inspect-KIND-MODEL.json` is written, and not again by the same settings; `larosa report` reads it, and
+larosa_analysis.build with output=analysis/records. A run makes diagnostics, too, where `diagnostics.kind` says so
+(sweeps/figure1.yaml).
 All methods are shown with nothing dropped but where they are measured, each in its own coordinates: those of the
 absorbed form lack the norm's gain, which the weights took in. `covariance` compares the calibration text with
 every one of `texts`, each at the calibration's number of tokens.
@@ -174,9 +175,9 @@ def _described(block: TokenBlock) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The kind, then overrides as run.py takes them."""
+    """The kind, then overrides as `run` takes them."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s %(levelname)s] %(message)s", datefmt="%H:%M:%S")
-    words = arguments(__doc__)
+    words = arguments("diagnose")
     try:
         if not words:
             raise ConfigError(f"name the diagnostic: {', '.join((*KINDS, 'covariance'))}")

@@ -44,7 +44,7 @@ class ZeroShotConfig(Strict):
     batch_size: int = Field(ge=1)
     """Requests per forward pass."""
     requests: Filename | None = None
-    """A file of `python -m larosa.cli.requests`, to score without lm-eval; the scores are the same."""
+    """A file of `larosa requests`, to score without lm-eval; the scores are the same."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Of tasks that generate: tokens per answer at most; null: the task's own, or lm-eval's 256."""
     chat_template: bool = False
@@ -71,3 +71,6 @@ class EvaluationConfig(Strict):
     zero_shot: ZeroShotConfig
     speed: SpeedConfig | None
     """Decode speed; null: not measured."""
+    float32_matmul: Literal["highest", "tf32"] = "highest"
+    """How a float32 model multiplies matrices in perplexity and tasks. `highest`: float32. `tf32`: operands rounded to
+    TensorFloat-32 on a GPU that has it, several times faster."""

