@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def test_every_planned_pass_is_counted() -> None:
     tasks = 10 * (60 + 85)
     assert found == Work(
         runs=3, calibration=512, probed=2 * 256, perplexity=3 * 2 * 2048, tasks=3 * tasks,
-        sparse=2 * (2 * 2048 + tasks), uncounted=(),
+        sparse=2 * (2 * 2048 + tasks), checked=4 * 128, rotated=1, uncounted=(),
     )  # fmt: skip
 
 
@@ -54,15 +55,20 @@ def test_seconds_of_a_shape_by_hand() -> None:
     shape = ModelShape.of(models.model_config(parse("model=tiny-llama").model))
     # tiny-llama: 3 layers of D 64, kv width 32, I 160, vocabulary 384
     weights = 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 160)
-    dense = Work(1, calibration=0, probed=0, perplexity=1000, tasks=0, sparse=0, uncounted=())
+    none = Work(1, 0, 0, 0, 0, 0, 0, 0, ())
+    dense = replace(none, perplexity=1000)
     flops = 1000 * 2 * (weights + 64 * 384)
     assert seconds(dense, shape, 384, 1e6, 1e9) == pytest.approx(estimate.OVERHEAD * flops / 1e6)
-    sparse = Work(1, calibration=0, probed=0, perplexity=1000, tasks=0, sparse=1000, uncounted=())
+    sparse = replace(dense, sparse=1000)
     ranked = 1000 * 3 * (64 + 64 + 64 + 160)
     assert seconds(sparse, shape, 384, 1e6, 1e3) - seconds(dense, shape, 384, 1e6, 1e3) == pytest.approx(ranked / 1e3)
-    calibrated = Work(1, calibration=1000, probed=0, perplexity=0, tasks=0, sparse=0, uncounted=())
+    calibrated = replace(none, calibration=1000)
     expected = estimate.OVERHEAD * 1000 * 2 * (weights + 3 * 2 * 64 * 64) / 1e6
     assert seconds(calibrated, shape, 384, 1e6, 1e9) == pytest.approx(expected)
+    checked = replace(none, checked=1000)
+    assert seconds(checked, shape, 384, 1e6, 1e9) == seconds(dense, shape, 384, 1e6, 1e9)
+    rotated = estimate.OVERHEAD * 2 * (2 * 64 * weights + 3 * 10 * 64**3) / 1e6
+    assert seconds(replace(none, rotated=1), shape, 384, 1e6, 1e9) == pytest.approx(rotated)
 
 
 def test_rates_are_those_of_this_machine() -> None:
@@ -77,7 +83,7 @@ def test_rates_are_those_of_this_machine() -> None:
     [(4.0, "about 10 seconds"), (64.0, "about 60 seconds"), (700.0, "about 12 minutes"), (9000.0, "about 2.5 hours")],
 )
 def test_the_line(needed: float, said: str) -> None:
-    found = Work(3, calibration=16384, probed=0, perplexity=24576, tasks=0, sparse=0, uncounted=())
+    found = Work(3, 16384, 0, 24576, 0, 0, 512, 1, ())
     line = describe(found, needed, 477_610_024, "cpu")
     assert line == (
         f"{said} on this CPU: 3 runs, 16k calibration tokens, 25k perplexity tokens; 0.48 GB are downloaded and "

@@ -18,6 +18,7 @@ import torch
 from larosa import models
 from larosa.config.run import RunConfig
 from larosa.experiment.plan_runs import PlannedRun
+from larosa.experiment.session import CHECK_TOKENS
 from larosa.models.sites import ModelShape
 from larosa.sparsity.top_k import keep_mask
 
@@ -58,6 +59,10 @@ class Work:
     tasks: int
     sparse: int
     """Of perplexity and tasks, through a sparse model."""
+    checked: int
+    """Of the parity checks."""
+    rotated: int
+    """Runs that make a rotation and multiply it into the weights, in float64."""
     uncounted: tuple[str, ...]
 
 
@@ -76,6 +81,8 @@ def work_of(runs: Iterable[PlannedRun]) -> Work:
         perplexity=sum(perplexity for perplexity, _ in per_run),
         tasks=sum(tasks for _, tasks in per_run),
         sparse=sum(sum(both) for both, config in zip(per_run, planned, strict=True) if config in sparse),
+        checked=(1 + len(planned)) * CHECK_TOKENS,
+        rotated=sum(config.method.basis != "identity" for config in sparse),
         uncounted=tuple(uncounted),
     )
 
@@ -101,8 +108,15 @@ def seconds(work: Work, shape: ModelShape, vocabulary: int, flops_per_s: float, 
     decoder = 2.0 * shape.layers * shape.layer_weights
     moments = 2.0 * shape.layers * 2 * shape.hidden_size**2  # h1 and h3, of every calibration token
     head = 2.0 * shape.hidden_size * vocabulary
-    evaluated = work.perplexity + work.tasks
-    flops = evaluated * (decoder + head) + work.calibration * (decoder + moments) + work.probed * PROBE_PASSES * decoder
+    evaluated = work.perplexity + work.tasks + work.checked
+    # A double counts twice. An eigendecomposition takes some 10 D^3 operations, a basis and its product alike.
+    rotation = 2.0 * shape.layers * (2 * shape.hidden_size * shape.layer_weights + 10 * shape.hidden_size**3)
+    flops = (
+        work.rotated * rotation
+        + evaluated * (decoder + head)
+        + work.calibration * (decoder + moments)
+        + work.probed * PROBE_PASSES * decoder
+    )
     ranked = (work.sparse + work.probed) * shape.layers * sum(site.width for site in shape.sites.values())
     return OVERHEAD * flops / flops_per_s + ranked / selected_per_s
 
