@@ -132,6 +132,11 @@ def ensure_available(config: ModelConfig) -> Path | str:
     return _hub(config)
 
 
+def missing_bytes(config: ModelConfig) -> int:
+    """What :func:`ensure_available` would download now for a model in wheels; 0 for others."""
+    return _in_wheel(config).missing_bytes if config.path is None and config.source == "wheel" else 0
+
+
 def _in_wheel(config: ModelConfig) -> WheelModel:
     model = wheel_models.find(config.hub_id)
     if model is None:
