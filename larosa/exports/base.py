@@ -1,0 +1,208 @@
+"""The dense model of an export: by reference, where it came from, or as a copy in the folder's `dense/`.
+
+Either is compared with the exported one before it is made sparse: configuration first, then a hash of all parameters.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from larosa import models
+from larosa.config.base import Seed, Strict
+from larosa.config.run import ModelConfig
+from larosa.errors import LarosaError
+from larosa.exports.errors import ExportError
+from larosa.exports.folder import DENSE, check_free
+from larosa.models import checkpoint
+from larosa.models.architecture import ModelView
+from larosa.models.sources import STRUCTURE
+from larosa.sparsity.handle import SparsityHandle
+
+_VOLATILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+"""Fields of a configuration that do not change the model's logits."""
+
+
+class BaseFile(Strict):
+    """Which dense model an export is of."""
+
+    weights: Literal["reference", "copy"]
+    """Whether it is in the export's folder."""
+    model: ModelConfig
+    """Where it came from."""
+    seed: Seed
+    """Of random weights."""
+    fingerprint: dict[str, Any] | None
+    """models.fingerprint of a reference, when it was exported."""
+    sha256: str
+    """Of names, dtypes, shapes and bytes of all parameters, as loaded."""
+    config: dict[str, Any]
+    """The transformers configuration."""
+    attention: str
+    """The implementation of attention, in transformers' words."""
+
+
+def base_of(
+    model: PreTrainedModel,
+    handle: SparsityHandle,
+    settings: ModelConfig,
+    seed: int,
+    weights: Literal["reference", "copy"],
+) -> BaseFile:
+    """The dense model behind a sparse one, which was loaded from `settings`. Raises LarosaError."""
+    if model.dtype == torch.float64 and not isinstance(ModelView(model).final_norm, nn.RMSNorm):
+        raise ExportError(
+            "transformers' norms of a float64 model compute in float32, and loading replaces them: call "
+            "larosa.models.precision.keep_float64(model) before larosa.sparsify"
+        )
+    fingerprint = models.fingerprint(settings) if weights == "reference" else None
+    if settings.path is not None:
+        settings = settings.model_copy(update={"path": str(Path(settings.path).expanduser().absolute())})
+    elif fingerprint and settings.source == "hub":
+        settings = settings.model_copy(update={"revision": fingerprint["revision"]})
+    return BaseFile(
+        weights=weights,
+        model=settings,
+        seed=seed,
+        fingerprint=fingerprint,
+        sha256=weights_sha256(handle.dense_weights()),
+        config=plain(_dense_config(model, handle)),
+        attention=str(model.config._attn_implementation),
+    )
+
+
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    """One hash of names, dtypes, shapes and bytes."""
+    found = hashlib.sha256()
+    for name, tensor in tqdm(sorted(weights.items()), desc="hash of the dense model", unit="tensor", leave=False):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        content: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        found.update(content)
+    return found.hexdigest()
+
+
+def plain(config: PretrainedConfig) -> dict[str, Any]:
+    """A transformers configuration as JSON, without what does not change logits."""
+    tree: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return {key: value for key, value in tree.items() if key not in _VOLATILE}
+
+
+def config_of(base: BaseFile) -> PretrainedConfig:
+    """The dense model's configuration, without its weights. Raises ExportError."""
+    try:
+        return AutoConfig.for_model(**copy.deepcopy(base.config))
+    except Exception as error:  # transformers checks values with errors of its own
+        raise ExportError(f"the export's model configuration is not read by this transformers: {error}") from error
+
+
+def copy_into(folder: Path, model: PreTrainedModel, handle: SparsityHandle, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Save the dense model and its tokenizer in transformers' layout, while the model is sparse. Raises ExportError."""
+    weights = handle.dense_weights()
+    check_free(folder, sum(tensor.nbytes for tensor in weights.values()))
+    with torch.device("meta"):
+        auto: Any = AutoModelForCausalLM
+        dense = auto.from_config(_dense_config(model, handle), dtype=model.dtype)
+    dense.load_state_dict(weights, assign=True)
+    dense.tie_weights()
+    if model.generation_config is not None:
+        dense.generation_config = copy.deepcopy(model.generation_config)
+    try:
+        dense.save_pretrained(folder / DENSE)
+        tokenizer.save_pretrained(folder / DENSE)
+    except ValueError as error:  # a generation configuration that transformers does not save
+        raise ExportError(f"transformers does not save this model: {error}") from error
+    if problem := checkpoint.problem(folder / DENSE):
+        raise ExportError(f"the copy of the dense model could not be loaded again: {problem}")
+
+
+def _dense_config(model: PreTrainedModel, handle: SparsityHandle) -> PretrainedConfig:
+    config: PretrainedConfig = copy.deepcopy(model.config)
+    config.tie_word_embeddings = handle.tied
+    return config
+
+
+def settings_of(
+    base: BaseFile, folder: Path, device: str, device_map: str | None = None, other: Path | str | None = None
+) -> ModelConfig:
+    """How the dense model of the export in `folder` is loaded; `other`: a folder that has it. Raises ExportError."""
+    changes: dict[str, Any] = {"device": device, "device_map": device_map}
+    if base.weights == "copy":
+        if other is not None:
+            raise ExportError(f"{folder} has its dense model in it: leave out base={other}")
+        changes["path"] = str(folder / DENSE)
+    elif other is not None:
+        changes["path"] = str(other)
+    return base.model.model_copy(update=changes)
+
+
+def loaded(base: BaseFile, folder: Path, settings: ModelConfig) -> PreTrainedModel:
+    """The dense model, proved to be the exported one. Raises ExportError where it is not there or another one."""
+    where = settings.path or settings.hub_id or settings.name
+    try:
+        if settings.path is not None:
+            _require_same(base, folder, AutoConfig.from_pretrained(settings.path, trust_remote_code=False), where)
+        model = models.load_model(settings, base.seed)
+    except ExportError:
+        raise
+    except (LarosaError, OSError, ValueError) as error:
+        raise ExportError(
+            f"the dense model of the export {folder} cannot be loaded from {where}: {error}\nIf it is elsewhere: "
+            "larosa.load(FOLDER, base=PATH)"
+        ) from error
+    _require_same(base, folder, model.config, where)
+    if weights_sha256(dict(model.named_parameters(remove_duplicate=False))) != base.sha256:
+        raise ExportError(
+            f"{where} is not the dense model of the export {folder}: its weights have another hash. Expected "
+            f"{_described(base)}; larosa.load(FOLDER, base=PATH) names another place of it"
+        )
+    if model.config._attn_implementation != base.attention:
+        model.set_attn_implementation(base.attention)
+    return model
+
+
+def _require_same(base: BaseFile, folder: Path, config: PretrainedConfig, where: str) -> None:
+    there = plain(config)
+    other = sorted(key for key in base.config.keys() & there.keys() if base.config[key] != there[key])
+    if other:
+        named = ", ".join(f"{key} is {there[key]}, expected {base.config[key]}" for key in other[:3])
+        raise ExportError(
+            f"{where} is not the dense model of the export {folder}: {named}. Expected {_described(base)}; "
+            "larosa.load(FOLDER, base=PATH) names another place of it"
+        )
+
+
+def _described(base: BaseFile) -> str:
+    """The dense model in words."""
+    model = base.model
+    if model.path is not None:
+        return f"what {model.path} held when it was exported"
+    if model.source == "hub":
+        return f"{model.hub_id} of the hub, revision {model.revision or 'main'}"
+    return f"model={model.name}" + (f" with seed={base.seed}" if model.source == "random" else "")
+
+
+def origin_of(model: PreTrainedModel, handle: SparsityHandle) -> ModelConfig:
+    """Where a model in memory says that it was loaded from; without `path` and `hub_id` where it does not say."""
+    name, shape = str(model.config.name_or_path or ""), plain(_dense_config(model, handle))
+    local = bool(name) and Path(name).is_dir()
+    return ModelConfig(
+        name=Path(name).name or model.config.model_type,
+        source="hub",
+        hub_id=None if local else name or None,
+        revision=None if local else getattr(model.config, "_commit_hash", None),
+        path=str(Path(name).absolute()) if local else None,
+        shape={key: shape[key] for key in STRUCTURE if key in shape},
+        dtype=str(model.dtype).removeprefix("torch."),  # type: ignore[arg-type]  # checked by pydantic
+        device="auto",
+        device_map=None,
+        dense_weights_device="device",
+    )
