@@ -5,9 +5,10 @@
 
 `pretrained` is a choice of conf/model; `sparsity`, `method` and any other setting of `python run.py` (groups, and
 dotted keys such as `model.path` or `method.selector`) follow as it takes them. Or `pretrained` is the folder of an
-export (docs/export.md), which is sparse already, and no setting but `base` follows. Batches, lengths, prompts, examples,
-output and logging are lm-eval's. Models load as run.py loads them, so there is no remote code. The checks are run.py's
-too: level-0 logits against the dense model's, finite logits in every batch, no task about what was calibrated on.
+export (docs/export.md), which is sparse already, and no setting but `base` follows. Batches, lengths, prompts,
+examples, output and logging are lm-eval's. Models load as run.py loads them, so there is no remote code. The checks are
+run.py's too: level-0 logits against the dense model's, finite logits in every batch, no task about what was calibrated
+on.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from transformers.configuration_utils import PretrainedConfig
 _SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 _OURS = ("base", "dense_weights_device")
 _WITHOUT_EFFECT = {
-    "_from_auto", "adapter_kwargs", "cache_dir", "config", "force_download", "local_files_only", "low_cpu_mem_usage",
+    "_from_auto", "adapter_kwargs", "cache_dir", "force_download", "local_files_only", "low_cpu_mem_usage",
     "proxies", "revision", "token", "trust_remote_code", "use_safetensors", "weights_only",
 }  # fmt: skip
 """Of a local folder of safetensors."""
@@ -35,7 +35,7 @@ class LarosaForCausalLM:
     config_class = LarosaExportConfig
 
     @classmethod
-    def from_pretrained(cls, folder: Any, *_: Any, **given: Any) -> Any:
+    def from_pretrained(cls, folder: Any, *_: Any, config: Any = None, **given: Any) -> Any:
         """larosa.load, on the CPU unless `device_map` says otherwise, as transformers does.
 
         Takes `device_map`, `dtype` where it is the export's, and larosa.load's `base` and `dense_weights_device`.
@@ -43,7 +43,8 @@ class LarosaForCausalLM:
         """
         from larosa.exports.load import load
 
-        _check(Path(folder), given)
+        attention = getattr(config, "_attn_implementation", None)  # transformers moves the setting there
+        _check(Path(folder), {**given, "attn_implementation": attention})
         device_map = given.get("device_map")
         placed = {"device_map": device_map} if device_map in _SPREAD else {"device": _device(device_map)}
         return load(folder, **placed, **{key: given[key] for key in _OURS if key in given})

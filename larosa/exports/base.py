@@ -147,37 +147,44 @@ def settings_of(
 def loaded(base: BaseFile, folder: Path, settings: ModelConfig) -> PreTrainedModel:
     """The dense model, proved to be the exported one. Raises ExportError where it is not there or another one."""
     where = settings.path or settings.hub_id or settings.name
+    if settings.path is not None and (Path(settings.path) / "config.json").is_file():
+        _require_same(base, folder, _config_at(settings.path), where)
     try:
-        if settings.path is not None:
-            _require_same(base, folder, AutoConfig.from_pretrained(settings.path, trust_remote_code=False), where)
         model = models.load_model(settings, base.seed)
-    except ExportError:
-        raise
-    except (LarosaError, OSError, ValueError) as error:
-        raise ExportError(
-            f"the dense model of the export {folder} cannot be loaded from {where}: {error}\nIf it is elsewhere: "
-            "larosa.load(FOLDER, base=PATH)"
-        ) from error
+    except LarosaError as error:
+        raise _other(base, folder, where, f"cannot be loaded: {error}") from error
     _require_same(base, folder, model.config, where)
     if weights_sha256(dict(model.named_parameters(remove_duplicate=False))) != base.sha256:
-        raise ExportError(
-            f"{where} is not the dense model of the export {folder}: its weights have another hash. Expected "
-            f"{_described(base)}; larosa.load(FOLDER, base=PATH) names another place of it"
-        )
+        raise _other(base, folder, where, "is another one: its weights have another hash")
     if model.config._attn_implementation != base.attention:
         model.set_attn_implementation(base.attention)
     return model
 
 
-def _require_same(base: BaseFile, folder: Path, config: PretrainedConfig, where: str) -> None:
-    there = plain(config)
-    other = sorted(key for key in base.config.keys() & there.keys() if base.config[key] != there[key])
-    if other:
-        named = ", ".join(f"{key} is {there[key]}, expected {base.config[key]}" for key in other[:3])
-        raise ExportError(
-            f"{where} is not the dense model of the export {folder}: {named}. Expected {_described(base)}; "
-            "larosa.load(FOLDER, base=PATH) names another place of it"
-        )
+def _config_at(path: str) -> PretrainedConfig | None:
+    try:
+        found: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception:  # transformers checks values with errors of its own; loading says what is wrong
+        return None
+    return found
+
+
+def _require_same(base: BaseFile, folder: Path, config: PretrainedConfig | None, where: str) -> None:
+    """Compare the fields that both have: other versions of transformers have others."""
+    there = {} if config is None else plain(config)
+    different = sorted(key for key in base.config.keys() & there.keys() if base.config[key] != there[key])
+    if different:
+        named = ", ".join(f"{key} is {there[key]}, expected {base.config[key]}" for key in different[:3])
+        raise _other(base, folder, where, f"is another one: {named}")
+
+
+def _other(base: BaseFile, folder: Path, where: str, reason: str) -> ExportError:
+    if base.weights == "copy":
+        return ExportError(f"the dense model in {where} {reason}. Copy or export {folder} again")
+    return ExportError(
+        f"the dense model of the export {folder}, looked for at {where}, {reason}. Expected {_described(base)}; "
+        "larosa.load(FOLDER, base=PATH) names a folder that holds it"
+    )
 
 
 def _described(base: BaseFile) -> str:

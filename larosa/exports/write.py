@@ -13,12 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from larosa import models
 from larosa.config.base import Strict
 from larosa.config.run import CalibrationConfig
-from larosa.errors import ArgumentError, LarosaError
+from larosa.errors import ArgumentError
 from larosa.exports import plan_file
-from larosa.exports.base import BaseFile, base_of, copy_into, origin_of, weights_sha256
+from larosa.exports.base import BaseFile, base_of, copy_into, loaded, origin_of, settings_of
 from larosa.exports.card import card
 from larosa.exports.errors import ExportError
 from larosa.exports.folder import PLAN, TENSORS, check_destination, check_free, written
@@ -75,22 +74,16 @@ def export(
         )
     base = base_of(model, handle, origin, 0, weights)
     if weights == "reference":
-        _prove(base)
+        _prove(base, target)
     return write(target, model, base, tokenizer=tokenizer, force=force)
 
 
-def _prove(base: BaseFile) -> None:
-    """Raise ExportError where the place that a reference names has other weights than the model."""
-    where = base.model.path or base.model.hub_id
+def _prove(base: BaseFile, folder: Path) -> None:
+    """Load the dense model from where a reference says that it is. Raises ExportError where that is another one."""
     try:
-        found = models.load_model(base.model.model_copy(update={"device": "cpu"}), base.seed)
-    except LarosaError as error:
-        raise ExportError(f"a reference to {where} could not be loaded ({error}); take weights='copy'") from error
-    if weights_sha256(dict(found.named_parameters(remove_duplicate=False))) != base.sha256:
-        raise ExportError(
-            f"the model was loaded from {where}, but its dense weights are not those there (changed since, or in "
-            "another dtype): take weights='copy'"
-        )
+        loaded(base, folder, settings_of(base, folder, "cpu"))
+    except ExportError as error:
+        raise ExportError(f"{error}\nOr take weights='copy', which puts the dense weights into the folder") from error
 
 
 def write(
