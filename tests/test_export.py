@@ -1,5 +1,7 @@
 """An export of every method and form is the same model to the bit, wherever its folder is."""
 
+# ruff: noqa: F811  # fixtures
+
 from __future__ import annotations
 
 import shutil
@@ -9,10 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from test_quantization import cache, config  # noqa: F401  # a fixture
+from test_quantization import cache, config  # noqa: F401
 from test_sparsify import CASES, tuned_shortly
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer, PreTrainedModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    ByT5Tokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 import larosa
 from conftest import build_model
@@ -32,7 +42,7 @@ MORE: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def sparse(kind: str, tokens: Tensor, case: dict[str, Any], **more: Any) -> PreTrainedModel:
+def sparse(kind: str, tokens: torch.Tensor, case: dict[str, Any], **more: Any) -> PreTrainedModel:
     model = build_model(kind, **{"dtype": torch.float32, **more})
     larosa.sparsify(model, tokens, sparsity=0.3, **tuned_shortly(case))
     return model
@@ -45,12 +55,12 @@ def moved(model: PreTrainedModel, tmp_path: Path, **more: Any) -> Path:
     return Path(shutil.move(first, tmp_path / "elsewhere" / "export"))
 
 
-def logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+def logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return model(tokens).logits
 
 
-def check_equal(model: PreTrainedModel, loaded: PreTrainedModel, tokens: Tensor) -> None:
+def check_equal(model: PreTrainedModel, loaded: PreTrainedModel, tokens: torch.Tensor) -> None:
     assert type(loaded) is type(model)
     handle, again = larosa.handle_of(model), larosa.handle_of(loaded)
     assert torch.equal(logits(loaded, tokens), logits(model, tokens))
@@ -65,7 +75,7 @@ def check_equal(model: PreTrainedModel, loaded: PreTrainedModel, tokens: Tensor)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "method" in case] + MORE, ids=str)
-def test_every_method_and_form(case: dict[str, Any], tokens: Tensor, tmp_path: Path) -> None:
+def test_every_method_and_form(case: dict[str, Any], tokens: torch.Tensor, tmp_path: Path) -> None:
     model = sparse("llama", tokens, case, hidden_size=64, num_attention_heads=4)
     check_equal(model, larosa.load(moved(model, tmp_path), device="cpu"), tokens)
 
@@ -82,12 +92,14 @@ def test_every_method_and_form(case: dict[str, Any], tokens: Tensor, tmp_path: P
     ],
     ids=str,
 )
-def test_tied_biased_models_in_other_precisions(name: str, dtype: torch.dtype, tokens: Tensor, tmp_path: Path) -> None:
+def test_tied_biased_models_in_other_precisions(
+    name: str, dtype: torch.dtype, tokens: torch.Tensor, tmp_path: Path
+) -> None:
     model = sparse("qwen2", tokens, {"method": name}, tied=True, dtype=dtype)
     check_equal(model, larosa.load(moved(model, tmp_path), device="cpu"), tokens)
 
 
-def rounded_elsewhere(weights: list[Tensor], inputs: list[Tensor], quantizer: str) -> list[Tensor]:
+def rounded_elsewhere(weights: list[torch.Tensor], inputs: list[torch.Tensor], quantizer: str) -> list[torch.Tensor]:
     """In the place of neural-compressor: 4 bits with a zero point per row, which no scale alone represents."""
     found = []
     for weight in weights:
@@ -107,10 +119,10 @@ def rounded_elsewhere(weights: list[Tensor], inputs: list[Tensor], quantizer: st
 def test_quantised_weights_are_loaded_and_not_rounded_again(
     name: str,
     choice: str,
-    tokens: Tensor,
+    tokens: torch.Tensor,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    cache: Path,  # noqa: F811
+    cache: Path,
 ) -> None:
     monkeypatch.setattr(external, "rounded", rounded_elsewhere)
     monkeypatch.setattr(external, "check_installed", lambda _: None)
@@ -138,7 +150,7 @@ def test_quantised_weights_are_loaded_and_not_rounded_again(
 
 
 @pytest.mark.parametrize("policy", choices("token_policy"))
-def test_generation_follows_the_token_policy(policy: str, tokens: Tensor, tmp_path: Path) -> None:
+def test_generation_follows_the_token_policy(policy: str, tokens: torch.Tensor, tmp_path: Path) -> None:
     model = sparse("mistral", tokens, {"method": "larosa/paper", "token_policy": policy})
     loaded = larosa.load(moved(model, tmp_path), device="cpu")
     settings = {"max_new_tokens": 12, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
@@ -147,7 +159,7 @@ def test_generation_follows_the_token_policy(policy: str, tokens: Tensor, tmp_pa
     assert all(torch.equal(a, b) for a, b in zip(one.logits, other.logits, strict=True))
 
 
-def test_the_implementation_of_attention_is_kept(tokens: Tensor, tmp_path: Path) -> None:
+def test_the_implementation_of_attention_is_kept(tokens: torch.Tensor, tmp_path: Path) -> None:
     model = sparse("llama", tokens, {"method": "magnitude"})
     model.set_attn_implementation("eager")
     loaded = larosa.load(moved(model, tmp_path), device="cpu")
@@ -155,7 +167,7 @@ def test_the_implementation_of_attention_is_kept(tokens: Tensor, tmp_path: Path)
     check_equal(model, loaded, tokens)
 
 
-def test_auto_classes_give_the_sparse_model(tokens: Tensor, tmp_path: Path) -> None:
+def test_auto_classes_give_the_sparse_model(tokens: torch.Tensor, tmp_path: Path) -> None:
     model = sparse("llama", tokens, {"method": "larosa/paper"})
     folder = moved(model, tmp_path)
     assert AutoConfig.from_pretrained(folder).model_type == "larosa"
@@ -172,14 +184,14 @@ def test_auto_classes_give_the_sparse_model(tokens: Tensor, tmp_path: Path) -> N
             AutoModelForCausalLM.from_pretrained(folder, **given)
 
 
-def test_the_dense_model_by_reference(tokens: Tensor, tmp_path: Path) -> None:
+def test_the_dense_model_by_reference(tokens: torch.Tensor, tmp_path: Path) -> None:
     """A model that was loaded from a folder names it; the export finds it, or is told where it is now."""
     dense = build_model("llama", torch.float32)
     dense.save_pretrained(tmp_path / "dense")
     ByT5Tokenizer().save_pretrained(tmp_path / "dense")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "dense").eval()
     larosa.sparsify(model, tokens, sparsity=0.4, method="larosa/paper")
-    folder = larosa.export(model, tmp_path / "export")
+    folder = larosa.export(model, tmp_path / "export", tokenizer=ByT5Tokenizer())
     assert not (folder / "dense").exists()
     assert torch.equal(logits(larosa.load(folder, device="cpu"), tokens), logits(model, tokens))
     (tmp_path / "dense").rename(tmp_path / "moved")
@@ -187,10 +199,14 @@ def test_the_dense_model_by_reference(tokens: Tensor, tmp_path: Path) -> None:
         larosa.load(folder)
     loaded = larosa.load(folder, base=tmp_path / "moved", device="cpu")
     assert larosa.load_tokenizer(folder, base=tmp_path / "moved")("a").input_ids
+    words = Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path / "moved")
+    with pytest.raises(larosa.ExportError, match="its tokens are others"):
+        larosa.load_tokenizer(folder, base=tmp_path / "moved")
     check_equal(model, loaded, tokens)
 
 
-def test_a_model_of_unknown_or_changed_origin_is_exported_as_a_copy(tokens: Tensor, tmp_path: Path) -> None:
+def test_a_model_of_unknown_or_changed_origin_is_exported_as_a_copy(tokens: torch.Tensor, tmp_path: Path) -> None:
     model = sparse("llama", tokens, {"method": "teal"})
     with pytest.raises(larosa.ExportError, match="weights='copy'"):
         larosa.export(model, tmp_path / "a")
@@ -210,7 +226,7 @@ def test_a_model_of_unknown_or_changed_origin_is_exported_as_a_copy(tokens: Tens
         larosa.export(dense, tmp_path / "a")
 
 
-def test_saving_is_refused_and_names_the_export(tokens: Tensor, tmp_path: Path) -> None:
+def test_saving_is_refused_and_names_the_export(tokens: torch.Tensor, tmp_path: Path) -> None:
     model = sparse("llama", tokens, {"method": "magnitude"})
     with pytest.raises(larosa.LarosaError, match=r"larosa\.export.*larosa export"):
         model.save_pretrained(tmp_path)

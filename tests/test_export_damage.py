@@ -271,6 +271,12 @@ model = AutoModelForCausalLM.from_pretrained(folder)
 assert type(model) is LlamaForCausalLM
 assert larosa.handle_of(model).plan.method.preset == "larosa/paper"
 assert AutoTokenizer.from_pretrained(folder)("a").input_ids
+try:
+    LlamaForCausalLM.from_pretrained(folder)
+except larosa.ExportError as error:
+    assert "larosa.load(FOLDER)" in str(error)
+else:
+    sys.exit("LlamaForCausalLM took the export")
 """
 
 

@@ -30,7 +30,7 @@ def export_run(config: RunConfig, calibrated: RunConfig) -> Path:
     session = open_session(calibrated, read_documents(calibrated))
     handle, _ = prepare(planned, session)
     with handle:
-        base = base_of(session.model, handle, config.model, config.seed, config.export.weights)
+        base = base_of(session.model, handle, config.model, config.seed, config.export.weights, session.tokenizer)
         return write(
             folder, session.model, base, tokenizer=session.tokenizer, calibration=config.calibration,
             measured=_measured(runs), force=config.force,

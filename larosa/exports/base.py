@@ -49,6 +49,8 @@ class BaseFile(Strict):
     """The transformers configuration."""
     attention: str
     """The implementation of attention, in transformers' words."""
+    vocabulary_sha256: str | None
+    """Of the tokenizer's tokens and ids; None where the exporter had no tokenizer."""
 
 
 def base_of(
@@ -57,6 +59,7 @@ def base_of(
     settings: ModelConfig,
     seed: int,
     weights: Literal["reference", "copy"],
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> BaseFile:
     """The dense model behind a sparse one, which was loaded from `settings`. Raises LarosaError."""
     if model.dtype == torch.float64 and not isinstance(ModelView(model).final_norm, nn.RMSNorm):
@@ -77,6 +80,7 @@ def base_of(
         sha256=weights_sha256(handle.dense_weights()),
         config=plain(_dense_config(model, handle)),
         attention=str(model.config._attn_implementation),
+        vocabulary_sha256=None if tokenizer is None else vocabulary_sha256(tokenizer),
     )
 
 
@@ -88,6 +92,11 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
         content: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         found.update(content)
     return found.hexdigest()
+
+
+def vocabulary_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of all tokens and ids."""
+    return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
 
 
 def plain(config: PretrainedConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from larosa import models
 from larosa.config.base import readable
 from larosa.errors import ArgumentError, LarosaError
 from larosa.exports import plan_file
-from larosa.exports.base import config_of, loaded, settings_of
+from larosa.exports.base import config_of, loaded, settings_of, vocabulary_sha256
 from larosa.exports.errors import ExportError
 from larosa.exports.folder import PLAN, TENSORS, verify
 from larosa.exports.write import ExportFile
@@ -66,10 +66,17 @@ def load_tokenizer(
     """The tokenizer of an export's dense model. Arguments and errors as of :func:`load`."""
     place = Path(folder).expanduser()
     file = read(place)
+    settings = settings_of(file.base, place, "auto", None, _path(base))
     try:
-        return models.load_tokenizer(settings_of(file.base, place, "auto", None, _path(base)))
+        tokenizer = models.load_tokenizer(settings)
     except LarosaError as error:
         raise ExportError(f"the tokenizer of the export {place} cannot be loaded: {error}") from error
+    if file.base.vocabulary_sha256 not in (None, vocabulary_sha256(tokenizer)):
+        raise ExportError(
+            f"the tokenizer at {settings.path or settings.hub_id} is not that of the export {place}: its tokens are "
+            "others. larosa.load_tokenizer(FOLDER, base=PATH) names another place"
+        )
+    return tokenizer
 
 
 def read(folder: Path) -> ExportFile:

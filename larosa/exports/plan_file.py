@@ -79,8 +79,6 @@ def described(handle: SparsityHandle) -> PlanFile:
     """The JSON part of what the handle's model follows."""
     plan, quantization = handle.plan, handle.quantization
     blocks = None if plan.transforms is None else (plan.transforms.shape[2], plan.transforms.shape[3])
-    low_rank = plan.low_rank
-    ranks = low_rank and {s: tuple(tuple(pair.rank for pair in pairs) for pairs in low_rank[s]) for s in SITES}
     method: Any = plan.method  # of one of the classes that the schema tells apart
     return PlanFile(
         method=method,
@@ -90,10 +88,14 @@ def described(handle: SparsityHandle) -> PlanFile:
         calibrated_in=plan.calibrated_in,
         rotation=None if plan.rotation is None else tuple(plan.rotation.index),
         blocks=blocks,
-        low_rank=ranks,
+        low_rank=None if plan.low_rank is None else _ranks(plan.low_rank),
         quantization=quantization,
         adapters=len(handle.adapters) if quantization and quantization.adapters != "none" else 0,
     )
+
+
+def _ranks(low_rank: LowRank) -> dict[str, tuple[tuple[int, ...], ...]]:
+    return {site: tuple(tuple(pair.rank for pair in pairs) for pairs in low_rank[site]) for site in SITES}
 
 
 def tensors(handle: SparsityHandle, view: ModelView) -> dict[str, Tensor]:

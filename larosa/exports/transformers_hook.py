@@ -15,8 +15,14 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-_AUTO = "transformers.models.auto."
-_MODULES = tuple(f"{_AUTO}{name}_auto" for name in ("configuration", "modeling", "tokenization"))
+_AUTO = "transformers.models.auto"
+_MODULES = {
+    f"{_AUTO}.configuration_auto": "larosa.exports.auto",
+    f"{_AUTO}.modeling_auto": "larosa.exports.auto",
+    f"{_AUTO}.tokenization_auto": "larosa.exports.auto",
+    "transformers.quantizers.auto": "larosa.exports.quantizer",
+}
+"""transformers' module -> the one of larosa that registers in it."""
 
 
 def install() -> None:
@@ -30,7 +36,7 @@ def install() -> None:
 
 
 def _register(module: ModuleType) -> None:
-    import_module("larosa.exports.auto").register(module)
+    import_module(_MODULES[module.__name__]).register(module)
 
 
 class _Finder(MetaPathFinder):

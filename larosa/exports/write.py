@@ -57,7 +57,7 @@ def export(
         folder: a folder that is not there yet.
         weights: `reference` names where the dense model was loaded from, and loads it once to prove that it is the
             same; `copy` puts the dense weights into the folder, with the `tokenizer`.
-        tokenizer: of the model; `weights="copy"` needs it.
+        tokenizer: of the model; `weights="copy"` needs it, and a reference then knows a changed one.
         force: replace an export that is there.
 
     Returns the folder. Raises ExportError, HandleError where the model is dense or its dense weights were discarded.
@@ -72,7 +72,7 @@ def export(
             "the model does not say where it was loaded from: take weights='copy', which puts its dense weights into "
             "the folder"
         )
-    base = base_of(model, handle, origin, 0, weights)
+    base = base_of(model, handle, origin, 0, weights, tokenizer)
     if weights == "reference":
         _prove(base, target)
     return write(target, model, base, tokenizer=tokenizer, force=force)
