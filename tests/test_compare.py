@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import time
@@ -21,6 +22,7 @@ from larosa.config.run import ConfigError
 from larosa.experiment import runner
 from larosa.experiment.plan_runs import plan_runs
 from larosa.records.disk import claimed
+from larosa_analysis import compact
 
 SETTINGS = [
     "model=tiny-llama", "model.shape.hidden_size=64", "model.shape.num_attention_heads=4",
@@ -176,6 +178,7 @@ def test_a_run_that_another_process_measures_is_waited_for(
         ({"levels": [1.2]}, "less than 1"),
         ({"methods": []}, "at least 1"),
         ({"level": [0.4]}, "unknown key"),
+        ({"methods": [{"settings": "method=magnitude", "sessions": ["best"]}]}, "sessions that it does not define"),
     ],
 )
 def test_a_list_that_cannot_work_is_refused(
@@ -183,6 +186,42 @@ def test_a_list_that_cannot_work_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         make({"settings": "method=magnitude"}, **more)
+
+
+def test_sessions_repeat_the_methods_that_name_them(
+    make: Callable[..., Comparison], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    once = {"settings": "method=wina", "schedules": ["uniform"]}
+    both = {"settings": "method=larosa/paper", "schedules": ["uniform"], "sessions": ["short", "other seed"]}
+    listed = make(once, both, sessions={"short": ["calibration.sequences=3"], "other seed": "seed=1"})
+    output = [f"output={tmp_path / 'runs'}"]
+    assert compare(listed, output) == 0
+    assert any(m.startswith("5 runs to measure, 0 recorded") for m in caplog.messages)
+    found = {
+        (r["label"].split(" ")[0], r["config"]["seed"], r["config"]["calibration"]["sequences"])
+        for r in records(tmp_path / "runs")
+    }
+    expected = {("dense", 0, 3), ("dense", 1, 4), ("wina", 0, 3), ("larosa/paper", 0, 3), ("larosa/paper", 1, 4)}
+    assert found == expected
+    (next((tmp_path / "runs").glob("*larosa-0.4*/result.json"))).unlink()
+    caplog.clear()
+    assert compare(listed, output) == 0
+    assert any(m.startswith("1 runs to measure, 4 recorded. A recorded one took") for m in caplog.messages)
+
+
+def test_compact_records_count_as_recorded(
+    make: Callable[..., Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = make({"settings": "method=larosa/paper", "schedules": ["uniform"]})
+    assert compare(listed, [f"output={tmp_path / 'runs'}"]) == 0
+    kept = tmp_path / "kept.jsonl"
+    assert compact.main([str(tmp_path / "runs"), str(kept)]) == 0
+    monkeypatch.setattr(runner, "measure", lambda *_: pytest.fail("measured again"))
+    assert compare(listed, [f"output={tmp_path / 'elsewhere'}"], [kept]) == 0
+    kept.write_text(kept.read_text().replace("larosa", "larose"))
+    with pytest.raises(ConfigError, match=r"kept.jsonl, line \d is no compact record"):
+        compare(listed, [f"output={tmp_path / 'elsewhere'}"], [kept])
 
 
 @pytest.mark.parametrize("more", ["seed=1", "calibration.sequences=2", "evaluation.perplexity.max_tokens=64"])
@@ -209,12 +248,15 @@ def test_impossible_methods_are_refused_before_anything_is_measured(
     assert not (tmp_path / "runs").exists()
 
 
+cached_settings = functools.cache(lambda words: read_settings(list(words)))
+
+
 def test_every_committed_list_can_be_planned() -> None:
     for path in sorted((ROOT / "sweeps").glob("*.yaml")):
         if "methods:" not in path.read_text():
             continue  # a Hydra sweep
         listed = Comparison.read(path)
-        for entry in listed.methods:
-            config = read_settings([*listed.settings, *entry.settings, "baseline=none", "schedule=uniform"])
-            for level in entry.levels or listed.levels:
-                assert list(plan_runs(config.model_copy(update={"sparsity": level})).values())
+        for session, entry, level in listed.tasks():
+            words = [*listed.settings, *listed.sessions[session], *entry.settings, "baseline=none", "schedule=uniform"]
+            config = cached_settings(tuple(words)).model_copy(update={"sparsity": level})
+            assert list(plan_runs(config).values())

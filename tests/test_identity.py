@@ -23,6 +23,7 @@ from test_pipeline import WORDS, overrides, write_text  # noqa: F401  # a fixtur
 from test_weights import saved
 
 from larosa import models
+from larosa.config.run import ConfigError
 from larosa.data import contents, sources
 from larosa.data.texts import load_documents
 from larosa.evaluation.tasks import definitions
@@ -464,3 +465,12 @@ def test_an_edited_model_is_calibrated_and_measured_anew(overrides: list[str], h
         True,
         False,
     }
+
+
+def test_tf32_is_another_result(home: Path) -> None:
+    write_text(home / "a.txt", 0)
+    words = [f"calibration.text.files=[{home / 'a.txt'}]"]
+    assert told(*words, "evaluation.float32_matmul=tf32") != told(*words)
+    assert "float32_matmul" not in told(*words)  # records from before there was a choice are found
+    with pytest.raises(ConfigError, match="is for float32 models, not bfloat16"):
+        told(*words, "evaluation.float32_matmul=tf32", "model.dtype=bfloat16")

@@ -71,3 +71,6 @@ class EvaluationConfig(Strict):
     zero_shot: ZeroShotConfig
     speed: SpeedConfig | None
     """Decode speed; null: not measured."""
+    float32_matmul: Literal["highest", "tf32"] = "highest"
+    """How a float32 model multiplies matrices in perplexity and tasks. `highest`: float32. `tf32`: operands rounded to
+    TensorFloat-32 on a GPU that has it, several times faster."""

@@ -222,6 +222,14 @@ class RunConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _multiplied(self) -> RunConfig:
+        if self.evaluation.float32_matmul == "tf32" and self.model.dtype != "float32":
+            raise ValueError(
+                f"evaluation.float32_matmul=tf32 is for float32 models, not {self.model.dtype}: leave it at highest"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _timed(self) -> RunConfig:
         if self.evaluation.speed is None:
             return self

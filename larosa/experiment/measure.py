@@ -24,6 +24,7 @@ from larosa.experiment.prepare import prepare
 from larosa.experiment.provenance import Stages, hardware, versions
 from larosa.experiment.results import Record
 from larosa.experiment.session import Session
+from larosa.models.precision import float32_matmul
 from larosa.records.commit import git_state
 from larosa.records.disk import digest
 from larosa.sparsity.handle import SparsityHandle
@@ -49,13 +50,13 @@ def measure(planned: PlannedRun, session: Session) -> Record:
         metrics: dict[str, Any] = {"accounting": account(handle.plan, vocabulary), **prepared}
         if config.quantization.active:
             metrics["accounting"]["quantised"] = quantised_account(handle.plan, config.quantization, vocabulary)
-        with stages("perplexity"):
+        with stages("perplexity"), float32_matmul(config.evaluation.float32_matmul):
             metrics |= _perplexities(planned, session, handle)
         if config.method.name != "dense":
             with stages("errors"):
                 probed = session.calibration.ids[: config.calibration.probe_sequences]
                 metrics["errors"] = probe(session.model, handle, probed)
-        with stages("zero_shot"):
+        with stages("zero_shot"), float32_matmul(config.evaluation.float32_matmul):
             metrics["zero_shot"] = _scores(planned, session)
         if config.method.name != "dense":
             metrics["batch_dependence"] = BATCH_DEPENDENCE

@@ -119,6 +119,8 @@ def _evaluation_identity(config: RunConfig) -> dict[str, Any]:
     tasks = config.evaluation.zero_shot
     unused = {"requests"} | {name for name in ("max_new_tokens", "chat_template") if not getattr(tasks, name)}
     unshaping: dict[str, Any] = {"zero_shot": unused}
+    if config.evaluation.float32_matmul == "highest":
+        unshaping["float32_matmul"] = True
     if config.evaluation.perplexity.samples is None:
         unshaping["perplexity"] = {"samples"}
     if config.evaluation.speed is None:

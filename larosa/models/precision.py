@@ -1,4 +1,4 @@
-"""Norms that keep float64.
+"""Precision of computing: norms that keep float64, and float32 products in TF32.
 
 transformers' RMSNorms compute in float32 whatever the model's dtype, so a float64 model is only exact to 1e-7,
 and a rotated one differs from it by as much. `torch.nn.RMSNorm` computes in the dtype it is given.
@@ -6,6 +6,11 @@ and a rotated one differs from it by as much. `torch.nn.RMSNorm` computes in the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -24,3 +29,14 @@ def keep_float64(model: PreTrainedModel) -> PreTrainedModel:
                 exact.weight = weight
                 setattr(parent, name, exact)
     return model
+
+
+@contextmanager
+def float32_matmul(precision: Literal["highest", "tf32"]) -> Iterator[None]:
+    """Within: float32 products in float32, or with operands rounded to TF32 where the GPU has it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -27,6 +27,7 @@ from larosa.config.run import TuningConfig
 from larosa.data.tokens import TokenBlock
 from larosa.errors import LarosaError
 from larosa.models.architecture import ModelView
+from larosa.models.precision import float32_matmul
 from larosa.rotation.absorb import WeightSwaps, fold
 from larosa.rotation.online import block_product, quantise, restored, split_gain
 from larosa.rotation.rotation import Rotation
@@ -177,7 +178,7 @@ def tune(
     optimiser = torch.optim.Adam(parameters, lr=config.learning_rate, betas=_BETAS)
     rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, config.steps))
     with (
-        _tf32(),
+        float32_matmul("tf32"),  # steps only need a direction; nothing is measured here
         _folded(model, tuned),
         apply(model, plan) as handle,
         tqdm(total=config.steps, desc="tune", leave=False) as bar,
@@ -231,17 +232,6 @@ def _seen_grams(grams: Tensor, tuned: Tuned) -> Tensor:
     gain = torch.stack([torch.stack([torch.as_tensor(tuned.gains(i, j)) for j in range(2)]) for i in range(len(grams))])
     gain = gain.to(grams)
     return grams / gain[..., :, None] / gain[..., None, :]
-
-
-@contextmanager
-def _tf32() -> Iterator[None]:
-    """Within: float32 products may run in TF32. Steps only need a direction; nothing is measured here."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from larosa.records import checksum, quantization_label
+from larosa.records.method_settings import method_of
 
 Record = dict[str, Any]
 SCHEMA = 2
@@ -156,7 +157,7 @@ def load(paths: list[Path], texts: list[str] | None = None) -> tuple[list[Entry]
     texts = texts or sorted({text for entry in entries for text in entry.nll})
     entries = [entry.only(texts) for entry in entries]
     require_comparable(entries)
-    return _distinct(entries), texts
+    return distinct(entries), texts
 
 
 def require_comparable(entries: list[Entry]) -> None:
@@ -193,12 +194,22 @@ def _conditions(entry: Entry) -> dict[str, Any]:
         found[f"block length of {text}"] = record["metrics"]["perplexity"][text]["block_length"]
     if entry.family != "dense":
         found["token policy"] = config["token_policy"]
-    if entry.family != "dense" or quantization_label.calibrated(config):
+    if reads_calibration(config):
         found["calibration tokens (SHA-256)"] = record["data"].get("calibration", {}).get("sha256")
     return found
 
 
-def _distinct(entries: list[Entry]) -> list[Entry]:
+def reads_calibration(config: dict[str, Any]) -> bool:
+    """Whether a run's result depends on the calibration tokens: not of the dense model, nor of Top-K in the model's own
+    basis at levels that a formula gives."""
+    method = method_of(config)
+    own_basis = method["form"] == "plain" and method["selector"] == "top_k" and not method["low_rank_ratio_grid"]
+    searched = config["schedule"]["kind"] == "file"
+    uncalibrated = method["name"] == "dense" or (own_basis and not searched)
+    return not uncalibrated or quantization_label.calibrated(config)
+
+
+def distinct(entries: list[Entry]) -> list[Entry]:
     """One entry per setting, the newest of those that agree. Raises RecordsError where two do not."""
     found: dict[Any, Entry] = {}
     for entry in sorted(entries, key=lambda e: (e.record["created"], e.identity)):

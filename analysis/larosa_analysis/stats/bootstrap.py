@@ -90,11 +90,11 @@ class Increases:
             ratios = {text: own[text] / other[text] for text in self._texts}
         sound = {text: bool((other[text] > 0).all()) for text in self._texts}
         mean = np.mean(list(ratios.values()), axis=0)
-        return Ratio({t: _estimate(ratios[t], sound[t]) for t in self._texts}, _estimate(mean, all(sound.values())))
+        return Ratio({t: estimate(ratios[t], sound[t]) for t in self._texts}, estimate(mean, all(sound.values())))
 
 
-def _estimate(values: Array, sound: bool) -> Estimate:
-    """values: [1 + resamples], the first observed."""
+def estimate(values: Array, sound: bool) -> Estimate:
+    """values: [1 + resamples], the first observed; without an interval where a resample is not `sound`."""
     if not sound:
         return Estimate(float(values[0]), None, None)
     low, high = np.percentile(values[1:], [2.5, 97.5])
