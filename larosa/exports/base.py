@@ -28,7 +28,11 @@ from larosa.models.architecture import ModelView
 from larosa.models.sources import STRUCTURE
 from larosa.sparsity.handle import SparsityHandle
 
-_VOLATILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+_VOLATILE = (
+    "_name_or_path", "architectures", "bos_token_id", "dtype", "eos_token_id", "id2label", "label2id",
+    "output_attentions", "output_hidden_states", "pad_token_id", "return_dict", "torch_dtype", "transformers_version",
+    "use_cache",
+)  # fmt: skip
 """Fields of a configuration that do not change the model's logits."""
 
 

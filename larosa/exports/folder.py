@@ -126,7 +126,10 @@ def verify(folder: Path) -> None:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise ExportError(f"{folder}: no such folder; expected one that `larosa export` wrote")
+        raise ExportError(
+            f"{folder}: no such folder; expected one that `larosa export` wrote (of the hub: "
+            "`hf download ORGANISATION/NAME --local-dir FOLDER` first)"
+        )
     try:
         content = (folder / MANIFEST).read_bytes()
     except FileNotFoundError:
