@@ -129,7 +129,7 @@ def copy_into(folder: Path, model: PreTrainedModel, handle: SparsityHandle, toke
     if model.generation_config is not None:
         dense.generation_config = copy.deepcopy(model.generation_config)
     try:
-        dense.save_pretrained(folder / DENSE)
+        dense.save_pretrained(folder / DENSE, max_shard_size="1GB")  # its progress bar counts them
         tokenizer.save_pretrained(folder / DENSE)
     except ValueError as error:  # a generation configuration that transformers does not save
         raise ExportError(f"transformers does not save this model: {error}") from error

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tqdm import tqdm
+
 from larosa.data.contents import content_hash
 from larosa.errors import described
 from larosa.exports.errors import ExportError
@@ -96,7 +98,7 @@ def _seal(scratch: Path) -> None:
         (scratch / name).chmod(scratch.stat().st_mode & 0o666)  # safetensors hides its files from other users
         with (scratch / name).open("rb") as handle:
             os.fsync(handle.fileno())
-    files = {name: file_sha256(scratch / name) for name in names}
+    files = {name: file_sha256(scratch / name) for name in tqdm(names, desc="hashes", unit="file", leave=False)}
     tree = checksum.sealed({"format": FORMAT, "larosa": version(), "files": files})
     write_atomically(scratch / MANIFEST, _text(tree))
 
@@ -170,7 +172,7 @@ def _below(name: str) -> bool:
 
 
 def _problems(folder: Path, files: dict[str, str]) -> Iterator[str]:
-    for name, sha256 in files.items():
+    for name, sha256 in tqdm(files.items(), desc="checking the export", unit="file", leave=False):
         path = folder / name
         try:
             if not path.is_file():
