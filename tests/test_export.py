@@ -151,7 +151,7 @@ def test_quantised_weights_are_loaded_and_not_rounded_again(
 
 @pytest.mark.parametrize("policy", choices("token_policy"))
 def test_generation_follows_the_token_policy(policy: str, tokens: torch.Tensor, tmp_path: Path) -> None:
-    model = sparse("mistral", tokens, {"method": "larosa/paper", "token_policy": policy})
+    model = sparse("qwen3", tokens, {"method": "larosa/paper", "token_policy": policy})
     loaded = larosa.load(moved(model, tmp_path), device="cpu")
     settings = {"max_new_tokens": 12, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     one, other = model.generate(tokens[:1, :9], **settings), loaded.generate(tokens[:1, :9], **settings)

@@ -118,9 +118,15 @@ def test_runs_refuse_an_export_and_lm_eval_scores_it(
     folder = export.export(export.settings(words))
     with pytest.raises(larosa.LarosaError, match=r"is an export of larosa.*larosa\.load.*larosa eval"):
         plan_runs(read_settings([*overrides, f"model.path={folder}"]))
+    others = [word for word in words if not word.startswith(("model=", "output=", "export.weights="))]
+    with pytest.raises(larosa.LarosaError, match="is an export of larosa"):
+        read_settings([*others, "model=local", f"model.path={folder}"])
+    local = [*others, "model=local", f"model.path={folder / 'dense'}", f"output={tmp_path / 'local'}"]
+    again = larosa.load(export.export(export.settings(local)))
     scored = lm_eval.SparseLM(pretrained=str(folder), device="cpu", batch_size=2)
     ids = torch.arange(2, 34)[None]
     assert torch.equal(scored._model_call(ids), logits(larosa.load(folder), ids))
+    assert torch.equal(scored._model_call(ids), logits(again, ids))
     assert scored._calibrated_on
     with pytest.raises(ConfigError, match="leave out method"):
         lm_eval.SparseLM(pretrained=str(folder), method="teal")
