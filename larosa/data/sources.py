@@ -14,11 +14,17 @@ from huggingface_hub import HfApi
 
 from larosa.config.run import TextConfig
 from larosa.data.contents import content_hash, contents
-from larosa.data.stdlib import stdlib_identity
+from larosa.data.stdlib import Part, stdlib_identity
 
 LOCAL_BUILDERS = ("arrow", "csv", "json", "parquet", "text")
 """Values of `dataset` that read local `data_files` and never ask the hub."""
 HUB_TIMEOUT_S = 10.0
+
+
+@functools.cache
+def _stdlib(part: Part) -> dict[str, Any]:
+    """Hashed once per process: nobody edits the library of a Python that runs."""
+    return stdlib_identity(part)
 
 
 def is_local(text: TextConfig) -> bool:
@@ -34,7 +40,7 @@ def behind(text: TextConfig) -> Any:
     """
     if text.source == "python":
         try:
-            return stdlib_identity(text.part)
+            return _stdlib(text.part)
         except OSError:
             return None
     if not is_local(text):
