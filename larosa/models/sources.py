@@ -54,7 +54,12 @@ def model_config(config: ModelConfig) -> PretrainedConfig:
             require_same(folder, config.shape, found)
         return found
     try:
-        read_object(folder / "config.json")
+        if read_object(folder / "config.json").get("model_type") == "larosa":
+            raise ModelError(
+                f"model.path={config.path} is an export of larosa, a model that is sparse already. In Python: "
+                "larosa.load(FOLDER); to score it: larosa eval --model larosa --model_args "
+                f"pretrained={config.path}. A run takes the dense model that it was made from (its README.md names it)"
+            )
     except (FileNotFoundError, NotADirectoryError):
         files = sorted(folder.glob("*.gguf"))
         absent = "no config.json in it" if folder.is_dir() else "no such folder"
