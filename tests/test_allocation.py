@@ -127,6 +127,7 @@ FORMS: dict[str, tuple[str, dict[str, object]]] = {
     "magnitude": ("magnitude", {}),
     "teal": ("teal", {}),
     "wina": ("wina", {}),
+    "wina, threshold": ("wina", {"selector": "threshold"}),
     "absorbed": ("larosa/paper", {"basis": "random", "granularity": "sublayer", "ties": "keep"}),
     "simulated, threshold": ("larosa/paper", {"basis": "random", "form": "simulated", "selector": "threshold"}),
 }

@@ -51,13 +51,16 @@ METHODS = {
     "cats": ("cats", {}),
     "wina": ("wina", {}),
     "wina/transform": ("wina/transform", {}),
+    "wina, threshold": ("wina", {"selector": "threshold"}),
     "layer": ("larosa/paper", {}),
+    "layer, scored, threshold": ("larosa/paper", {"importance": "column_norm", "selector": "threshold"}),
     "block": ("larosa/paper", {"granularity": "sublayer"}),
     "model": ("larosa/paper", {"granularity": "model"}),
     "simulated": ("larosa/paper", {"form": "simulated"}),
     "simulated, scored": ("larosa/paper", {"form": "simulated", "importance": "column_norm"}),
     "int8": ("larosa/output_aware", {}),
     "int8, scored": ("larosa/output_aware", {"importance": "column_norm"}),
+    "int8, scored, threshold": ("larosa/output_aware", {"importance": "column_norm", "selector": "threshold"}),
     "blocks": ("larosa/output_aware", {"block_size": 16}),
 }
 
@@ -136,7 +139,9 @@ def test_sparse_decoder_is_the_sparse_model(kind: str, name: str, tokens: Tensor
     assert not torch.allclose(dense, expected, rtol=1e-2)
 
 
-@pytest.mark.parametrize(("name", "sites"), [("teal", SITES), ("threshold", SITES), ("cats", ("h4",))])
+@pytest.mark.parametrize(
+    ("name", "sites"), [("teal", SITES), ("threshold", SITES), ("wina, threshold", SITES), ("cats", ("h4",))]
+)
 def test_limits_are_expected_to_keep_what_the_plan_does(name: str, sites: tuple[str, ...], tokens: Tensor) -> None:
     model = small()
     with applied(model, tokens, chosen(name)) as handle:

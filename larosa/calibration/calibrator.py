@@ -169,13 +169,15 @@ class Calibrator:
         return replace(plan, thresholds=thresholds, calibrated_in=plan.method.coordinates)
 
     def magnitudes(self, plan: Plan) -> MagnitudeCounter:
-        """Counted magnitudes in the plan's coordinates; one pass per method and token policy."""
+        """Counted ranked magnitudes in the plan's coordinates; one pass per method and token policy."""
         identity: dict[str, Any] = {
             "what": "magnitudes",
             "method": plan.method.model_dump(mode="json", exclude={"preset", "selector"}),
             "sparse_tokens": plan.token_policy.model_dump(mode="json"),
             "tuning_version": TUNING_VERSION if plan.method.tuning else None,
         }
+        if plan.method.importance != "magnitude":  # earlier versions counted |z| there, without the importance
+            identity["ranked_by"] = plan.method.importance
         key = tensor_store.digest(identity)
         if key not in self._counted:
             tensors = self._kept(

@@ -1,8 +1,8 @@
 """Thresholds in a plan's own coordinates: a calibrated threshold per site instead of Top-K.
 
 The plan is applied at level 0 and the calibration tokens run through it, so the counted magnitudes are those
-that the selector will see, after any rotation or transform. There are 256 bins per octave: a threshold is exact to
-0.3 %.
+that the selector will rank, after any rotation or transform and times the importance of each channel. There are 256
+bins per octave: a threshold is exact to 0.3 %.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BINS = (_HIGHEST - _LOWEST) * _PER_OCTAVE
 
 
 class MagnitudeCounter:
-    """An observer of sparse sites that counts the magnitudes in the site's own coordinates."""
+    """An observer of sparse sites that counts the ranked magnitudes in the site's own coordinates."""
 
     def __init__(self, counted: dict[str, Tensor] | None = None) -> None:
         """Empty, or from the tensors of :meth:`tensors`."""
@@ -41,14 +41,14 @@ class MagnitudeCounter:
         """Add the entries of z, [tokens, width]."""
         if not bool(z.isfinite().all()):
             raise CalibrationError(f"layer {site.layer}, {site.site}: the calibration activations hold NaN or infinity")
-        octave = z.float().abs().log2().clamp(_LOWEST, _HIGHEST - 1e-3)
+        octave = site.selector.ranked(z).float().abs().log2().clamp(_LOWEST, _HIGHEST - 1e-3)
         bins = ((octave - _LOWEST) * _PER_OCTAVE).reshape(-1)
         counts = torch.bincount(bins.long(), minlength=_BINS)
         key = (site.site, site.layer)
         self._counts[key] = counts if key not in self._counts else self._counts[key] + counts
 
     def threshold(self, layer: int, site: str, level: float) -> float:
-        """The magnitude below which a fraction `level` of the entries lies."""
+        """The ranked magnitude below which a fraction `level` of the entries lies."""
         if level <= 0.0:
             return 0.0
         counts = self._counts[site, layer].double().cpu()

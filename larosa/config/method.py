@@ -69,7 +69,8 @@ class MethodConfig(Strict):
     """`nearest`: k is the integer nearest to (1 - level) * width. `down`: the integer below, as in the official code of
     LaRoSA and WINA."""
     importance: Importance = "magnitude"
-    """What Top-K ranks by. `magnitude`: `|x_i|`. `column_norm`: `|x_i|` times the norm of weight column i (WINA)."""
+    """What entries are ranked by. `magnitude`: `|x_i|`. `column_norm`: `|x_i|` times the L2 norm of weight column i
+    (WINA)."""
     low_rank_ratio: Ratio = 0.0
     """Weights of the low-rank pair over weights of the projection (R-Sparse)."""
     low_rank_ratio_grid: tuple[Ratio, ...] = ()
@@ -109,18 +110,20 @@ class MethodConfig(Strict):
         in."""
         size = self.group_size if self.granularity == "group" else 0
         tuned = self.tuning.model_dump_json() if self.tuning else None
+        ranked = ", times column norms" if self.importance == "column_norm" else ""
         if self.form == "plain":
-            return "the model's own basis"
+            return f"the model's own basis{ranked}"
         parts = (self.basis, self.granularity, size or None, self.block_size, tuned)
         named = ", ".join(str(part) for part in parts if part is not None)
         stored = f", {self.transform_dtype}" if self.form == "online" else ""
-        return f"{self.form}, {named}{stored}"
+        return f"{self.form}, {named}{stored}{ranked}"
 
     @property
     def label(self) -> str:
-        """Name in tables and figures: the preset, and the kind of rotation of a rotated method."""
+        """Name in tables and figures: the preset, a selector that it does not tell, and the kind of rotation."""
+        own = self.own_keys()
         if self.form == "plain":
-            return self.preset
+            return self.preset + (" (threshold)" if self.selector == "threshold" and "selector" in own else "")
         share = f"group of {self.group_size}" if self.granularity == "group" else self.granularity
         if self.selector == "threshold":
             share = f"{share}, threshold"
@@ -146,11 +149,6 @@ class MagnitudeConfig(MethodConfig):
     ties: Ties
     rounding: Rounding
 
-    @property
-    def label(self) -> str:
-        """The preset, and whether it uses thresholds."""
-        return self.preset + (" (threshold)" if self.selector == "threshold" else "")
-
 
 class TealConfig(MethodConfig):
     """TEAL (arXiv 2408.14690): a calibrated threshold per layer and site."""
@@ -167,12 +165,13 @@ class CatsConfig(MethodConfig):
 
 
 class WinaConfig(MethodConfig):
-    """WINA (arXiv 2505.19427): Top-K of magnitude times column norm, in the model's own basis or in its rotated one."""
+    """WINA (arXiv 2505.19427): magnitude times column norm, in the model's own basis or in its rotated one."""
 
     name: Literal["wina"]
     form: Literal["plain", "absorbed"]
     basis: Literal["identity", "weight_svd"]
     granularity: Granularity = "sublayer"
+    selector: Selector
     ties: Ties
     rounding: Rounding
     importance: Importance = "column_norm"
@@ -229,11 +228,6 @@ class LarosaConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _possible(self) -> LarosaConfig:
-        if self.selector == "threshold" and self.importance != "magnitude":
-            raise ValueError(
-                "method.importance=column_norm ranks for Top-K; with method.selector=threshold set "
-                "method.importance=magnitude"
-            )
         if (self.basis == "output_aware") != (self.form == "online") or (
             self.form == "online" and self.granularity != "sublayer"
         ):

@@ -143,6 +143,8 @@ def _method_identity(method: MethodConfig) -> dict[str, Any]:
         unused.add("group_size")
     if method.selector == "threshold":
         unused |= {"ties", "rounding"}
+    if method.name == "wina" and method.selector == "top_k":  # older than its thresholds
+        unused.add("selector")
     if method.form != "online":
         unused |= {"transform_dtype", "block_size"}
     if method.form != "simulated":

@@ -1,7 +1,8 @@
-"""WINA (arXiv 2505.19427): Top-K of `|x_i|` times the norm of the weight column behind channel i.
+"""WINA (arXiv 2505.19427): Top-K of `|x_i|` times the L2 norm of the weight column behind channel i.
 
 The norm is over all projections that consume the site, so that one mask serves them. Ranking by it is optimal where
-the columns are orthogonal; `basis=weight_svd` makes those of k and gate so, by an absorbed rotation per sublayer.
+the columns are orthogonal; `basis=weight_svd` makes those of k and gate so, by an absorbed rotation per sublayer. With
+`selector=threshold` the products are compared with a calibrated threshold (WAS, EMNLP 2025, there with L1 norms).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from larosa.sparsity.schedule import Levels
 
 
 class Wina(Method):
-    """Top-K by importance, behind an absorbed rotation where the transform is asked for."""
+    """Top-K or thresholds by importance, behind an absorbed rotation where the transform is asked for."""
 
     def plan(
         self,
@@ -27,4 +28,4 @@ class Wina(Method):
     ) -> Plan:
         """The levels, ranked by column norms."""
         rotation = calibrator.rotation(method) if method.form == "absorbed" else None
-        return Plan(method, shape, levels, token_policy, rotation)
+        return calibrator.with_thresholds(Plan(method, shape, levels, token_policy, rotation))

@@ -257,16 +257,21 @@ def _install_transforms(view: ModelView, plan: Plan, swaps: WeightSwaps) -> dict
     return installed
 
 
+def _importance(plan: Plan, layer: LayerView, site: str) -> Tensor | None:
+    """[width], the L2 norms of the columns behind a site's channels; None where magnitudes rank."""
+    if plan.method.importance != "column_norm":
+        return None
+    weight = layer.consumers(site)[0].weight
+    squares = sum(linear.weight.double().pow(2).sum(0).to(weight.device) for linear in layer.consumers(site))
+    return torch.as_tensor(squares).sqrt().to(weight.dtype)
+
+
 def _selector(plan: Plan, layer: LayerView, site: str) -> Selector:
     """The selector of a site; the model's rotations are absorbed already."""
-    width, weight = plan.shape.sites[site].width, layer.consumers(site)[0].weight
+    width, importance = plan.shape.sites[site].width, _importance(plan, layer, site)
     if plan.thresholds is not None:
         thresholds = plan.thresholds["gate" if "gate" in plan.thresholds else site]
-        return ThresholdSparsification(width, thresholds[layer.index])
-    importance = None
-    if plan.method.importance == "column_norm":
-        squares = sum(linear.weight.double().pow(2).sum(0).to(weight.device) for linear in layer.consumers(site))
-        importance = torch.as_tensor(squares).sqrt().to(weight.dtype)
+        return ThresholdSparsification(width, thresholds[layer.index], importance)
     level = plan.levels.planned(site, layer.index, plan.shape)
     return TopKSparsification(width, level, plan.method.ties, importance)
 

@@ -1,6 +1,7 @@
 """Level overrides: sites of a sparse model held at other levels for a while, without a new plan.
 
-A Top-K site keeps the plan's ties and importance; a threshold site takes the threshold calibrated for the level.
+A Top-K site keeps the plan's ties and importance; a threshold site keeps the importance and takes the threshold
+calibrated for the level.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class LevelOverrides:
             return TopKSparsification(width, 1 - kept / width, site.selector.ties, site.selector.importance)
         if self._thresholds is None:
             raise PlanError("a threshold at another level needs the thresholds of all levels")
-        return ThresholdSparsification(site.selector.width, self._thresholds(site.layer, site.site, level))
+        threshold = self._thresholds(site.layer, site.site, level)
+        importance = getattr(site.selector, "importance", None)
+        return ThresholdSparsification(site.selector.width, threshold, importance)
 
     @contextmanager
     def at_levels(self, layer: int, levels: Mapping[str, float]) -> Iterator[None]:

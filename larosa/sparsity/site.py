@@ -35,8 +35,11 @@ class Selector(Protocol):
     def __call__(self, x: Tensor) -> Tensor:
         """x: [..., width]; the same with the dropped entries zero."""
 
+    def ranked(self, x: Tensor) -> Tensor:
+        """The tensor whose magnitudes decide: x, or x times the importance of each channel."""
+
     def thresholds(self, x: Tensor) -> Tensor | None:
-        """[..., 1], the magnitude from which entries are kept; None where there is none."""
+        """[..., 1], the ranked magnitude from which entries are kept; None where there is none."""
 
 
 class SimulatedRotation(Protocol):

@@ -84,7 +84,8 @@ def _thresholds(config: RunConfig, runs: dict[str, PlannedRun], session: Session
     (label, planned), levels = next(iter(runs.items())), config.diagnostics.levels
     layer, site = _place(config, session.model, "h1")
     with _applied(planned, session) as (handle, plan):
-        _, _, z = activations(session.model, handle, _ids(config, session, config.diagnostics.tokens), layer, site)
+        at, _, z = activations(session.model, handle, _ids(config, session, config.diagnostics.tokens), layer, site)
+        z = at.selector.ranked(z)
     threshold_at: ThresholdAt = thresholds_of(plan, session.calibrator) or session.calibrator.magnitudes(plan).threshold
     k = kept_channels(config.sparsity, z.shape[1], planned.config.method.rounding)
     needed = kth_magnitude(z[1:].float(), k)[:, 0].tolist()
