@@ -8,17 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from test_config import parse
-from test_methods import applied
+from test_methods import applied, inputs
 from test_schedule import method
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from conftest import build_model
+from larosa.calibration.statistics import ALL_CONSUMERS, weight_moments
 from larosa.evaluation import parity
 from larosa.evaluation.accounting import account
 from larosa.evaluation.sparsity import SparsityMeter
 from larosa.experiment.results import _method_identity as method_identity
 from larosa.models.architecture import ModelView
+from larosa.rotation.rotation import Rotation
+from larosa.search.tuning import TunedBases
 from larosa.sparsity.handle import PlanError, apply
 
 
@@ -122,3 +125,66 @@ def test_labels_tell_thresholds() -> None:
     assert [parse(f"method={name}").method.label for name in ("wina", "teal", "cats", "magnitude")] == [
         "wina", "teal", "cats", "magnitude",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("selector", ["top_k", "threshold"])
+def test_exponents_0_and_1_are_magnitude_and_column_norms_to_the_bit(selector: str, tokens: Tensor) -> None:
+    model = build_model("llama", num_hidden_layers=3)
+
+    def logits(name: str, **more: object) -> Tensor:
+        with applied(model, tokens, method(name, selector=selector, **more)):
+            return parity.logits(model, tokens)
+
+    none, norms = {"importance": "magnitude"}, {"importance": "column_norm"}
+    for name in ("larosa/paper", "larosa/output_aware"):
+        magnitude, whole = logits(name, **none), logits(name, **norms)
+        assert torch.equal(logits(name, **norms, importance_exponent=0.0), magnitude)
+        half = logits(name, **norms, importance_exponent=0.5)
+        assert not any(torch.allclose(half, other) for other in (magnitude, whole))
+    assert torch.equal(logits("wina", importance_exponent=0.0), logits("magnitude"))
+    assert torch.equal(logits("wina", importance_exponent=1.0), logits("wina"))
+
+
+def test_an_exponent_ranks_as_a_reference_does(tokens: Tensor) -> None:
+    model = build_model("llama")
+    layer = ModelView(model).layers[0]
+    with applied(model, tokens, method("wina", importance_exponent=0.3)):
+        norms = norms_of(layer.consumers("h1"))
+        seen = inputs(model, tokens, "model.layers.0.self_attn.q_proj")
+    dense = inputs(model, tokens, "model.layers.0.self_attn.q_proj")
+    keep = (dense.abs() * norms**0.3).topk(24, dim=-1).indices
+    torch.testing.assert_close(seen, torch.zeros_like(dense).scatter(-1, keep, dense.gather(-1, keep)))
+
+
+def test_an_exponent_costs_what_column_norms_cost(tokens: Tensor) -> None:
+    model = build_model("llama")
+    overheads = []
+    for exponent in (0.0, 0.5, 1.0):
+        with applied(model, tokens, method("wina", importance_exponent=exponent)) as handle:
+            overheads.append(account(handle.plan)["overhead"]["bytes"])
+    assert overheads == [0, 2 * 5 * (3 * 48 + 80), 2 * 5 * (3 * 48 + 80)]
+
+
+def test_identities_without_an_exponent_stand() -> None:
+    for name in ("wina", "larosa/paper", "larosa/output_aware", "larosa/learned"):
+        assert "importance_exponent" not in method_identity(method(name))
+    assert method_identity(method("wina", importance_exponent=0.5))["importance_exponent"] == 0.5
+    with pytest.raises(ValueError, match=r"belongs to method\.importance=column_norm"):
+        method("larosa/paper", importance_exponent=0.5)
+
+
+def test_labels_tell_exponents() -> None:
+    assert method("wina", importance_exponent=0.5).label == "wina (column norms ^ 0.5)"
+    assert method("wina", importance_exponent=0.0).label == "wina (magnitude)"
+    assert method("larosa/learned", importance_exponent=0.5).label.endswith("per layer, column norms ^ 0.5)")
+
+
+def test_learned_bases_are_tuned_with_their_exponent(tokens: Tensor) -> None:
+    """The importance of a step is the norm of each column of W Q to the power p."""
+    model = build_model("llama", dtype=torch.float32)
+    grams = weight_moments(model, ALL_CONSUMERS)
+    start = Rotation(torch.eye(48, dtype=torch.float64)[None], [(0, 0)] * 5)
+    rotations = TunedBases(start, grams, torch.device("cpu"), 0.5).refresh()
+    found, expected = rotations[2, "h3"].importance, grams[2, 1].diagonal().pow(0.25).float()
+    assert found is not None
+    torch.testing.assert_close(found, expected)

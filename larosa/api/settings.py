@@ -111,6 +111,7 @@ class LaRoSAConfig(Strict):
     ties: Literal["strict", "keep"] = "strict"
     rounding: Literal["nearest", "down"] = "nearest"
     importance: Literal["magnitude", "column_norm"] = "magnitude"
+    importance_exponent: float = Field(default=1.0, ge=0.0, le=1.0)
     token_policy: TokenPolicyConfig = TokenPolicyConfig(kind="all", n=0, fraction=1.0)
     dense_weights_device: Literal["device", "cpu"] = "device"
     batch_size: int = Field(default=1, ge=1)

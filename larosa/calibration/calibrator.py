@@ -98,6 +98,7 @@ class Calibrator:
             identity |= self._identity() | {"gamma": method.form == "simulated"}
         elif method.tuning is not None:
             identity |= self._identity() | {"tuning": method.tuning.model_dump(mode="json"), "score": method.importance}
+            identity |= _exponent(method)
             identity["tuning_version"] = TUNING_VERSION
         else:
             identity |= {"layers": layers, "D": D, "seed": self.seed, "version": _VERSION}
@@ -138,8 +139,8 @@ class Calibrator:
         index = rotation_index(layers, method.granularity, method.group_size)
         count = max(max(pair) for pair in index) + 1
         start = Rotation(torch.eye(D, dtype=torch.float64).repeat(count, 1, 1), index)
-        grams = weight_moments(self.model, ALL_CONSUMERS) if method.importance == "column_norm" else None
-        return self._tune(method, TunedBases(start, grams, self.model.device))
+        grams = weight_moments(self.model, ALL_CONSUMERS) if method.norm_exponent else None
+        return self._tune(method, TunedBases(start, grams, self.model.device, method.norm_exponent))
 
     def _tune(self, method: MethodConfig, tuned: Tuned) -> Tensor:
         config, shape = method.tuning, ModelShape.of(self.model.config)
@@ -172,12 +173,12 @@ class Calibrator:
         """Counted ranked magnitudes in the plan's coordinates; one pass per method and token policy."""
         identity: dict[str, Any] = {
             "what": "magnitudes",
-            "method": plan.method.model_dump(mode="json", exclude={"preset", "selector"}),
+            "method": plan.method.model_dump(mode="json", exclude={"preset", "selector", "importance_exponent"}),
             "sparse_tokens": plan.token_policy.model_dump(mode="json"),
             "tuning_version": TUNING_VERSION if plan.method.tuning else None,
         }
         if plan.method.importance != "magnitude":  # earlier versions counted |z| there, without the importance
-            identity["ranked_by"] = plan.method.importance
+            identity |= {"ranked_by": plan.method.importance, **_exponent(plan.method)}
         key = tensor_store.digest(identity)
         if key not in self._counted:
             tensors = self._kept(
@@ -224,3 +225,8 @@ class Calibrator:
             "batch_size": self.batch_size,
             "version": _VERSION,
         }
+
+
+def _exponent(method: MethodConfig) -> dict[str, float]:
+    """The part of an identity that tells the exponent of column norms, where it is not 1."""
+    return {} if method.importance_exponent == 1.0 else {"importance_exponent": method.importance_exponent}

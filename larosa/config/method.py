@@ -24,6 +24,7 @@ from larosa.config.base import Strict
 from larosa.config.tuning import TuningConfig
 
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
+Exponent = Annotated[float, Field(ge=0.0, le=1.0)]
 Form = Literal["plain", "absorbed", "simulated", "online"]
 Basis = Literal["pca", "random", "hadamard", "identity", "weight_svd", "output_aware", "learned"]
 Granularity = Literal["layer", "sublayer", "group", "model"]
@@ -71,6 +72,8 @@ class MethodConfig(Strict):
     importance: Importance = "magnitude"
     """What entries are ranked by. `magnitude`: `|x_i|`. `column_norm`: `|x_i|` times the L2 norm of weight column i
     (WINA)."""
+    importance_exponent: Exponent = 1.0
+    """`importance=column_norm`: p of `|x_i| * norm_i^p`. 1: column norms; 0: magnitude."""
     low_rank_ratio: Ratio = 0.0
     """Weights of the low-rank pair over weights of the projection (R-Sparse)."""
     low_rank_ratio_grid: tuple[Ratio, ...] = ()
@@ -105,12 +108,23 @@ class MethodConfig(Strict):
         return {key: value.model_dump(mode="json") if isinstance(value, Strict) else value for key, value in self}
 
     @property
+    def norm_exponent(self) -> float:
+        """p of the importance `norm_i^p`; 0 where magnitudes rank."""
+        return self.importance_exponent if self.importance == "column_norm" else 0.0
+
+    @property
+    def _importance_label(self) -> str:
+        """What entries are ranked by beside their magnitude; empty for magnitude."""
+        p = self.norm_exponent
+        return ("column norms" + ("" if p == 1.0 else f" ^ {p:g}")) if p else ""
+
+    @property
     def coordinates(self) -> str:
         """The basis in which activations are dropped; thresholds are valid in the basis that they were calibrated
         in."""
         size = self.group_size if self.granularity == "group" else 0
         tuned = self.tuning.model_dump_json() if self.tuning else None
-        ranked = ", times column norms" if self.importance == "column_norm" else ""
+        ranked = f", times {self._importance_label}" if self.norm_exponent else ""
         if self.form == "plain":
             return f"the model's own basis{ranked}"
         parts = (self.basis, self.granularity, size or None, self.block_size, tuned)
@@ -121,9 +135,10 @@ class MethodConfig(Strict):
     @property
     def label(self) -> str:
         """Name in tables and figures: the preset, a selector that it does not tell, and the kind of rotation."""
-        own = self.own_keys()
         if self.form == "plain":
-            return self.preset + (" (threshold)" if self.selector == "threshold" and "selector" in own else "")
+            told = ["threshold"] if self.selector == "threshold" and "selector" in self.own_keys() else []
+            told += [self._importance_label or "magnitude"] if self.importance_exponent != 1.0 else []
+            return self.preset + (f" ({', '.join(told)})" if told else "")
         share = f"group of {self.group_size}" if self.granularity == "group" else self.granularity
         if self.selector == "threshold":
             share = f"{share}, threshold"
@@ -131,7 +146,7 @@ class MethodConfig(Strict):
             share = f"{share}, {self.transform_dtype}" + (f", block size {self.block_size}" if self.block_size else "")
         if self.tuning:
             share = f"{share}, tuned" if self.form == "online" else share
-        ranked = ", column norms" if self.importance == "column_norm" else ""
+        ranked = f", {self._importance_label}" if self.norm_exponent else ""
         return f"{self.preset} ({self.form}, {self.basis}, per {share}{ranked})"
 
 
@@ -175,6 +190,7 @@ class WinaConfig(MethodConfig):
     ties: Ties
     rounding: Rounding
     importance: Importance = "column_norm"
+    importance_exponent: Exponent
 
     @model_validator(mode="after")
     def _possible(self) -> WinaConfig:
@@ -225,9 +241,14 @@ class LarosaConfig(MethodConfig):
     ties: Ties
     rounding: Rounding
     importance: Importance
+    importance_exponent: Exponent
 
     @model_validator(mode="after")
     def _possible(self) -> LarosaConfig:
+        if self.importance == "magnitude" and self.importance_exponent != 1.0:
+            raise ValueError(
+                "method.importance_exponent belongs to method.importance=column_norm; leave it at 1 with magnitude"
+            )
         if (self.basis == "output_aware") != (self.form == "online") or (
             self.form == "online" and self.granularity != "sublayer"
         ):

@@ -214,7 +214,7 @@ class RunConfig(Strict):
                 "evaluation.speed: the decoder multiplies simulated rotations into the weights, which leaves no "
                 "quantised format; take an absorbed or online form, or quantization=none"
             )
-        scored = any(method.importance == "column_norm" for method in (self.method, *self.baseline.values()))
+        scored = any(method.norm_exponent for method in (self.method, *self.baseline.values()))
         if self.quantization.weights != "none" and scored:
             raise ValueError(
                 "evaluation.speed: the decoder folds column norms into the weights, which leaves no quantised format; "

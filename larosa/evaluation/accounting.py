@@ -57,7 +57,7 @@ def overhead(plan: Plan, shape: ModelShape | None = None) -> Overhead:
     """
     shape = shape or plan.shape
     products = _products(plan, shape)
-    if plan.method.importance != "column_norm":
+    if plan.method.norm_exponent == 0.0:
         return products
     scores = plan.shape.layers * sum(site.width for site in shape.sites.values()) * COUNTED_BYTES
     kind = "column norms" if products.kind == "none" else f"{products.kind}; column norms"
@@ -126,9 +126,7 @@ def flops(plan: Plan, level: float, vocabulary: int | None) -> dict[str, int | N
 
 def _overhead_flops(plan: Plan) -> int:
     shape, method = plan.shape, plan.method
-    scores = (
-        shape.layers * sum(site.width for site in shape.sites.values()) if method.importance == "column_norm" else 0
-    )
+    scores = shape.layers * sum(site.width for site in shape.sites.values()) if method.norm_exponent else 0
     if plan.low_rank is not None:
         pairs = [pair for layers in plan.low_rank.values() for pairs_of_site in layers for pair in pairs_of_site]
         return scores + 2 * sum(pair.left.numel() + pair.right.numel() for pair in pairs)

@@ -145,6 +145,8 @@ def _method_identity(method: MethodConfig) -> dict[str, Any]:
         unused |= {"ties", "rounding"}
     if method.name == "wina" and method.selector == "top_k":  # older than its thresholds
         unused.add("selector")
+    if method.importance_exponent == 1.0:  # as before there was one
+        unused.add("importance_exponent")
     if method.form != "online":
         unused |= {"transform_dtype", "block_size"}
     if method.form != "simulated":

@@ -20,6 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "ties": "strict",
     "rounding": "nearest",
     "importance": "magnitude",
+    "importance_exponent": 1.0,
     "low_rank_ratio": 0.0,
     "low_rank_ratio_grid": [],
 }

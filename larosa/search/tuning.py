@@ -65,10 +65,11 @@ class StepRotation:
 
 class TunedBases(nn.Module):
     """Orthogonal bases. `start` says which layers share one; grams [layers, 2, D, D] give column norms for the
-    importance."""
+    importance, to the power `exponent`."""
 
-    def __init__(self, start: Rotation, grams: Tensor | None, device: torch.device) -> None:
+    def __init__(self, start: Rotation, grams: Tensor | None, device: torch.device, exponent: float = 1.0) -> None:
         super().__init__()
+        self._exponent = exponent
         self._start = start.matrices.float().to(device)
         self._index, self._grams = start.index, None if grams is None else grams.float().to(device)
         self.skew = nn.Parameter(torch.zeros_like(self._start))
@@ -87,7 +88,9 @@ class TunedBases(nn.Module):
                 own, importance = Q[pair[i]], None
                 if self._grams is not None:
                     fixed = own.detach()
-                    importance = (fixed * (self._grams[layer, i] @ fixed)).sum(0).clamp_min(0).sqrt()
+                    importance = (
+                        (fixed * (self._grams[layer, i] @ fixed)).sum(0).clamp_min(0).sqrt().pow(self._exponent)
+                    )
                 rotations[layer, site] = StepRotation(own.T[None], own[None], importance)
         return rotations
 

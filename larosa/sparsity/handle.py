@@ -258,12 +258,13 @@ def _install_transforms(view: ModelView, plan: Plan, swaps: WeightSwaps) -> dict
 
 
 def _importance(plan: Plan, layer: LayerView, site: str) -> Tensor | None:
-    """[width], the L2 norms of the columns behind a site's channels; None where magnitudes rank."""
-    if plan.method.importance != "column_norm":
+    """[width], the L2 norms of the columns behind a site's channels to the power p; None where magnitudes rank."""
+    exponent = plan.method.norm_exponent
+    if exponent == 0.0:
         return None
     weight = layer.consumers(site)[0].weight
     squares = sum(linear.weight.double().pow(2).sum(0).to(weight.device) for linear in layer.consumers(site))
-    return torch.as_tensor(squares).sqrt().to(weight.dtype)
+    return torch.as_tensor(squares).sqrt().pow(exponent).to(weight.dtype)
 
 
 def _selector(plan: Plan, layer: LayerView, site: str) -> Selector:
