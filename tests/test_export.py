@@ -39,6 +39,7 @@ MORE: list[dict[str, Any]] = [
     *({"method": "larosa/block_diagonal", "settings": {"method.block_size": 16, "method.transform_dtype": dtype}}
       for dtype in ("model", "int8")),
     {"method": "larosa/output_aware", "settings": {"method.selector": "threshold"}},
+    {"method": "larosa/paper", "settings": {"method.bias_compensation": "mean"}},
     {
         "method": "larosa/output_aware",
         "settings": {"method.selector": "threshold", "method.importance": "column_norm"},

@@ -112,6 +112,7 @@ class LaRoSAConfig(Strict):
     rounding: Literal["nearest", "down"] = "nearest"
     importance: Literal["magnitude", "column_norm"] = "magnitude"
     importance_exponent: float = Field(default=1.0, ge=0.0, le=1.0)
+    bias_compensation: Literal["none", "mean"] = "none"
     token_policy: TokenPolicyConfig = TokenPolicyConfig(kind="all", n=0, fraction=1.0)
     dense_weights_device: Literal["device", "cpu"] = "device"
     batch_size: int = Field(default=1, ge=1)

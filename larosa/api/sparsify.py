@@ -55,10 +55,10 @@ class LaRoSAActivationSparsifier(nn.Module):
         super().__init__()
         self.config = config = LaRoSAConfig.parse(config)
         plain = (config.selector, config.importance, config.token_policy.kind) == ("top_k", "magnitude", "all")
-        if config.basis not in _BASES or not plain:
+        if config.basis not in _BASES or not plain or config.bias_compensation != "none":
             raise ArgumentError(
-                f"one activation tensor takes basis {', '.join(_BASES)}, selector=top_k, importance=magnitude and all "
-                "tokens; larosa.sparsify takes the rest"
+                f"one activation tensor takes basis {', '.join(_BASES)}, selector=top_k, importance=magnitude, "
+                "bias_compensation=none and all tokens; larosa.sparsify takes the rest"
             )
         self.rotation = LayerwiseRotationMatrix(hidden_size)
         levels = {"attention": config.coefficients.h1, "mlp": config.coefficients.h3}

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from larosa.calibration.dropped import dropped_means
 from larosa.calibration.histograms import Histograms, histograms
 from larosa.calibration.statistics import ALL_CONSUMERS, WINA_CONSUMERS, second_moments, weight_moments, with_gamma
 from larosa.calibration.thresholds import MagnitudeCounter, count_magnitudes
@@ -33,6 +34,7 @@ from larosa.sparsity.low_rank import LowRank, flat, truncated_svds, unflat
 from larosa.sparsity.schedule import make_levels
 
 _VERSION = 3  # raise when a cached tensor would be computed differently
+_NEWER = {"importance_exponent", "bias_compensation"}  # settings without a part in older identities
 
 
 @dataclass
@@ -155,7 +157,10 @@ class Calibrator:
         )
         levels = make_levels(shape, schedule, config.sparsity, "tuning")
         # Strict ties would wait for the GPU at every site.
-        plain = MagnitudeConfig(name="magnitude", preset="magnitude", selector="top_k", ties="keep", rounding="nearest")
+        plain = MagnitudeConfig(
+            name="magnitude", preset="magnitude", selector="top_k", ties="keep", rounding="nearest",
+            bias_compensation="none",
+        )  # fmt: skip
         tokens = TokenPolicyConfig(kind="all", n=0, fraction=1.0)
         grams = weight_moments(self.model, ALL_CONSUMERS) if config.objective == "output_error" else None
         return tune(self.model, tuned, Plan(plain, shape, levels, tokens, None), self.tokens, config, grams, self.seed)
@@ -169,11 +174,29 @@ class Calibrator:
         thresholds = {site: tuple(counter.threshold(i, site, levels[site][i]) for i in layers) for site in SITES}
         return replace(plan, thresholds=thresholds, calibrated_in=plan.method.coordinates)
 
+    def with_compensation(self, plan: Plan) -> Plan:
+        """The plan, complete but for this, with the means of what it drops if its method adds them as biases."""
+        if plan.method.bias_compensation != "mean":
+            return plan
+        identity = {
+            "what": "means of dropped entries",
+            "method": plan.method.model_dump(mode="json", exclude={"preset", "bias_compensation"}),
+            "levels": [plan.levels.level, plan.levels.kept],
+            "sparse_tokens": plan.token_policy.model_dump(mode="json"),
+            "tuning_version": TUNING_VERSION if plan.method.tuning else None,
+        }
+        means = self._kept(
+            "dropped_means",
+            self._identity() | identity,
+            lambda: dropped_means(self.model, _uncompensated(plan), self.tokens, self.batch_size),
+        )
+        return replace(plan, dropped_mean=means)
+
     def magnitudes(self, plan: Plan) -> MagnitudeCounter:
         """Counted ranked magnitudes in the plan's coordinates; one pass per method and token policy."""
         identity: dict[str, Any] = {
             "what": "magnitudes",
-            "method": plan.method.model_dump(mode="json", exclude={"preset", "selector", "importance_exponent"}),
+            "method": plan.method.model_dump(mode="json", exclude={"preset", "selector", *_NEWER}),
             "sparse_tokens": plan.token_policy.model_dump(mode="json"),
             "tuning_version": TUNING_VERSION if plan.method.tuning else None,
         }
@@ -184,7 +207,7 @@ class Calibrator:
             tensors = self._kept(
                 "magnitudes",
                 self._identity() | identity,
-                lambda: count_magnitudes(self.model, plan, self.tokens, self.batch_size).tensors(),
+                lambda: count_magnitudes(self.model, _uncompensated(plan), self.tokens, self.batch_size).tensors(),
             )
             self._counted[key] = MagnitudeCounter(tensors)
         return self._counted[key]
@@ -225,6 +248,11 @@ class Calibrator:
             "batch_size": self.batch_size,
             "version": _VERSION,
         }
+
+
+def _uncompensated(plan: Plan) -> Plan:
+    """The plan before its biases are known."""
+    return replace(plan, method=plan.method.model_copy(update={"bias_compensation": "none"}), dropped_mean=None)
 
 
 def _exponent(method: MethodConfig) -> dict[str, float]:

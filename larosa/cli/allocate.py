@@ -108,6 +108,11 @@ def is_intact(path: Path, config: RunConfig) -> bool:
 
 
 def _check_reach(config: RunConfig) -> None:
+    if config.method.bias_compensation != "none":
+        raise AllocationError(
+            "biases belong to the levels that they are calibrated for: search with method.bias_compensation=none, and "
+            "run with mean at the levels found"
+        )
     highest = config.allocation.grid[-1]
     if config.sparsity > highest:
         raise AllocationError(f"levels run to {highest} (allocation.grid); sparsity={config.sparsity} needs more")

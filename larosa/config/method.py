@@ -24,6 +24,7 @@ from larosa.config.base import Strict
 from larosa.config.tuning import TuningConfig
 
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
+BiasCompensation = Literal["none", "mean"]
 Exponent = Annotated[float, Field(ge=0.0, le=1.0)]
 Form = Literal["plain", "absorbed", "simulated", "online"]
 Basis = Literal["pca", "random", "hadamard", "identity", "weight_svd", "output_aware", "learned"]
@@ -74,6 +75,8 @@ class MethodConfig(Strict):
     (WINA)."""
     importance_exponent: Exponent = 1.0
     """`importance=column_norm`: p of `|x_i| * norm_i^p`. 1: column norms; 0: magnitude."""
+    bias_compensation: BiasCompensation = "none"
+    """`mean`: the mean effect of what a site drops, W E[x - S(x)], is added to its projections as a constant vector."""
     low_rank_ratio: Ratio = 0.0
     """Weights of the low-rank pair over weights of the projection (R-Sparse)."""
     low_rank_ratio_grid: tuple[Ratio, ...] = ()
@@ -138,6 +141,7 @@ class MethodConfig(Strict):
         if self.form == "plain":
             told = ["threshold"] if self.selector == "threshold" and "selector" in self.own_keys() else []
             told += [self._importance_label or "magnitude"] if self.importance_exponent != 1.0 else []
+            told += ["bias compensation"] if self.bias_compensation == "mean" else []
             return self.preset + (f" ({', '.join(told)})" if told else "")
         share = f"group of {self.group_size}" if self.granularity == "group" else self.granularity
         if self.selector == "threshold":
@@ -147,6 +151,7 @@ class MethodConfig(Strict):
         if self.tuning:
             share = f"{share}, tuned" if self.form == "online" else share
         ranked = f", {self._importance_label}" if self.norm_exponent else ""
+        ranked += ", bias compensation" if self.bias_compensation == "mean" else ""
         return f"{self.preset} ({self.form}, {self.basis}, per {share}{ranked})"
 
 
@@ -163,6 +168,7 @@ class MagnitudeConfig(MethodConfig):
     selector: Selector
     ties: Ties
     rounding: Rounding
+    bias_compensation: BiasCompensation
 
 
 class TealConfig(MethodConfig):
@@ -170,6 +176,7 @@ class TealConfig(MethodConfig):
 
     name: Literal["teal"]
     selector: Literal["threshold"] = "threshold"
+    bias_compensation: BiasCompensation
 
 
 class CatsConfig(MethodConfig):
@@ -191,6 +198,7 @@ class WinaConfig(MethodConfig):
     rounding: Rounding
     importance: Importance = "column_norm"
     importance_exponent: Exponent
+    bias_compensation: BiasCompensation
 
     @model_validator(mode="after")
     def _possible(self) -> WinaConfig:
@@ -242,6 +250,7 @@ class LarosaConfig(MethodConfig):
     rounding: Rounding
     importance: Importance
     importance_exponent: Exponent
+    bias_compensation: BiasCompensation
 
     @model_validator(mode="after")
     def _possible(self) -> LarosaConfig:

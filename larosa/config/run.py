@@ -196,6 +196,10 @@ class RunConfig(Strict):
             )
         if any(m.low_rank_ratio or m.low_rank_ratio_grid for m in (self.method, *self.baseline.values())):
             raise ValueError("evaluation.speed: the decoder does not run the low-rank part of r_sparse")
+        if any(method.bias_compensation != "none" for method in (self.method, *self.baseline.values())):
+            raise ValueError(
+                "evaluation.speed: the decoder has no compensating biases; set method.bias_compensation=none"
+            )
         self._timed_quantised()
         if self.evaluation.speed.parity_tokens > self.calibration.length:
             raise ValueError("evaluation.speed.parity_tokens must not exceed calibration.length")

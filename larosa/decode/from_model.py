@@ -54,6 +54,8 @@ def _sites(handle: SparsityHandle | None) -> dict[tuple[int, str], SparseSite]:
         return {}
     if handle.plan.low_rank is not None:
         raise DecodeError("the decoder does not run low-rank remainders (method=r_sparse)")
+    if handle.plan.dropped_mean is not None:
+        raise DecodeError("the decoder does not run compensating biases (method.bias_compensation=mean)")
     if handle.plan.token_policy.kind not in ("all", "decode_only"):
         raise DecodeError(f"tokens={handle.plan.token_policy.kind}: the decoder knows all and decode_only")
     return {(site.layer, site.site): site for site in handle.sites}

@@ -1,7 +1,8 @@
 """What a plan saves and what it costs, counted one way for every method.
 
 weight sparsity  = weight bytes not read / weight bytes of the seven projections
-overhead         = bytes that the method reads besides (residual adapters, online transforms, low-rank pairs)
+overhead         = bytes that the method reads besides (residual adapters, online transforms, low-rank pairs,
+                   column norms, bias vectors)
 read fraction    = (projection bytes - bytes not read + overhead) / projection bytes
 FLOPs            = two per weight that is read, overhead included; see :func:`flops`
 nominal sparsity = levels weighted by width * consumers of the site (the paper's "model-level sparsity")
@@ -57,11 +58,19 @@ def overhead(plan: Plan, shape: ModelShape | None = None) -> Overhead:
     """
     shape = shape or plan.shape
     products = _products(plan, shape)
-    if plan.method.norm_exponent == 0.0:
-        return products
-    scores = plan.shape.layers * sum(site.width for site in shape.sites.values()) * COUNTED_BYTES
-    kind = "column norms" if products.kind == "none" else f"{products.kind}; column norms"
-    return Overhead(kind, products.products, products.bytes + scores)
+    vectors = _vectors(plan, shape)
+    kinds = "; ".join([kind for kind in (products.kind, *vectors) if kind != "none"]) or "none"
+    return Overhead(kinds, products.products, products.bytes + COUNTED_BYTES * sum(vectors.values()))
+
+
+def _vectors(plan: Plan, shape: ModelShape) -> dict[str, int]:
+    """Kind -> numbers of all layers: those of column norms per channel, of bias vectors per output channel."""
+    layers, sites, numbers = plan.shape.layers, shape.sites.values(), dict[str, int]()
+    if plan.method.norm_exponent:
+        numbers["column norms"] = layers * sum(site.width for site in sites)
+    if plan.method.bias_compensation == "mean":
+        numbers["bias vectors"] = layers * sum(site.out_features for site in sites)
+    return numbers
 
 
 def _share_at_llama2_7b(plan: Plan) -> float | None:
@@ -126,7 +135,7 @@ def flops(plan: Plan, level: float, vocabulary: int | None) -> dict[str, int | N
 
 def _overhead_flops(plan: Plan) -> int:
     shape, method = plan.shape, plan.method
-    scores = shape.layers * sum(site.width for site in shape.sites.values()) if method.norm_exponent else 0
+    scores = sum(_vectors(plan, shape).values())
     if plan.low_rank is not None:
         pairs = [pair for layers in plan.low_rank.values() for pairs_of_site in layers for pair in pairs_of_site]
         return scores + 2 * sum(pair.left.numel() + pair.right.numel() for pair in pairs)

@@ -3,7 +3,7 @@
 * threshold: the k-th magnitude per token (quantiles over tokens), which a threshold kernel would need; entries are
   weighted by their importance, calibrated thresholds are unchanged;
 * site error: `||W x - W x_sparse|| / ||W x||` over all consumers W of a site, on the activations of the sparse model,
-  with Theorem A.1 of the paper at the site's level; the outputs of low-rank pairs are included;
+  with Theorem A.1 of the paper at the site's level; the outputs of low-rank pairs and compensating biases are included;
 * layer error: the layer's update of the residual stream against its dense update on the same input. Bases are
   orthogonal, so the ratio does not depend on the form.
 
@@ -105,6 +105,8 @@ def output_error(site: SparseSite, x: Tensor, y: Tensor) -> Tensor:
     lost = (x - y) @ weight.T
     if site.low_rank is not None:
         lost = lost - site.low_rank.output(x - y)
+    if site.compensation is not None:
+        lost = lost - site.compensation.output().to(lost.device)
     return _relative(lost, x @ weight.T)
 
 

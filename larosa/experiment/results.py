@@ -147,6 +147,8 @@ def _method_identity(method: MethodConfig) -> dict[str, Any]:
         unused.add("selector")
     if method.importance_exponent == 1.0:  # as before there was one
         unused.add("importance_exponent")
+    if method.bias_compensation == "none":
+        unused.add("bias_compensation")
     if method.form != "online":
         unused |= {"transform_dtype", "block_size"}
     if method.form != "simulated":

@@ -4,6 +4,7 @@
 |---|---|
 | `rotation` | [matrices, D, D] float64 |
 | `transforms` | [layers, 2, n, b, b] float64, exact; `method.transform_dtype` rounds them |
+| `dropped_mean.SITE` | [layers, width] float32, with `method.bias_compensation=mean` |
 | `thresholds.SITE` | [layers] float64; `gate` alone for CATS |
 | `low_rank.SITE.LAYER.CONSUMER.left`, `.right` | [out, r] and [r, in], the model's dtype |
 | `quantised.LAYER.SITE.qweight`, `.scale` | as :class:`larosa.models.formats.Quantised`; two w4 weights share a byte |
@@ -108,6 +109,7 @@ def tensors(handle: SparsityHandle, view: ModelView) -> dict[str, Tensor]:
         found["transforms"] = plan.transforms
     for site, thresholds in (plan.thresholds or {}).items():
         found[f"thresholds.{site}"] = torch.tensor(thresholds, dtype=torch.float64)
+    found |= {f"dropped_mean.{site}": means for site, means in (plan.dropped_mean or {}).items()}
     for site, layers in (plan.low_rank or {}).items():
         for layer, pairs in enumerate(layers):
             for consumer, pair in enumerate(pairs):
@@ -178,6 +180,8 @@ def expected(file: PlanFile, shape: ModelShape, dtype: torch.dtype, vocabulary: 
     if file.blocks is not None:
         found["transforms"] = ((shape.layers, 2, file.blocks[0], file.blocks[1], file.blocks[1]), "F64")
     found |= {f"thresholds.{site}": ((shape.layers,), "F64") for site in file.thresholds or ()}
+    if file.method.bias_compensation == "mean":
+        found |= {f"dropped_mean.{name}": ((shape.layers, site.width), "F32") for name, site in shape.sites.items()}
     for site, layers in (file.low_rank or {}).items():
         for layer, ranks in enumerate(layers):
             for i, rank in enumerate(ranks):
@@ -227,6 +231,7 @@ def read(path: Path, header: Header) -> dict[str, Tensor]:
 def plan_of(file: PlanFile, shape: ModelShape, held: Mapping[str, Tensor]) -> Plan:
     """The plan of a checked file with its tensors."""
     thresholds = {site: tuple(held[f"thresholds.{site}"].tolist()) for site in file.thresholds or ()}
+    compensated = file.method.bias_compensation == "mean"
     return Plan(
         file.method,
         shape,
@@ -237,6 +242,7 @@ def plan_of(file: PlanFile, shape: ModelShape, held: Mapping[str, Tensor]) -> Pl
         calibrated_in=file.calibrated_in,
         transforms=held.get("transforms"),
         low_rank=None if file.low_rank is None else _low_rank(file.low_rank, held),
+        dropped_mean={site: held[f"dropped_mean.{site}"] for site in SITES} if compensated else None,
     )
 
 

@@ -31,4 +31,4 @@ class Larosa(Method):
             plan = Plan(method, shape, levels, token_policy, rotation=None, transforms=calibrator.transforms(method))
         else:
             plan = Plan(method, shape, levels, token_policy, rotation=calibrator.rotation(method))
-        return calibrator.with_thresholds(plan)
+        return calibrator.with_compensation(calibrator.with_thresholds(plan))

@@ -25,4 +25,5 @@ class Magnitude(Method):
         calibrator: Calibrator,
     ) -> Plan:
         """The levels as they are."""
-        return calibrator.with_thresholds(Plan(method, shape, levels, token_policy, rotation=None))
+        plan = Plan(method, shape, levels, token_policy, rotation=None)
+        return calibrator.with_compensation(calibrator.with_thresholds(plan))

@@ -33,10 +33,11 @@ class Teal(Method):
             site: tuple(histograms.threshold(layer, site, levels.level[site][layer]) for layer in range(shape.layers))
             for site in SITES
         }
-        return Plan(
+        plan = Plan(
             method, shape, levels, token_policy,
             rotation=None, thresholds=thresholds, calibrated_in=method.coordinates,
         )  # fmt: skip
+        return calibrator.with_compensation(plan)
 
     def thresholds(self, plan: Plan, calibrator: Calibrator) -> ThresholdAt | None:
         """Those of the histograms at any level."""

@@ -28,4 +28,5 @@ class Wina(Method):
     ) -> Plan:
         """The levels, ranked by column norms."""
         rotation = calibrator.rotation(method) if method.form == "absorbed" else None
-        return calibrator.with_thresholds(Plan(method, shape, levels, token_policy, rotation))
+        plan = Plan(method, shape, levels, token_policy, rotation)
+        return calibrator.with_compensation(calibrator.with_thresholds(plan))

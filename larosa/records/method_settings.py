@@ -21,6 +21,7 @@ DEFAULTS: dict[str, Any] = {
     "rounding": "nearest",
     "importance": "magnitude",
     "importance_exponent": 1.0,
+    "bias_compensation": "none",
     "low_rank_ratio": 0.0,
     "low_rank_ratio_grid": [],
 }

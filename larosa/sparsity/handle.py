@@ -31,6 +31,7 @@ from larosa.rotation.absorb import WeightSwaps, absorb, fold
 from larosa.rotation.online import OnlineTransform, split_gain
 from larosa.rotation.rotation import LayerwiseRotationMatrix, ResidualAdapter, Rotation
 from larosa.sparsity.calls import CallCheck
+from larosa.sparsity.compensation import BiasCompensation
 from larosa.sparsity.guard import Guards
 from larosa.sparsity.low_rank import LowRank, LowRankRemainder
 from larosa.sparsity.schedule import Levels
@@ -69,6 +70,9 @@ class Plan:
     `method.transform_dtype` rounds them."""
     low_rank: LowRank | None = None
     """Low-rank pairs through which dropped entries still reach the site's consumers."""
+    dropped_mean: dict[str, Tensor] | None = None
+    """Site -> [layers, width] float32: E[x - S(x)], whose products with the weights are the biases of
+    `method.bias_compensation=mean`."""
 
 
 class _SimulatedRotations:
@@ -282,6 +286,11 @@ def _low_rank(plan: Plan, layer: LayerView, site: str) -> LowRankRemainder | Non
     return LowRankRemainder(layer.consumers(site), pairs) if pairs else None
 
 
+def _compensation(plan: Plan, layer: LayerView, site: str) -> BiasCompensation | None:
+    means = plan.dropped_mean
+    return None if means is None else BiasCompensation(layer.consumers(site), means[site][layer.index])
+
+
 @torch.no_grad()
 def apply(model: PreTrainedModel, plan: Plan, dense_weights_device: str = "device") -> SparsityHandle:
     """Make `model` follow `plan`, in place.
@@ -296,6 +305,8 @@ def apply(model: PreTrainedModel, plan: Plan, dense_weights_device: str = "devic
             f"the thresholds were calibrated in {plan.calibrated_in or 'an unknown basis'}, the method drops entries in"
             f" {plan.method.coordinates}: calibrate them for this method"
         )
+    if (plan.method.bias_compensation == "mean") != (plan.dropped_mean is not None):
+        raise PlanError("method.bias_compensation=mean and the means of what is dropped go together: plan anew")
     check_dense(model)
     handle = SparsityHandle(model, plan, dense_weights_device)
     try:
@@ -315,7 +326,8 @@ def apply(model: PreTrainedModel, plan: Plan, dense_weights_device: str = "devic
             selector = _selector(plan, layer, site)
             rotated = simulated.at(layer, site) if simulated and site in ("h1", "h3") else None
             transform, low_rank = transforms.get((layer.index, site)), _low_rank(plan, layer, site)
-            sparse = SparseSite(layer, site, selector, handle.policy, rotated, transform, low_rank)
+            bias = _compensation(plan, layer, site)
+            sparse = SparseSite(layer, site, selector, handle.policy, rotated, transform, low_rank, bias)
             handle._hooks += sparse.attach(layer, gated)
             handle.sites.append(sparse)
     except BaseException:

@@ -27,6 +27,8 @@ class LevelOverrides:
         self._sites = {(site.layer, site.site): site for site in handle.sites}
         if any(site.gated for site in handle.sites):
             raise PlanError("the sites of a gated method (cats) have no levels of their own")
+        if handle.plan.dropped_mean is not None:
+            raise PlanError("biases are calibrated for the plan's levels: set method.bias_compensation=none")
 
     def selector(self, site: SparseSite, level: float) -> Selector:
         """The selector that drops a fraction `level` of the entries at a site."""

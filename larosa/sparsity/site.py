@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from larosa.models.architecture import LayerView
 from larosa.rotation.online import OnlineTransform
+from larosa.sparsity.compensation import BiasCompensation
 from larosa.sparsity.low_rank import LowRankRemainder
 from larosa.sparsity.token_policy import TokenPolicy
 
@@ -54,7 +55,8 @@ class SimulatedRotation(Protocol):
 
 class SparseSite(nn.Module):
     """A selector at one site of one layer. Optional: a simulated rotation (rotate, drop, rotate back), an online
-    transform whose inverse is in the consumers' weights, or low-rank pairs for the dropped entries."""
+    transform whose inverse is in the consumers' weights, low-rank pairs for the dropped entries, or their mean effect
+    as a bias."""
 
     def __init__(
         self,
@@ -65,12 +67,13 @@ class SparseSite(nn.Module):
         rotation: SimulatedRotation | None = None,
         transform: OnlineTransform | None = None,
         low_rank: LowRankRemainder | None = None,
+        compensation: BiasCompensation | None = None,
     ) -> None:
         super().__init__()
         self.layer, self.site = layer.index, site
         self.selector, self.policy = selector, policy
         self.rotation: SimulatedRotation | None = rotation
-        self.transform, self.low_rank = transform, low_rank
+        self.transform, self.low_rank, self.compensation = transform, low_rank, compensation
         self.consumers = layer.consumers(site)
         self.gated = False
         self.enabled = True
@@ -86,7 +89,8 @@ class SparseSite(nn.Module):
             hook = layer.norm(self.site).register_forward_hook(lambda _m, _args, output: self(output))
         else:
             hook = self.consumers[0].register_forward_pre_hook(self._before)
-        return [hook, *(self.low_rank.attach() if self.low_rank is not None else ())]
+        added = (self.low_rank, self.compensation)
+        return [hook, *(more for part in added if part is not None for more in part.attach())]
 
     def _before(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
         return (self(args[0]),)
@@ -95,6 +99,8 @@ class SparseSite(nn.Module):
         """x: [B, T, width]; returns it, transformed if there is a transform, with dropped channels removed."""
         if self.low_rank is not None:
             self.low_rank.hold(None)
+        if self.compensation is not None:
+            self.compensation.hold(False)
         if self.transform is not None:
             x = self.transform(x)
         if not self.enabled:
@@ -109,6 +115,8 @@ class SparseSite(nn.Module):
         sparse = y if mask is None else torch.where(mask.to(x.device)[..., None], y, x)
         if self.low_rank is not None and not self._level_zero:
             self.low_rank.hold(x - sparse)
+        if self.compensation is not None:
+            self.compensation.hold(not self._level_zero, mask)
         return sparse
 
     @contextmanager

@@ -204,6 +204,7 @@ def reads_calibration(config: dict[str, Any]) -> bool:
     basis at levels that a formula gives."""
     method = method_of(config)
     own_basis = method["form"] == "plain" and method["selector"] == "top_k" and not method["low_rank_ratio_grid"]
+    own_basis = own_basis and method["bias_compensation"] == "none"
     searched = config["schedule"]["kind"] == "file"
     uncalibrated = method["name"] == "dense" or (own_basis and not searched)
     return not uncalibrated or quantization_label.calibrated(config)
