@@ -143,7 +143,7 @@ class DecodeWeights:
     def rounded(self, scheme: str | None, head: bool = False, adapters: bool = False) -> DecodeWeights:
         """The projections as codes, `w8` or `w4_out`, round to nearest; head and adapters in w8 where asked for."""
 
-        def own(matrices: dict[str, Matrix], scheme: str) -> dict[str, Matrix]:
+        def packed(matrices: dict[str, Matrix], scheme: str) -> dict[str, Matrix]:
             return {
                 site: PackedMatrix.of(quantised(dense(each, self.dtype), scheme), paired=site == "h3")
                 for site, each in matrices.items()
@@ -151,11 +151,11 @@ class DecodeWeights:
 
         layers = self.layers
         if scheme is not None:
-            layers = tuple(replace(layer, matrices=own(layer.matrices, scheme)) for layer in layers)
+            layers = tuple(replace(layer, matrices=packed(layer.matrices, scheme)) for layer in layers)
         if adapters:
-            layers = tuple(replace(layer, adapters=own(layer.adapters, "w8")) for layer in layers)
-        found = PackedMatrix.of(quantised(self.head_matrix(self.dtype), "w8")) if head else self.head
-        return replace(self, layers=layers, head=found)
+            layers = tuple(replace(layer, adapters=packed(layer.adapters, "w8")) for layer in layers)
+        packed_head = PackedMatrix.of(quantised(self.head_matrix(self.dtype), "w8")) if head else self.head
+        return replace(self, layers=layers, head=packed_head)
 
     def dequantised(self) -> DecodeWeights:
         """The same values without codes, in the dtype of activations; tensors that are none are shared."""

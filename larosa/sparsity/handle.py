@@ -162,11 +162,11 @@ class SparsityHandle:
         """Name -> the dense model's parameter, tied ones under each name, where they wait. Raises HandleError."""
         if self._swaps.discarded:
             raise HandleError(f"the dense weights cannot be read: {self.remedy}")
-        found = dict(self._model.named_parameters(remove_duplicate=False))
+        parameters = dict(self._model.named_parameters(remove_duplicate=False))
         names = {module: name for name, module in self._model.named_modules()}
         for module, name, old in self._swaps.replaced():
-            found[f"{names[module]}.{name}"] = old
-        return {name: parameter.detach() for name, parameter in found.items()}
+            parameters[f"{names[module]}.{name}"] = old
+        return {name: parameter.detach() for name, parameter in parameters.items()}
 
     @property
     def tied(self) -> bool:
