@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from larosa.config.quantization import QuantizationConfig
@@ -27,9 +26,9 @@ from larosa.errors import LarosaError
 from larosa.models.architecture import LayerView, ModelView
 from larosa.models.formats import Quantised
 from larosa.models.sites import ModelShape
-from larosa.rotation.absorb import WeightSwaps, absorb, fold
-from larosa.rotation.online import OnlineTransform, split_gain
-from larosa.rotation.rotation import LayerwiseRotationMatrix, ResidualAdapter, Rotation
+from larosa.rotation.absorb import WeightSwaps, absorb, fold_transforms
+from larosa.rotation.rotation import ResidualAdapter, Rotation
+from larosa.rotation.simulated import SimulatedRotations
 from larosa.sparsity.calls import CallCheck
 from larosa.sparsity.guard import Guards
 from larosa.sparsity.low_rank import LowRank, LowRankRemainder
@@ -69,23 +68,6 @@ class Plan:
     `method.transform_dtype` rounds them."""
     low_rank: LowRank | None = None
     """Low-rank pairs through which dropped entries still reach the site's consumers."""
-
-
-class _SimulatedRotations:
-    """The simulated rotations on their devices; layers that share a matrix share its copy."""
-
-    def __init__(self, plan: Plan, rotation: Rotation) -> None:
-        self._rotation, self._plan = rotation, plan
-        self._made: dict[tuple[int, torch.device], LayerwiseRotationMatrix] = {}
-
-    def at(self, layer: LayerView, site: str) -> LayerwiseRotationMatrix:
-        weight = layer.consumers(site)[0].weight
-        key = (self._rotation.index[layer.index][0 if site == "h1" else 1], weight.device)
-        if key not in self._made:
-            dtype = torch.float64 if self._plan.method.rotation_dtype == "float64" else weight.dtype
-            matrix = self._rotation.at(layer.index, site).to(device=weight.device, dtype=dtype)
-            self._made[key] = LayerwiseRotationMatrix(self._plan.shape.hidden_size, matrix)
-        return self._made[key]
 
 
 class SparsityHandle:
@@ -239,24 +221,6 @@ def handle_of(model: nn.Module) -> SparsityHandle:
     return handle
 
 
-def _install_transforms(view: ModelView, plan: Plan, swaps: WeightSwaps) -> dict[tuple[int, str], OnlineTransform]:
-    """Fold the inverse of T into the consumers of h1 and h3, its gain into the norms, and return T' per site.
-
-    T' is inverted as stored, so that rounding it to int8 or int4 does not change the model at level 0.
-    """
-    installed: dict[tuple[int, str], OnlineTransform] = {}
-    if plan.transforms is None:
-        return installed
-    for layer in tqdm(view.layers, desc="transforms", unit="layer", leave=False):
-        for i, site in enumerate(("h1", "h3")):
-            weight = layer.consumers(site)[0].weight
-            exact, gain = split_gain(plan.transforms[layer.index, i].to(weight.device))
-            transform = OnlineTransform(exact, plan.method.transform_dtype, weight.dtype)
-            fold(layer.norm(site), layer.consumers(site), transform.inverse(), swaps, gain)
-            installed[layer.index, site] = transform
-    return installed
-
-
 def _selector(plan: Plan, layer: LayerView, site: str) -> Selector:
     """The selector of a site; the model's rotations are absorbed already."""
     width, weight = plan.shape.sites[site].width, layer.consumers(site)[0].weight
@@ -300,8 +264,13 @@ def apply(model: PreTrainedModel, plan: Plan, dense_weights_device: str = "devic
             handle.adapters, hooks = absorb(view, rotation, handle._swaps)
             handle._hooks += hooks
             handle.untie()
-        transforms = _install_transforms(view, plan, handle._swaps)
-        simulated = _SimulatedRotations(plan, rotation) if form == "simulated" and rotation is not None else None
+        transforms = {}
+        if plan.transforms is not None:
+            transforms = fold_transforms(view, plan.transforms, plan.method.transform_dtype, handle._swaps)
+        simulated = None
+        if form == "simulated" and rotation is not None:
+            exact = plan.method.rotation_dtype == "float64"
+            simulated = SimulatedRotations(rotation, torch.float64 if exact else None)
         gated = plan.thresholds is not None and "gate" in plan.thresholds
         for layer, site in view.sites():
             if gated and site != "h4":
