@@ -164,8 +164,10 @@ def test_a_run_that_another_process_measures_is_waited_for(
     with ThreadPoolExecutor(1) as pool:
         with claimed(path.parent):
             waiting = pool.submit(compare, listed, [output])
+            end = time.monotonic() + 60
             while not any("waiting for it" in line for line in caplog.messages):
                 assert not waiting.done()
+                assert time.monotonic() < end, "the comparison does not say that it waits"
                 time.sleep(0.05)
             path.write_bytes(content)
         assert waiting.result(timeout=60) == 0

@@ -49,7 +49,8 @@ def parse(*overrides: str) -> RunConfig:
     ["method=larosa/paper", "method.form=online", "~model.shape", "+model.shape={hidden_size: 64}", "baseline=[teal]"],
     ["texts=none", "model={dtype: float64}", "hydra.job.name=x", "model.path=${output}", "tracking=off"],
     ["sparsity=0.3", "modle=x"], ["method=nothing"], ["+sparsity=1"], ["model=tiny-llama", "model=tiny-llama"],
-    ["method.no=1"], ["~method.no"], ["sparsity=0.3,0.4"], ["+model=tiny-llama"], ["sparsity=("], ["model@x=tiny-llama"],
+    ["method.no=1"], ["~method.no"], ["sparsity=0.3,0.4"], ["+model=tiny-llama"], ["sparsity=("],
+    ["model@x=tiny-llama"],
 ])  # fmt: skip
 def test_the_tests_compose_as_hydra_does(overrides: list[str]) -> None:
     def outcome(by: Callable[[str, list[str]], Any]) -> object:
