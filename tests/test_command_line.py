@@ -48,7 +48,7 @@ def tiny(tmp_path: Path) -> list[str]:
         "model=tiny-llama", "method=larosa/paper", "baseline=none", "calibration=text", "texts=text", "tracking=off",
         f"calibration.text.files={write_text(folder / 'é.txt', 0)}", "calibration.sequences=2", "calibration.length=64",
         f"texts.text.files=[{write_text(folder / 'b c.txt', 1)}]", "evaluation.perplexity.length=64",
-        "evaluation.perplexity.max_tokens=128", "evaluation.zero_shot.tasks=[]",
+        "evaluation.perplexity.max_tokens=128", "evaluation.zero_shot.tasks=[]", "figures=null",
     ]  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def test_a_run_from_another_folder_with_paths_of_every_kind(tiny: list[str], tmp
     done = typed.typed(*tiny, "output=own [x]=y", cwd=tmp_path, said=tmp_path / "said")
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "own [x]=y").glob("*/result.json"))) == 1
-    again = larosa(*tiny, "output=own [x]=y", cwd=tmp_path, module=True)
+    again = typed.typed(*tiny, "output=own [x]=y", cwd=tmp_path, said=tmp_path / "again", module=True)
     assert "is done already" in again.stderr
 
 

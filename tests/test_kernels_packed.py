@@ -266,6 +266,14 @@ def test_a_search_range_changes_no_bit(n: int, dtype: torch.dtype, ties: str) ->
 
 
 def test_many_rows_are_not_split_and_small_scales_are_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, grids = launch.sparse_gemv_quantised_kernel, []
+
+    class Watched:
+        def __getitem__(self, grid: tuple[int, int]) -> Any:
+            grids.append(grid)
+            return kernel[grid]
+
+    monkeypatch.setattr(launch, "sparse_gemv_quantised_kernel", Watched())
     if not ON_GPU:  # 264 programs take the interpreter a minute
         monkeypatch.setattr(launch, "_MAX_PROGRAMS", 4)
     x, (weight, scale) = normal(270 if ON_GPU else 5, 64), packed(64, 64)
@@ -276,6 +284,7 @@ def test_many_rows_are_not_split_and_small_scales_are_no_trouble(monkeypatch: py
     assert (found - wanted).norm() <= kt.EPSILON[x.dtype] * wanted.norm()
     zeros = sparse_gemv(x[:1], bound[:1], weight, scale=scale * 0, out_features=64, backend="triton", config=way)
     assert (zeros == 0).all()
+    assert grids == [(1, len(x)), (2, 1)]
     with pytest.raises(ValueError, match="finite"):
         sparse_gemv(x[:1], bound[:1], weight, scale=scale, out_features=64, max_scale=float("nan"), backend="triton")
 

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import threading
@@ -15,33 +16,41 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import pytest
+import sklearn.feature_extraction.text  # noqa: F401  # which every fork would import
 import torch
 from tqdm import tqdm
 
+import larosa.experiment.pipeline  # noqa: F401  # the same
 from conftest import ROOT
 
 TIMEOUT_S = 60  # a tiny run takes 3
 
 
-def _run(words: Sequence[str], said: Path, cwd: Path | None, env: Mapping[str, str]) -> None:
+def _run(words: Sequence[str], said: Path, cwd: Path | None, env: Mapping[str, str], module: bool) -> None:
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.stdout, sys.stderr = (open(number, "w", closefd=False, buffering=1) for number in (1, 2))  # noqa: SIM115
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let what is in the background ignore it
     logging.root.handlers.clear()
     torch.set_num_threads(1)  # the threads of the parent's pool are not in a fork
     tqdm.set_lock(threading.RLock())  # the lock of before is shared by all forks: one that is killed would keep it
     os.environ.update(env)
     os.chdir(cwd or Path.cwd())
     sys.argv = [str(ROOT / "run.py"), *words]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    if module:
+        runpy.run_module("larosa", run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def start(*words: str, said: Path, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> ForkProcess:
-    """A running `run.py`; what it says goes to the files `out` and `err` of the folder `said`."""
+def start(
+    *words: str, said: Path, cwd: Path | None = None, env: Mapping[str, str] | None = None, module: bool = False
+) -> ForkProcess:
+    """A running `run.py`, or `python -m larosa`; what it says goes to `out` and `err` in the folder `said`."""
     said.mkdir(exist_ok=True)
     for name in ("out", "err"):
         (said / name).write_text("")
-    process = multiprocessing.get_context("fork").Process(target=_run, args=(words, said, cwd, env or {}))
+    process = multiprocessing.get_context("fork").Process(target=_run, args=(words, said, cwd, env or {}, module))
     process.start()
     return process
 
@@ -57,10 +66,10 @@ def until(process: ForkProcess, condition: Callable[[], object], what: str) -> N
 
 
 def typed(
-    *words: str, said: Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    *words: str, said: Path, cwd: Path | None = None, env: Mapping[str, str] | None = None, module: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """`run.py` to its end, within `TIMEOUT_S`."""
-    process = start(*words, said=said, cwd=cwd, env=env)
+    process = start(*words, said=said, cwd=cwd, env=env, module=module)
     process.join(TIMEOUT_S)
     hangs = process.is_alive()
     process.kill()
