@@ -1,6 +1,6 @@
 """larosa: training-free activation sparsity in LLM decoding.
 
-`python run.py` measures; this package's names, loaded when first used, are the same pieces for your own code.
+`larosa run` measures; this package's names, loaded when first used, are the same pieces for your own code.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on first use, so that `run.py` can check its settings before torch loads."""
+    """Import a public name on first use, so that commands can check its settings before torch loads."""
     if name == "__version__":
         return _version()
     if name in _HOME:

@@ -1,4 +1,4 @@
-"""One run or one sweep: `python run.py model=llama2-7b sparsity=0.4`, where larosa is installed `python -m larosa ...`.
+"""One run or one sweep: `larosa run model=llama2-7b sparsity=0.4`, or `python run.py ...` or `python -m larosa ...`.
 
 `--help` lists the settings. This module reads the command line; :mod:`larosa.cli.launch` runs what it asks for.
 """
@@ -20,11 +20,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from larosa.cli.overrides import explained, fit
+from larosa.commands import typed
 from larosa.config import keys
 from larosa.config.base import ConfigError
 from larosa.errors import LarosaError, described
 from larosa.records.packaged import found, packaged
 
+OmegaConf.register_new_resolver("command", typed, replace=True)  # in conf/config.yaml
 _MODES = ("run", "multirun", "cfg", "info", "shell_completion")
 
 
@@ -36,7 +38,7 @@ def _run(settings: DictConfig) -> None:
 
     hydra_settings = HydraConfig.get()
     sweep = Sweep.of(hydra_settings)
-    command = invocation.command(hydra_settings, sweep is not None)
+    command = invocation.command(hydra_settings, sweep)
     if sweep is None:
         launch.alone(settings, command)
     else:

@@ -31,7 +31,11 @@ _PLACES = (
 
 
 class LarosaError(Exception):
-    """Says what was wrong, what was expected and what to do; `run.py` prints it without a traceback."""
+    """Says what was wrong, what was expected and what to do; the commands print it without a traceback."""
+
+
+class ParityError(LarosaError):
+    """A sparse model or a decoder does not compute what it must, rounding aside: nothing of it is recorded."""
 
 
 class ArgumentError(LarosaError, ValueError):

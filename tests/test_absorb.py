@@ -6,13 +6,15 @@ import itertools
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from conftest import build_model
 from larosa.api.sparsify import LaRoSAConfig, sparsify
 from larosa.config.run import TokenPolicyConfig
+from larosa.errors import ParityError
 from larosa.evaluation import parity
-from larosa.models.architecture import ARCHITECTURES, ArchitectureError, architecture_of
+from larosa.models.architecture import ARCHITECTURES, ArchitectureError, ModelView, architecture_of
+from larosa.models.precision import keep_float64
 from larosa.sparsity.handle import PlanError
 
 CASES = [
@@ -24,7 +26,22 @@ CASES = [
     ("mistral", {"sliding_window": 8}),
     ("qwen2", {}),
     ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}),
+    ("qwen3", {"head_dim": 16, "attention_bias": True}),
 ]
+OTHERS = {
+    "cwm": {"head_dim": 8, "sliding_window": 8},
+    "diffllama": {"head_dim": 8},
+    "ernie4_5": {"head_dim": 8, "use_bias": True},
+    "helium": {"head_dim": 8, "attention_bias": True},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "internlm3": {},
+    "iquestcoder": {},
+    "ministral": {"head_dim": 8, "sliding_window": 8},
+    "ministral3": {"head_dim": 8},
+    "seed_oss": {"head_dim": 16, "attention_bias": True, "attention_out_bias": True},
+    "smollm3": {"no_rope_layers": [1, 1, 1, 0, 1]},
+}
+"""Architectures whose every part is LLaMA's to the rotation: one form, granularity and basis each."""
 GRANULARITIES = ["layer", "sublayer", "group", "model"]
 BASES = ["pca", "random", "hadamard", "identity"]
 
@@ -34,7 +51,50 @@ def state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def test_every_architecture_is_covered() -> None:
-    assert {kind for kind, _ in CASES} == set(ARCHITECTURES)
+    assert {kind for kind, _ in CASES} | set(OTHERS) == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize(("kind", "more"), OTHERS.items(), ids=list(OTHERS))
+def test_level_zero_is_dense_for_all_others(kind: str, more: dict[str, object], tokens: torch.Tensor) -> None:
+    if kind not in CONFIG_MAPPING:
+        pytest.skip("this transformers does not know it")
+    model = build_model(kind, tied=True, **more)
+    dense, before = parity.logits(model, tokens), state(model)
+    for form, granularity, basis in [
+        ("absorbed", "layer", "pca"),
+        ("absorbed", "sublayer", "random"),
+        ("absorbed", "model", "hadamard"),
+        ("simulated", "sublayer", "pca"),
+        ("online", "sublayer", "output_aware"),
+    ]:
+        config = LaRoSAConfig(sparsity=0.0, form=form, granularity=granularity, basis=basis)
+        with sparsify(model, tokens, config):
+            error = (parity.logits(model, tokens) - dense).norm() / dense.norm()
+        assert error < 1e-10, (form, granularity, basis)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
+def test_every_part_means_what_larosa_takes_it_for(kind: str, tokens: torch.Tensor) -> None:
+    """Norms multiply by their weight and nothing else; the head's output is the logits."""
+    if kind not in CONFIG_MAPPING:
+        pytest.skip("this transformers does not know it")
+    more = OTHERS.get(kind) or {"head_dim": 8}
+    model = build_model(kind, dtype=torch.float32, tied=False, **more)
+    logits, view = model(tokens).logits, ModelView(model)
+    assert torch.equal(view.head(view.decoder(input_ids=tokens, use_cache=False).last_hidden_state), logits)
+    exact = parity.logits(keep_float64(model.double()), tokens)
+    assert (logits - exact).norm() / exact.norm() < 1e-5
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_level_zero_is_dense_with_online_transforms(tied: bool, tokens: torch.Tensor) -> None:
+    model = build_model("qwen3", tied=tied, head_dim=16)
+    dense, before = parity.logits(model, tokens), state(model)
+    config = LaRoSAConfig(sparsity=0.0, form="online", granularity="sublayer", basis="output_aware")
+    with sparsify(model, tokens, config):
+        assert (parity.logits(model, tokens) - dense).norm() / dense.norm() < 1e-10
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -95,7 +155,7 @@ def test_a_wrong_rotation_is_caught(tokens: torch.Tensor, monkeypatch: pytest.Mo
         found = parity.check(model, handle, dense)
         assert found["relative_logits_error"] <= found["bound"] < 0.01
         handle.adapters[0].matrix.mul_(1.01)
-        with pytest.raises(parity.ParityError, match="level 0"):
+        with pytest.raises(ParityError, match="level 0"):
             parity.check(model, handle, dense)
 
 
@@ -145,5 +205,5 @@ def test_weights_that_require_grad_are_no_obstacle(form: str, tokens: torch.Tens
 def test_unknown_architecture_lists_the_known() -> None:
     from transformers import GPT2Config
 
-    with pytest.raises(ArchitectureError, match="llama, mistral, qwen2"):
+    with pytest.raises(ArchitectureError, match=r"llama, .*mistral, qwen2, qwen3"):
         architecture_of(GPT2Config())

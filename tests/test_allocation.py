@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,10 @@ from transformers import PreTrainedModel
 from conftest import build_model
 from larosa.calibration.calibrator import Calibrator
 from larosa.cli import allocate as command
-from larosa.config.run import ConfigError
+from larosa.config.run import ConfigError, RunConfig
 from larosa.data.overlap import OverlapError
 from larosa.data.tokens import TokenBlock
+from larosa.errors import ParityError
 from larosa.evaluation import parity
 from larosa.experiment.measure import measure
 from larosa.experiment.pipeline import run
@@ -232,6 +235,60 @@ def test_the_command_writes_a_schedule_that_runs_use(
         assert "mine.json" in record["metrics"]["accounting"]["coefficients"]
 
 
+def test_curves_with_dense_others_serve_every_target(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    more = ["method=magnitude", "baseline=none", "allocation.grid=[0,0.3,0.6,0.9]", f"schedule.path={tmp_path}/a.json"]
+    measured: list[str] = []
+    real = command.output_curves
+
+    def count(*arguments: Any) -> Any:
+        measured.append(arguments[-1])
+        return real(*arguments)
+
+    monkeypatch.setattr(command, "output_curves", count)
+    levels = []
+    for target in ("sparsity=0.3", "sparsity=0.5"):
+        levels.append(json.loads(command.run(parse(*overrides, *more, target)).read_text())["levels"])
+    assert measured == ["dense"]
+    assert levels[0] != levels[1]
+    command.run(parse(*overrides, *more, "allocation.grid=[0,0.4,0.8]"))
+    command.run(parse(*overrides, *more, "allocation.other_sites=sparse"))
+    command.run(parse(*overrides, *more, "allocation.other_sites=sparse", "sparsity=0.5"))
+    assert measured == ["dense", "dense", "sparse", "sparse"]
+
+
+def test_the_same_search_is_made_once_and_waited_for(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    more = ["method=magnitude", "baseline=none", f"schedule.path={tmp_path / 'mine.json'}"]
+    searches: list[float] = []
+    real = command.search
+
+    def slow(config: RunConfig, session: Session) -> Path:
+        searches.append(config.sparsity)
+        time.sleep(0.5)
+        return real(config, session)
+
+    monkeypatch.setattr(command, "search", slow)
+    with ThreadPoolExecutor(2) as two:
+        assert len({*two.map(command.run, [parse(*overrides, *more)] * 2)}) == 1
+    assert searches == [0.4]
+    content = (tmp_path / "mine.json").read_text()
+    command.run(parse(*overrides, *more, "tracking=offline"))  # nothing that shapes the levels
+    assert searches == [0.4]
+    assert (tmp_path / "mine.json").read_text() == content
+    command.run(parse(*overrides, *more, "force=true"))
+    command.run(parse(*overrides, *more, "sparsity=0.5"))
+    command.run(parse(*overrides, *more, "sparsity=0.5", "calibration.sequences=4"))
+    command.run(parse(*overrides, *more, "sparsity=0.5", "calibration.sequences=4", "allocation.grid=[0,0.5,0.9]"))
+    assert searches == [0.4, 0.4, 0.5, 0.5, 0.5]
+    (tmp_path / "mine.json").write_text(content[:-40])
+    command.run(parse(*overrides, *more))
+    assert searches[5:] == [0.4]
+    assert (tmp_path / "mine.json").read_text() == content
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -288,7 +345,7 @@ def test_a_search_runs_the_checks_of_a_run(
     with pytest.raises(OverlapError, match="not held out"):
         command.run(parse(*chosen, f"texts.text.files=[{marked}]"))
     monkeypatch.setattr(parity, "bound", lambda *_: 0.0)
-    with pytest.raises(parity.ParityError, match="at level 0"):
+    with pytest.raises(ParityError, match="at level 0"):
         command.run(parse(*chosen))
     assert not (tmp_path / "mine.json").exists()
 

@@ -169,7 +169,7 @@ def test_an_edited_manifest_is_no_proof(change: str, target: Path, build: Builde
     tree = json.loads(path.read_text())
     if change == "hash":
         flip(target / "model.safetensors", keep_times=False)
-        tree["files"]["model.safetensors"]["sha256"] = assets.file_sha256(target / "model.safetensors")
+        tree["files"]["model.safetensors"]["sha256"] = manifest.file_sha256(target / "model.safetensors")
     elif change == "a file less":
         del tree["files"]["config.json"]
     else:

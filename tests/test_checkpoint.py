@@ -20,7 +20,7 @@ from larosa.config.run import ModelConfig
 from larosa.data.texts import TextError
 from larosa.data.tokens import TokenBlock, check_ids
 from larosa.models import checkpoint
-from larosa.models.load import ModelError
+from larosa.models.sources import ModelError
 
 
 @pytest.fixture

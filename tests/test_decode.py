@@ -21,16 +21,28 @@ from larosa.decode.generate import Sampling, draw, generate
 from larosa.decode.parity_model import check_model
 from larosa.decode.prefill import prefill
 from larosa.decode.selectors import SiteSelector, dense_selectors, level_selectors, selectors_of
-from larosa.models.architecture import SITES
+from larosa.models.architecture import ARCHITECTURES, SITES
 from larosa.sparsity.handle import apply
 from larosa.sparsity.top_k import keep_mask
 
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
 SMALL = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3}
 MODELS = [
     ("llama", {}),
     ("llama", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4}),
     ("mistral", {"sliding_window": None, "head_dim": 24}),
     ("qwen2", {"tie_word_embeddings": True}),
+    ("llama", {"tie_word_embeddings": True, "rope_parameters": LLAMA3_ROPE, "max_position_embeddings": 512}),
+    ("qwen3", {"head_dim": 24}),
+    ("qwen3", {"head_dim": 8, "attention_bias": True, "num_key_value_heads": 4, "rms_norm_eps": 1e-2}),
+    ("cwm", {"head_dim": 16}),
+    ("ministral", {"head_dim": 16}),
+    ("seed_oss", {"attention_bias": True, "attention_out_bias": False}),
+    ("internlm3", {}),
+    ("iquestcoder", {}),
 ]
 METHODS = {
     "magnitude": ("magnitude", {}),
@@ -85,10 +97,32 @@ def test_dense_decoder_is_the_model(kind: str, more: dict[str, object], tokens: 
     close(prefill(decoder, ids), expected)
 
 
+def test_every_decodable_architecture_is_covered() -> None:
+    assert {kind for kind, _ in MODELS} == {kind for kind, own in ARCHITECTURES.items() if own.decodable}
+
+
+@pytest.mark.parametrize("kind", [kind for kind, own in ARCHITECTURES.items() if not own.decodable])
+def test_another_attention_is_refused(kind: str) -> None:
+    with pytest.raises(DecodeError, match=f"attention of model_type '{kind}'.* qwen2, qwen3"):
+        weights_of(small(kind, head_dim=16))
+
+
+def test_rotary_embeddings_of_long_contexts_are_transformers(tokens: Tensor) -> None:
+    """Positions beyond the original length, where the scaling of llama3 moves every frequency band."""
+    model = small(rope_parameters=LLAMA3_ROPE, max_position_embeddings=512)
+    plain = small(rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, max_position_embeddings=512)
+    ids = tokens[:, :25].reshape(1, 100)
+    weights = weights_of(model)
+    decoder = Decoder(weights, dense_selectors(weights.shape), 100)
+    expected = model(ids).logits
+    close(stepped(decoder, ids), expected)
+    assert not torch.allclose(plain(ids).logits, expected, rtol=1e-2)
+
+
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_sparse_decoder_is_the_sparse_model(kind: str, name: str, tokens: Tensor) -> None:
-    model, ids = small(kind), tokens[:2, :12]
+    model, ids = small(kind, **({"head_dim": 8} if kind == "qwen3" else {})), tokens[:2, :12]
     with applied(model, tokens, chosen(name)) as handle:
         weights = weights_of(model, handle)
         decoder = Decoder(weights, selectors_of(handle), 16, batch=2)

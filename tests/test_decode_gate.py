@@ -18,12 +18,12 @@ from conftest import SHAPE
 from larosa.decode import ops
 from larosa.decode.decoder import Decoder
 from larosa.decode.dense import DenseDecoder, transposed
-from larosa.decode.errors import ParityError
 from larosa.decode.from_model import weights_of
 from larosa.decode.parity import check_plain
 from larosa.decode.parity_model import check_model
 from larosa.decode.selectors import SiteSelector, level_selectors
 from larosa.decode.weights import DecodeWeights, random_weights
+from larosa.errors import ParityError
 
 
 @pytest.fixture(autouse=True)
@@ -121,14 +121,15 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "layers", "more"),
-    [("qwen2", 1, {"transforms": "int8"}), ("llama", 2, {"adapters": 2})],
+    [("qwen3", 1, {"transforms": "int8"}), ("llama", 2, {"adapters": 2})],
     ids=str,
 )
 @pytest.mark.usefixtures("few_programs")
 def test_one_launch_a_site_has_the_bits_of_the_watched_step(kind: str, layers: int, more: dict[str, Any]) -> None:
     """Triton's interpreter here, a graph on a GPU: check_plain wants equal logits from both."""
     device = torch.device("cuda" if ON_GPU else "cpu")
-    config = AutoConfig.for_model(kind, **INTERPRETED)
+    own = {"head_dim": 32, "attention_bias": True} if kind == "qwen3" else {}
+    config = AutoConfig.for_model(kind, **INTERPRETED, **own)
     weights = random_weights(config, torch.bfloat16, device, 0, layers, **more)
     found = check_plain(weights, level_selectors(weights.shape, 0.5), tokens=TOKENS, backend="triton")
     assert found["bit_identical"]

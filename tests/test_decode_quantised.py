@@ -22,7 +22,7 @@ from transformers import AutoConfig, PreTrainedModel
 from conftest import SHAPE, build_model
 from larosa.decode import benchmark
 from larosa.decode.decoder import Decoder
-from larosa.decode.errors import DecodeError, ParityError
+from larosa.decode.errors import DecodeError
 from larosa.decode.from_model import weights_of
 from larosa.decode.matrix import PackedMatrix
 from larosa.decode.parity import check_plain
@@ -31,6 +31,7 @@ from larosa.decode.prefill import prefill
 from larosa.decode.selectors import SiteSelector, dense_selectors, level_selectors, selectors_of
 from larosa.decode.timing import compare, measure
 from larosa.decode.weights import DecodeWeights, random_weights
+from larosa.errors import ParityError
 from larosa.evaluation.accounting import quantised_account
 from larosa.quantization.apply import quantise
 
@@ -207,23 +208,23 @@ def test_adapters_in_codes_are_read_as_codes(tmp_path: Path) -> None:
     words, read = ["--model", "tiny-llama", "--layers", "2", "--device", "cpu", *sizes], {}
     for name, more in (("float32", []), ("w8", ["--adapters-w8"])):
         out = tmp_path / f"{name}.json"
-        benchmark.main([*words, "--overhead", "adapter", *more, "--json", str(out)])
+        benchmark.measure([*words, "--overhead", "adapter", *more, "--json", str(out)])
         record = json.loads(out.read_text())
         assert record["adapters"] == ("w8" if more else "none")
         read[name] = record["rows"][-1]["read_bytes"]["adapters"]
     assert (read["float32"], read["w8"]) == (4 * 64**2, 64**2 + 4 * 64)
     with pytest.raises(SystemExit, match="--overhead adapter"):
-        benchmark.main([*words, "--adapters-w8"])
+        benchmark.measure([*words, "--adapters-w8"])
 
 
 @pytest.mark.parametrize("words", [["--quantization", "w8"], ["--quantization", "w4", "--head-w8"]], ids=str)
 def test_the_benchmark_times_codes(words: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     sizes = ["--contexts", "4", "--new-tokens", "2", "--repeats", "1", "--levels", "0,0.5", "--dtype", "float32"]
-    benchmark.main(["--model", "tiny-llama", "--layers", "1", "--device", "cpu", *sizes, *words, "--json", str(out)])
+    benchmark.measure(["--model", "tiny-llama", "--layers", "1", "--device", "cpu", *sizes, *words, "--json", str(out)])
     record = json.loads(out.read_text())
     assert (record["quantization"], record["head"]) == (words[1], "w8" if "--head-w8" in words else "none")
     assert [row["kind"] for row in record["rows"]].count("quantised") == 1
     assert all(gate["bit_identical"] for gate in record["parity"]["4"].values())
     with pytest.raises(SystemExit, match="--prefill"):
-        benchmark.main(["--model", "tiny-llama", "--device", "cpu", "--prefill", "8", *words])
+        benchmark.measure(["--model", "tiny-llama", "--device", "cpu", "--prefill", "8", *words])

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from conftest import build_model
 from larosa.api.sparsify import LaRoSAConfig, sparsify
+from larosa.errors import ParityError
 from larosa.evaluation import parity
-from larosa.evaluation.parity import ParityError
 from larosa.evaluation.perplexity import perplexity
 from larosa.evaluation.tasks.likelihood import likelihoods
 from larosa.evaluation.tasks.wrapper import callable_of

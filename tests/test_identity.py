@@ -29,7 +29,7 @@ from larosa.data.texts import load_documents
 from larosa.evaluation.tasks import definitions
 from larosa.experiment import pipeline, results
 from larosa.experiment.plan_runs import identity_of, plan_runs
-from larosa.models.load import ModelError
+from larosa.models.sources import ModelError
 
 BASE = ["model=tiny-llama", "texts=none", "calibration=text", "baseline=none", "evaluation.zero_shot.tasks=[]"]
 

@@ -180,7 +180,7 @@ def test_a_figures_sweep_fills_it(settings: list[str], tmp_path: Path, name: str
     words = [*settings, "sparsity=0.4", "schedule=uniform"]
     with initialize_config_dir(str(ROOT / "sweeps"), version_base="1.3"):
         found = compose(name, [f"hydra.searchpath=[file://{CONF}]", *words])
-    given = Sweep("group", tmp_path / "sweep", os.getpid())
+    given = Sweep("group", tmp_path / "sweep", os.getpid(), "python run.py")
     made = []
     for _ in range(2):  # the second time it is there already
         in_sweep(given, found, words, "")
@@ -194,7 +194,7 @@ def test_a_figures_sweep_fills_it(settings: list[str], tmp_path: Path, name: str
 
 
 def test_a_failed_diagnostic_is_noted_and_success_removes_the_note(settings: list[str], tmp_path: Path) -> None:
-    given = Sweep("group", tmp_path / "sweep", os.getpid())
+    given = Sweep("group", tmp_path / "sweep", os.getpid(), "python run.py")
     notes = []
     for layer in (3, LAYER):
         words = [*settings, "diagnostics.kind=surface", f"diagnostics.layer={layer}"]

@@ -32,11 +32,11 @@ def test_what_is_no_object_is_a_value_error_that_names_the_file(damaged: Path) -
 @pytest.mark.parametrize("text", ["{}", '{"overrides": 1}', '{"overrides": [], "failed": []}', '{"other": 1}'])
 def test_an_outcome_of_a_sweep_with_wrong_fields(text: str, tmp_path: Path) -> None:
     (tmp_path / "found.json").write_text(text)
-    assert Sweep("group", tmp_path, 0).outcomes() == []
+    assert Sweep("group", tmp_path, 0, "larosa run").outcomes() == []
 
 
 def test_outcomes_of_a_sweep(damaged: Path) -> None:
-    sweep = Sweep("group", damaged.parent, 0)
+    sweep = Sweep("group", damaged.parent, 0, "larosa run")
     sweep.note(Outcome(["sparsity=0.4"]))
     assert sweep.outcomes() == [Outcome(["sparsity=0.4"])]
 

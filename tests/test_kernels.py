@@ -330,11 +330,18 @@ ATTENTION = {
 
 
 def check_attention(
-    name: str, at: int, dtype: torch.dtype, width: int = 32, large: float = 1.0, one: bool = not ON_GPU
+    name: str,
+    at: int,
+    dtype: torch.dtype,
+    width: int = 32,
+    large: float = 1.0,
+    one: bool = not ON_GPU,
+    normed: bool = False,
 ) -> None:
     """Output and caches against the reference, the cache from `at` on being NaN.
 
-    `large` scales the scores; `one`: one KV head of one row, for the interpreter runs a program after the other.
+    `large` scales the scores; `one`: one KV head of one row, for the interpreter runs a program after the other;
+    `normed`: with norms of queries and keys.
     """
     kv, per, config = ATTENTION[name]
     longest, rows = 78, 2
@@ -349,11 +356,16 @@ def check_attention(
         cache[:, :, at:] = float("nan")  # what is not yet written is not read
     other = [cache.clone() for cache in caches]
     position = torch.tensor([at], dtype=torch.int32, device=DEVICE)
+    norms = {"norms": 0.5 + normal(2, width, seed=3, dtype=dtype).abs(), "eps": 1e-6} if normed else {}
     with kt.poisoned_empty():
-        out = decode_attention(qkv, cos, sin, *caches, position, backend="triton", config=config)
-    wanted = decode_attention(qkv, cos, sin, *other, position, backend="reference")
+        out = decode_attention(qkv, cos, sin, *caches, position, backend="triton", config=config, **norms)
+    wanted = decode_attention(qkv, cos, sin, *other, position, backend="reference", **norms)
     for cache, reference in zip(caches, other, strict=True):
-        assert torch.equal(cache.nan_to_num(7), reference.nan_to_num(7))
+        if normed:  # the sum of squares has another order, which moves a rounding of four
+            u = kt.EPSILON[dtype]
+            torch.testing.assert_close(cache, reference, rtol=4 * u, atol=8 * u, equal_nan=True)
+        else:
+            assert torch.equal(cache.nan_to_num(7), reference.nan_to_num(7))
     # One rounding of the output, and with tensor cores one of the probabilities: each at most u times max |v|.
     # A score of size s is known to s times 2**-24 times its terms: so is its exponential, relatively.
     doubt = 3 * kt.EPSILON[dtype] + 2**-24 * width * large * width**0.5
@@ -364,6 +376,19 @@ def check_attention(
 @pytest.mark.parametrize(("at", "dtype"), [(0, HALF[0]), (16, HALF[1]), (77, HALF[0])], ids=str)
 def test_decode_attention(name: str, at: int, dtype: torch.dtype) -> None:
     check_attention(name, at, dtype, one=not ON_GPU and (at < 77 or ATTENTION[name][0] == 1))
+
+
+@both
+@pytest.mark.parametrize("name", ["mha", "mha_dot", "gqa3", "gqa7"])
+def test_decode_attention_norms_queries_and_keys(name: str, dtype: torch.dtype) -> None:
+    check_attention(name, 33, dtype, normed=True)
+
+
+@pytest.mark.parametrize("wrong", [{"norms": torch.ones(32)}, {"norms": torch.ones(2, 32, dtype=torch.float64)}])
+def test_norms_of_decode_attention_are_checked(wrong: dict[str, torch.Tensor]) -> None:
+    qkv, table, cache = normal(1, 96), normal(40, 32, seed=1), normal(1, 1, 40, 32)
+    with pytest.raises((ValueError, TypeError), match="norms"):
+        decode_attention(qkv, table, table, cache, cache.clone(), torch.tensor([3], device=DEVICE), **wrong)
 
 
 @pytest.mark.parametrize("at", [1, 3, 7, 8, 15, 31, 32, 33, 63, 64, 65])

@@ -94,7 +94,7 @@ def op_cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         ),
         "decode_attention": (
             ops.decode_attention,
-            (x, table, table, cache, cache.clone(), position, False, [2, 16, 4, 0]),
+            (x, table, table, cache, cache.clone(), position, None, 0.0, False, [2, 16, 4, 0]),
         ),
         "greedy_sample": (
             ops.greedy_sample,

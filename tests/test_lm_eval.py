@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from conftest import ROOT
 from larosa.cli import lm_eval
 from larosa.config.run import ConfigError
+from larosa.errors import ParityError
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_paths_of_every_kind_arrive(name: str, arguments: dict[str, str], tmp_pa
 
 
 def test_values_that_lm_eval_has_read_already_keep_their_meaning(arguments: dict[str, str]) -> None:
-    typed = "pretrained=tiny-llama,calibration=text,calibration.text.files=[a.txt,b.txt],model.revision=1234567"
+    typed = "pretrained=llama2-7b,calibration=text,calibration.text.files=[a.txt,b.txt],model.revision=1234567"
     typed += ",model.device_map=None,force=true,sparsity=0.3,evaluation.perplexity.max_tokens=None"
     config = lm_eval.settings_of(**key_val_to_dict(typed))
     assert config.calibration.text.files == ("a.txt", "b.txt")
@@ -178,6 +179,13 @@ def refused(words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, cap
     assert message in caplog.text
 
 
+def test_a_task_that_there_is_not_ends_in_one_message(
+    inside: None, words: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    words[words.index("own_questions")] = "nonsense"
+    refused(words, "Tasks not found: nonsense (`python -m larosa.cli.lm_eval ls tasks`", monkeypatch, caplog)
+
+
 def test_a_model_with_nan_scores_nothing(
     inside: None, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -214,7 +222,7 @@ def test_a_transformation_that_is_wrong_scores_nothing(
     from larosa.evaluation import parity
 
     monkeypatch.setattr(parity, "bound", lambda *_: 0.0)
-    with pytest.raises(parity.ParityError, match="at level 0"):
+    with pytest.raises(ParityError, match="at level 0"):
         lm_eval.SparseLM(**arguments)
 
 

@@ -314,7 +314,8 @@ def change(path: str, value: Any) -> Edit:
 def test_records_of_different_conditions_are_refused(
     lines: list[Record], tmp_path: Path, condition: str, edit: Edit
 ) -> None:
-    line = pick(lines, "magnitude", 0.5)
+    label = LAROSA if condition == "calibration tokens" else "magnitude"  # which reads none
+    line = pick(lines, label, 0.5)
     edit(line)
     with pytest.raises(RecordsError, match=condition) as refusal:
         made(tmp_path, lines)

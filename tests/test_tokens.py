@@ -31,7 +31,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def settings(**changes: object) -> CalibrationConfig:
     values = {"sequences": 4, "length": 10, "sampling": "random", "batch_size": 1, "probe_sequences": 1}
-    return CalibrationConfig.model_validate({"text": TEXT, **values, **changes})
+    return CalibrationConfig.model_validate({"text": TEXT.model_dump(), **values, **changes})
 
 
 def test_first_takes_the_beginning_with_one_bos(tokenizer: PreTrainedTokenizerFast) -> None:

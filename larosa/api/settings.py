@@ -80,8 +80,8 @@ class SparsityConfig(Strict):
         """The same with the whole path of a schedule file. Raises ArgumentError where the model's name is missing."""
         path, name = self.schedule.path, self.model_name
         bare = path is not None and schedule_path(path, "") != path
-        if self.schedule.kind == "paper_table11" and name is not None and name not in choices("model"):
-            raise ArgumentError(f"model_name={name!r} is not in conf/model: {', '.join(choices('model'))}")
+        if self.schedule.kind == "paper_table11" and name is not None and name not in _named():
+            raise ArgumentError(f"model_name={name!r} is not in conf/model: {', '.join(_named())}")
         if bare and name is None:
             raise ArgumentError(
                 f"schedule.path={path} lies in schedules/<model_name>: say model_name=..., or FILE.json"
@@ -156,10 +156,13 @@ class LaRoSAConfig(Strict):
 
 def hub_name(source: str) -> str | None:
     """The name in `conf/model` of the model that the hub calls `source`; None where there is none."""
-    for name in choices("model"):
-        if source and choice("model", name)["hub_id"] == source:
-            return name
-    return None
+    return next((name for name, hub_id in _named().items() if source and hub_id == source), None)
+
+
+def _named() -> dict[str, str | None]:
+    """Name -> hub id of the models in `conf/model` that are one model; local and hub take any."""
+    models = {name: choice("model", name) for name in choices("model")}
+    return {name: model["hub_id"] for name, model in models.items() if model["shape"] is not None}
 
 
 def _group(group: str, given: object) -> dict[str, Any]:

@@ -201,6 +201,11 @@ class Calibrator:
         """Per plan, the output errors of its sites on the calibration tokens of the dense model."""
         return [site_errors(self.model, plan, self.tokens, self.batch_size) for plan in plans]
 
+    def error_curves(self, identity: dict[str, Any], build: Callable[[], tensor_store.Tensors]) -> tensor_store.Tensors:
+        """The error curves of a search for levels; `identity` is that of the search."""
+        own = {"what": "error curves", "tuning_version": TUNING_VERSION}
+        return self._kept("curves", self._identity() | own | identity, build)
+
     def _kept(
         self, kind: str, identity: dict[str, Any], build: Callable[[], tensor_store.Tensors]
     ) -> tensor_store.Tensors:

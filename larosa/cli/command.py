@@ -1,4 +1,4 @@
-"""What the commands beside `run.py` share: settings read as it reads them, and a session without evaluation texts."""
+"""What the commands beside `run` share: settings read as it reads them, and a session without evaluation texts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from larosa.cli.overrides import explained, fit
-from larosa.config.keys import HELP
+from larosa.commands import COMMANDS, asks_for_help, help_of, typed
 from larosa.config.run import ConfigError, RunConfig, ScheduleConfig
 from larosa.errors import LarosaError, described
 from larosa.methods.registry import METHODS
+from larosa.models.resolve import resolved
 from larosa.records.packaged import packaged
 
 log = logging.getLogger(__name__)
@@ -26,18 +27,19 @@ log = logging.getLogger(__name__)
 def main(run: Callable[[RunConfig], Path]) -> None:
     """Read the settings, run, say what was written; one readable message where something is wrong."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s %(levelname)s] %(message)s", datefmt="%H:%M:%S")
-    words = arguments(sys.modules[run.__module__].__doc__)
+    module = sys.modules[run.__module__].__spec__
+    words = arguments(next(name for name, command in COMMANDS.items() if module and command.module == module.name))
     try:
         log.info("wrote %s", run(not_quantised(read_settings(words))))
     except (LarosaError, OSError) as error:
         fail(error)
 
 
-def arguments(doc: str | None) -> list[str]:
-    """The words behind the command; --help prints what the module says of itself and ends."""
+def arguments(name: str) -> list[str]:
+    """The words behind the command `name`; --help prints what its module says of itself and ends."""
     words = sys.argv[1:]
-    if {"-h", "--help"} & set(words):
-        print(f"{doc or ''}\nSettings are key=VALUE as run.py takes them: {HELP}")
+    if asks_for_help(words):
+        print(help_of(name))
         sys.exit(0)
     return words
 
@@ -46,7 +48,8 @@ def not_quantised(config: RunConfig) -> RunConfig:
     """The settings of a command for unquantised weights. Raises ConfigError where they quantise."""
     if config.quantization.active:
         raise ConfigError(
-            "this command does not quantise weights: take quantization=none (run.py and larosa.cli.lm_eval do)"
+            "this command does not quantise weights: take quantization=none "
+            f"(`{typed('run')}` and `{typed('eval')}` do)"
         )
     return config
 
@@ -58,13 +61,13 @@ def fail(reason: object) -> NoReturn:
 
 
 def read_settings(overrides: list[str]) -> RunConfig:
-    """The settings that `run.py` would have with these overrides. Raises ConfigError."""
+    """The settings that `run` would have with these overrides. Raises ConfigError and ModelError."""
     try:
         with initialize_config_dir(str(packaged("conf")), version_base="1.3"):
             tree = OmegaConf.to_container(compose("config", fit(overrides)), resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explained(error)) from None
-    return RunConfig.parse(tree)  # type: ignore[arg-type]
+    return resolved(RunConfig.parse(tree))  # type: ignore[arg-type]
 
 
 def calibration_only(config: RunConfig) -> RunConfig:

@@ -1,10 +1,10 @@
 """Measure methods at equal weight sparsity and at equal weight bytes read, each at its own best schedule.
 
-    python -m larosa.cli.compare sweeps/methods.yaml calibration.batch_size=8 [--records RECORDS.jsonl ...]
-    python -m larosa_analysis.compact runs records.jsonl && python -m larosa_analysis.comparison.methods records.jsonl
+    larosa compare sweeps/methods.yaml calibration.batch_size=8 [--records RECORDS.jsonl ...]
+    larosa report runs
 
 The list (YAML) holds `settings`, overrides for all; `levels`; `schedules`, name -> a list of overrides of
-`larosa.cli.allocate` that finds one, the name of a schedule file with `{level}` in it, or nothing for a choice of
+`larosa allocate` that finds one, the name of a schedule file with `{level}` in it, or nothing for a choice of
 conf/schedule; and `methods`, each with its `settings`, optionally its own `schedules` and `levels`. All schedules are
 measured for every method and level. A method whose thresholds achieve another sparsity is measured again at a corrected
 target. A method with run-time overhead is then measured, on its best schedule, at the target whose saving is the level
@@ -32,11 +32,11 @@ from statistics import median
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from larosa import models
 from larosa.cli import allocate
 from larosa.cli.command import arguments, fail, read_settings
 from larosa.cli.invocation import run_command
 from larosa.cli.method_list import Comparison, Entry
+from larosa.commands import typed
 from larosa.config.run import ConfigError, RunConfig
 from larosa.errors import LarosaError
 from larosa.experiment.failures import RunFailedError
@@ -44,12 +44,10 @@ from larosa.experiment.plan_runs import plan_runs
 from larosa.experiment.results import Record, load_record, slug
 from larosa.experiment.runner import record_of, require_measurable, stored
 from larosa.experiment.session import Sessions, session_settings
-from larosa.models.sites import ModelShape
 from larosa.records import checksum
 from larosa.records.disk import digest, locked
 from larosa.records.packaged import found
 from larosa.sparsity.schedule import ScheduleError
-from larosa.sparsity.schedule_file import read_schedule
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +72,7 @@ class _Work:
     _composed: dict[tuple[str, ...], RunConfig] = field(default_factory=dict)
 
     def settings(self, entry: Entry, *more: str) -> list[str]:
-        """The overrides of a run, as `run.py` takes them."""
+        """The overrides of a run, as `larosa run` takes them."""
         shared = [*self.comparison.settings, *self.comparison.sessions[self.session]]
         return [*shared, *entry.settings, "baseline=none", *self.overrides, *more]
 
@@ -216,28 +214,16 @@ def _searched(work: _Work, entry: Entry, level: float, name: str, search: tuple[
     path = Path(config.output).expanduser() / "schedules" / f"{name}-{level:g}-{label}.json"
     config = config.model_copy(update={"schedule": config.schedule.model_copy(update={"path": str(path)})})
     try:
-        if not _is_found(path, config):
+        if not allocate.is_intact(path, config):
             require_measurable(config)
             with locked(path):
-                if not _is_found(path, config):
+                if not allocate.is_intact(path, config):
                     allocate.search(config, work.sessions.open(config))
     except LarosaError as error:
         work.failed += 1
         log.error("%s, schedule %s: %s", " ".join(entry.settings), name, error)
         return None
     return path
-
-
-def _is_found(path: Path, config: RunConfig) -> bool:
-    """Whether the schedule is there and intact; a damaged one is named, to be found again."""
-    if config.force or not path.exists():
-        return False
-    try:
-        read_schedule(path, ModelShape.of(models.model_config(config.model)))
-    except ScheduleError as error:
-        log.warning("%s: found again", error)
-        return False
-    return True
 
 
 def _achieved(work: _Work, entry: Entry, target: float, overhead: float, schedule: tuple[str, ...]) -> Record | None:
@@ -278,9 +264,9 @@ def main() -> None:
     parser.add_argument("words", nargs="*")
     parser.add_argument("--records", nargs="+", action="extend", default=[], type=Path)
     try:
-        given = parser.parse_intermixed_args(arguments(__doc__))
+        given = parser.parse_intermixed_args(arguments("compare"))
         if not given.words:
-            raise ConfigError("name the list: python -m larosa.cli.compare sweeps/methods.yaml [overrides]")
+            raise ConfigError(f"name the list: {typed('compare')} sweeps/methods.yaml [overrides]")
         listed = Comparison.read(Path(found(given.words[0])).expanduser())
         failed = compare(listed, given.words[1:], given.records)
     except (LarosaError, OSError, argparse.ArgumentError) as error:

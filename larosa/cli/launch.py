@@ -32,12 +32,15 @@ log = logging.getLogger(__name__)
 
 
 def read(settings: DictConfig) -> RunConfig:
-    """The checked settings of a run. Raises ConfigError."""
+    """The checked settings of a run. Raises ConfigError, and ModelError for a model that is not there."""
     try:
         tree: Any = OmegaConf.to_container(settings, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(explained(error)) from None
-    return RunConfig.parse(tree)
+    config = RunConfig.parse(tree)
+    from larosa.models.resolve import resolved  # heavy imports wait until the settings are known to be good
+
+    return resolved(config)
 
 
 def alone(settings: DictConfig, command: str) -> None:

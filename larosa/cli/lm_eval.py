@@ -1,18 +1,20 @@
 """The sparse model as a model of lm-eval, behind lm-eval's own command line.
 
-    python -m larosa.cli.lm_eval --model larosa --tasks arc_easy,hellaswag --batch_size 8 \
+    larosa eval --model larosa --tasks arc_easy,hellaswag --batch_size 8 \\
         --model_args pretrained=smollm2-135m,sparsity=0.4,method=larosa/block_diagonal,calibration=wikitext2
 
-`pretrained` is a choice of conf/model; `sparsity`, `method` and any other setting of `python run.py` (groups, and
+`pretrained` is a choice of conf/model; `sparsity`, `method` and any other setting of `larosa run` (groups, and
 dotted keys such as `model.path` or `method.selector`) follow as it takes them. Batches, lengths, prompts, examples,
-output and logging are lm-eval's. Models load as run.py loads them, so there is no remote code. The checks are run.py's
-too: level-0 logits against the dense model's, finite logits in every batch, no task about what was calibrated on.
+output and logging are lm-eval's; `larosa eval run --help` lists its options. Models load as `larosa run` loads them, so
+there is no remote code. The checks are the same too: level-0 logits against the dense model's, finite logits in every
+batch, no task about what was calibrated on.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +26,7 @@ from lm_eval.models.huggingface import HFLM
 from larosa import models
 from larosa.cli.command import calibration_only, fail, read_settings
 from larosa.cli.overrides import word
+from larosa.commands import asks_for_help, help_of, typed
 from larosa.config.run import ConfigError, RunConfig
 from larosa.data.overlap import overlap, require_disjoint
 from larosa.errors import LarosaError
@@ -50,7 +53,7 @@ def settings_of(pretrained: str, device: str | None = None, **settings: Any) -> 
 
 
 def _check(config: RunConfig, batch_size: int | str) -> None:
-    """What `run.py` refuses when it knows that tasks are scored. Raises ConfigError."""
+    """What `larosa run` refuses when it knows that tasks are scored. Raises ConfigError."""
     if config.token_policy.kind == "decode_only":
         raise ConfigError("token_policy=decode_only would score the dense model: likelihoods need no generated token")
     if config.token_policy.kind == "last_fraction" and str(batch_size) != "1":
@@ -76,7 +79,7 @@ class SparseLM(HFLM):  # type: ignore[misc]
         models.ensure_available(config.model)
         documents = read_documents(config)
         session = open_session(config, documents)
-        self._calibrated_on = documents.calibration
+        self._calibrated_on = documents.calibrated_on
         self.handle, prepared = prepare(planned, session)
         error, bound = (prepared["parity"][key] for key in ("relative_logits_error", "bound"))
         log.info("%s: level-0 logits error %.1e (bound %.0e)", config.method.label, error, bound)
@@ -126,13 +129,20 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def main() -> None:
-    """Hand over to lm-eval's command line, which knows `--model larosa` by now."""
+    """Hand over to lm-eval's command line, which knows `--model larosa` by now; --help alone is ours."""
     from lm_eval.__main__ import cli_evaluate
 
+    if asks_for_help(sys.argv[1:2]):
+        print(help_of("eval"))
+        return
     try:
         cli_evaluate()
-    except LarosaError as error:
+    except (LarosaError, OSError) as error:
         fail(error)
+    except ValueError as error:
+        if not str(error).startswith("Tasks not found"):
+            raise
+        fail(f"{error} (`{typed('eval')} ls tasks` lists them; --include_path FOLDER adds your own)")
 
 
 if __name__ == "__main__":

@@ -244,7 +244,7 @@ def _no_choice(error: MissingConfigException) -> str:
     found = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
     known = sorted({*found, *(error.options or ())} - {one.split("/")[0] for one in found if "/" in one} | set(found))
     close = keys.question(get_close_matches(name.lower(), known, 3, 0.5))
-    folders = f"; a folder with a model goes to {_pasted('model.path', _text(name))}"
+    folders = f"; a folder with a model goes to model=local {_pasted('model.path', _text(name))}"
     return (
         f"{group}={name}: no such choice{close}{folders if group == 'model' and '/' in name else ''}; "
         f"there is {', '.join(known)}"

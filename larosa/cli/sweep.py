@@ -3,7 +3,7 @@
 Every run leaves one small file in the sweep's own folder below `output`; the process that started the sweep counts
 them. So runs in this process, in others, and on other machines that share the disk are counted alike:
 
-    python run.py --config-dir sweeps --config-name table02 -m
+    larosa run --config-dir sweeps --config-name table02 -m
     table02: 12 of 48 runs done, 1 failed, 35 left, 1:02:11 left
 """
 
@@ -28,6 +28,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from larosa.commands import pip_install, typed
 from larosa.errors import described
 from larosa.records.disk import digest, read_object, write_atomically
 
@@ -58,6 +59,8 @@ class Sweep:
     folder: Path
     starter: int
     """Process that started the sweep: runs in others show no bars, which would write over each other."""
+    program: str
+    """How that process was started, for commands that measure a run again: a launcher's workers cannot tell."""
 
     @classmethod
     def of(cls, hydra: Any) -> Sweep | None:
@@ -65,7 +68,7 @@ class Sweep:
         found = hydra.callbacks.get("sweep") or {}
         if not found.get("folder"):
             return None
-        return cls(found["group"], Path(found["folder"]), int(found["starter"]))
+        return cls(found["group"], Path(found["folder"]), int(found["starter"]), found["program"])
 
     def note(self, outcome: Outcome) -> None:
         """Leave the outcome for the process that counts."""
@@ -110,7 +113,13 @@ def progress(name: str, total: int, outcomes: list[Outcome], elapsed_s: float) -
 class SweepCallback(Callback):
     """Hydra's notice of a sweep's start and end. Its settings are filled by the start, for the runs to read."""
 
-    def __init__(self, folder: str | None = None, group: str | None = None, starter: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | None = None,
+        group: str | None = None,
+        starter: str | None = None,
+        program: str | None = None,
+    ) -> None:
         self._line: ProgressLine | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -123,10 +132,11 @@ class SweepCallback(Callback):
         group = f"{name.replace('/', '-')}-{digest({'runs': runs})[:6]}"
         folder = Path(str(config.output)).expanduser().absolute() / f"{_FOLDER}{group}-{time.time_ns()}"
         with read_write(config), open_dict(config):
-            for key, value in {"folder": str(folder), "group": group, "starter": str(os.getpid())}.items():
+            told = {"folder": str(folder), "group": group, "starter": str(os.getpid()), "program": typed("run")}
+            for key, value in told.items():
                 quoted = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
                 config.hydra.overrides.hydra.append(f"hydra.callbacks.sweep.{key}={quoted}")
-        self._line = ProgressLine(Sweep(group, folder, os.getpid()), name, len(runs))
+        self._line = ProgressLine(Sweep(group, folder, os.getpid(), typed("run")), name, len(runs))
         try:
             self._line.start()
         except OSError as error:  # Hydra would make a warning of it and go on
@@ -148,7 +158,7 @@ def _require(package: str) -> None:
     try:
         metadata.distribution(package)
     except metadata.PackageNotFoundError:
-        sys.exit(f"this launcher needs {package}: pip install -c constraints.txt -e '.[{EXTRAS[package]}]'")
+        sys.exit(f"this launcher needs {package}: {pip_install(EXTRAS[package])}")
 
 
 class ProgressLine:

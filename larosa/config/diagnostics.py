@@ -1,4 +1,4 @@
-"""Settings of `python -m larosa.cli.diagnose`, and of runs that compute diagnostics instead of metrics."""
+"""Settings of `larosa diagnose`, and of runs that compute diagnostics instead of metrics."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class ZeroShotConfig(Strict):
     batch_size: int = Field(ge=1)
     """Requests per forward pass."""
     requests: Filename | None = None
-    """A file of `python -m larosa.cli.requests`, to score without lm-eval; the scores are the same."""
+    """A file of `larosa requests`, to score without lm-eval; the scores are the same."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Of tasks that generate: tokens per answer at most; null: the task's own, or lm-eval's 256."""
     chat_template: bool = False

@@ -9,7 +9,9 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-HELP = "`python -m larosa --help` lists the settings"
+from larosa.commands import typed
+
+HELP = f"`{typed('run')} --help` lists the settings"
 ANY = "*"
 """Stands in a name for a part that the user chooses: `texts.*.files`."""
 

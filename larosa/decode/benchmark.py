@@ -1,9 +1,10 @@
 """Whole-model decode speed on one GPU with random weights at a true shape: dense and every level in one process.
 
-    PYTHONPATH=kernels:. python -m larosa.decode.benchmark --model llama2-7b --levels 0,0.25,0.4,0.5,0.75 \
+    larosa bench --model llama2-7b --levels 0,0.25,0.4,0.5,0.75 \\
         --overhead none --json OUT.json
 
-Needs torch, triton, numpy and transformers, nothing else of larosa's dependencies. Shapes come from
+Needs torch, triton, numpy and transformers, nothing else of larosa's dependencies: in a checkout without an
+installation, `PYTHONPATH=kernels:. python -m larosa.decode.benchmark` does the same. Shapes come from
 conf/model/NAME.yaml. The parity check runs first, on the model's first layers at every plan that is timed; nothing is
 timed unless it passes. `--overhead adapter` puts one D x D product in front of every layer but the first (the paper's
 form), `int8` two int8 transforms in every layer (output_aware). `--thresholds` times the same levels with calibrated
@@ -20,21 +21,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-from larosa_kernels.common.environment import environment
-from transformers import AutoConfig
-
-from larosa.decode.calibrate import kth_bits, with_search_ranges, with_thresholds
-from larosa.decode.decoder import Decoder
-from larosa.decode.parity import check_plain
-from larosa.decode.selectors import Selectors, cut, level_selectors
-from larosa.decode.timing import Row, compare, prefill_rows
-from larosa.decode.weights import DecodeWeights, random_weights
+from larosa.commands import typed
 from larosa.errors import LarosaError
 from larosa.records.checksum import sealed
 from larosa.records.disk import write_atomically
-from larosa.records.packaged import packaged
 
 OVERHEADS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -44,8 +34,6 @@ OVERHEADS: dict[str, dict[str, Any]] = {
     "transform": {"transforms": "model"},
 }
 SCHEMES: dict[str, str | None] = {"none": None, "w8": "w8", "w4": "w4_out"}
-SCHEMA = 2
-CALIBRATION_TOKENS = 16
 
 
 def numbers(text: str) -> list[float]:
@@ -60,7 +48,9 @@ def integers(text: str) -> list[int]:
 
 def arguments(words: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Whole-model decode speed, dense and sparse in one process.")
+    parser = argparse.ArgumentParser(
+        prog=typed("bench"), description="Whole-model decode speed, dense and sparse in one process."
+    )
     parser.add_argument("--model", default="llama2-7b", help="a file of conf/model")
     parser.add_argument("--levels", type=numbers, default=[0.0, 0.25, 0.4, 0.5, 0.75], help="fractions, one plan each")
     parser.add_argument("--overhead", choices=OVERHEADS, default="none")
@@ -76,7 +66,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--no-search-range", action="store_true", help="search without calibrated search ranges")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--backend", choices=["auto", "triton", "reference"], default="auto")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="default: the GPU if there is one")
     parser.add_argument("--layers", type=int, help="cut the model, for a quick look; the record says so")
     parser.add_argument("--parity-layers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -84,62 +74,13 @@ def arguments(words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def shape_of(model: str) -> Any:
-    """The transformers configuration that conf/model/NAME.yaml describes."""
-    path = packaged("conf") / "model" / f"{model}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml")))
-        raise SystemExit(f"--model {model}: expected one of {known}")
-    return AutoConfig.for_model(**yaml.safe_load(path.read_text())["shape"])
-
-
-def plans_of(weights: DecodeWeights, context: int, options: argparse.Namespace) -> dict[str, Selectors]:
-    """Name -> selectors: Top-K at every level, and thresholds where asked for, both calibrated behind `context`
-    tokens."""
-    plans: dict[str, Selectors] = {}
-    for level in options.levels:
-        selectors, name = level_selectors(weights.shape, level, options.ties), f"top-k {100 * level:g} %"
-        if level == 0 or (options.no_search_range and not options.thresholds):
-            plans[name] = selectors
-            continue
-        decoder = Decoder(weights, selectors, context + CALIBRATION_TOKENS, backend=options.backend, graph=False)
-        decoder.cache.normal_()
-        draw = torch.Generator().manual_seed(options.seed)
-        ids = torch.randint(len(weights.embedding), (CALIBRATION_TOKENS,), generator=draw)
-        bits = kth_bits(decoder, ids, context)
-        plans[name] = selectors if options.no_search_range else with_search_ranges(selectors, bits)
-        if options.thresholds:
-            plans[f"thresholds {100 * level:g} %"] = with_thresholds(selectors, bits, weights.dtype)
-    return plans
-
-
-def check_parity(weights: DecodeWeights, plans: dict[str, Selectors], options: argparse.Namespace) -> dict[str, Any]:
-    """Every plan on the first layers, against float64 torch. Raises ParityError."""
-    few = min(options.parity_layers, len(weights.layers))
-    found = {}
-    for name, selectors in plans.items():
-        found[name] = check_plain(weights.first(few), cut(selectors, few), seed=options.seed, backend=options.backend)
-        print(
-            f"parity check, {name}: logits within {found[name]['relative_logits_error']:.1e} of float64",
-            file=sys.stderr,
-        )
-    return found
-
-
-def selection_us(rows: list[Row], sites: int) -> dict[str, float]:
-    """Level -> microseconds of one exact selection: the step with Top-K less the step with thresholds, per site."""
-    timed = {row["name"]: row["ms_per_token"]["p50"] for row in reversed(rows)}
-    pairs = {name: name.replace("thresholds", "top-k") for name in timed if name.startswith("thresholds")}
-    return {top: 1000 * (timed[top] - timed[thresholds]) / sites for thresholds, top in pairs.items()}
-
-
 def command(words: list[str]) -> str:
     """The command line, without where its record went."""
     kept = [word for before, word in zip(["", *words], words, strict=False) if "--json" not in (before, word)]
-    return " ".join(["python -m larosa.decode.benchmark", *kept])
+    return " ".join([typed("bench"), *kept])
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     """Markdown, a line a row."""
     lines = [
         "| | context + new | ms p20 / p50 / p80 | tokens/s | GB a token | of peak | speed-up |",
@@ -156,40 +97,24 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-@torch.no_grad()
-def main(words: list[str]) -> None:
-    """Check parity, time, write, print."""
+def measure(words: list[str]) -> None:
+    """Check parity, time, write, print. Raises LarosaError."""
     options = arguments(words)
-    device = torch.device(options.device)
-    dtype = getattr(torch, options.dtype)
-    config = shape_of(options.model)
     if options.prefill and (options.quantization != "none" or options.head_w8):
         raise SystemExit("--prefill times bf16 weights in two layouts: expected no --quantization and no --head-w8")
     if options.adapters_w8 and not OVERHEADS[options.overhead].get("adapters"):
         raise SystemExit(f"--adapters-w8: expected --overhead adapter or adapters, got {options.overhead}")
-    weights = random_weights(config, dtype, device, options.seed, options.layers, **OVERHEADS[options.overhead])
-    weights = weights.rounded(SCHEMES[options.quantization], options.head_w8, options.adapters_w8)
-    record: dict[str, Any] = {"schema": SCHEMA, "kind": "decode", "model": options.model, "weights": "random"}
-    record |= environment(device) | {
-        "dtype": options.dtype,
-        "overhead": options.overhead,
-        "layers": len(weights.layers),
-    }
-    record |= {"quantization": options.quantization, "head": "w8" if options.head_w8 else "none"}
-    record |= {"adapters": "w8" if options.adapters_w8 else "none"}
-    record |= {"seed": options.seed, "levels": options.levels, "command": command(words)}
-    record |= {"parity": {}, "rows": [], "selection_us": {}}
-    if options.prefill:
-        record["prefill"] = prefill_rows(weights.bare(), options.prefill, options.repeats, backend=options.backend)
-    for context in options.contexts:
-        plans = plans_of(weights, context, options)
-        record["parity"][str(context)] = check_parity(weights, plans, options)
-        rows = compare(weights, plans, [context], options.new_tokens, options.repeats, backend=options.backend)
-        record["rows"] += rows
-        record["selection_us"][str(context)] = selection_us(rows, 4 * len(weights.layers))
+    from larosa.decode.true_shape import measured  # torch and transformers wait until the options are read
+
+    record = measured(options) | {"command": command(words)}
     if options.json is not None:
         content = json.dumps(sealed(record), indent=1, allow_nan=False) + "\n"
         write_atomically(options.json, content.encode())
+    report(record, options)
+
+
+def report(record: dict[str, Any], options: argparse.Namespace) -> None:
+    """Print the rows, and what selection costs."""
     for context, costs in record["selection_us"].items():
         for level, cost in costs.items():
             print(f"context {context}, {level}: one exact selection costs {cost:.2f} us", file=sys.stderr)
@@ -205,8 +130,13 @@ def main(words: list[str]) -> None:
         )
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command; a mistake ends in one message."""
     try:
-        main(sys.argv[1:])
+        measure(sys.argv[1:])
     except LarosaError as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

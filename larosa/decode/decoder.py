@@ -161,22 +161,27 @@ class Decoder:
         return self.backend == "triton"
 
     def _layer(self, layer: int, h: Tensor, watch: Watcher | None) -> Tensor:
-        k_cache, v_cache = self.cache[layer]
         if self.fused and watch is None:
             h = self.adapt(layer, "h1", h, self.backend)
             qkv = self._site(layer, "h1", h)
-            mixed = ops.decode_attention(
-                qkv, self.cos, self.sin, k_cache, v_cache, self.position, self.weights.packed, self.backend
-            )
+            mixed = self._attention(layer, qkv, self.weights.packed)
             h = self._site(layer, "h2", mixed, h)
             activated = self._site(layer, "h3", self.adapt(layer, "h3", h, self.backend))
             return self._site(layer, "h4", activated, h)
         h = self.adapt(layer, "h1", h, self.backend)
         qkv = self._read(layer, "h1", h, None, watch)
-        mixed = ops.decode_attention(qkv, self.cos, self.sin, k_cache, v_cache, self.position, backend=self.backend)
+        mixed = self._attention(layer, qkv, False)
         h = self._read(layer, "h2", mixed, h, watch)
         gate_up = self._read(layer, "h3", self.adapt(layer, "h3", h, self.backend), None, watch)
         return self._read(layer, "h4", gate_up, h, watch)
+
+    def _attention(self, layer: int, qkv: Tensor, overlap: bool) -> Tensor:
+        """Attention of the new tokens [B, (H + 2 KV) hd] -> [B, H hd]; the layer's cache is appended."""
+        norms, eps = self.weights.layers[layer].head_norms, float(self.weights.config.rms_norm_eps)
+        how: dict[str, Any] = {"overlap": overlap, "backend": self.backend, "norms": norms, "eps": eps}
+        k_cache, v_cache = self.cache[layer]
+        mixed: Tensor = ops.decode_attention(qkv, self.cos, self.sin, k_cache, v_cache, self.position, **how)
+        return mixed
 
     def _site(self, layer: int, site: str, before: Tensor, residual: Tensor | None = None) -> Tensor:
         """One site in one launch, or two with a transform; h3 goes on to what h4 ranks."""

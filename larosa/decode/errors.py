@@ -7,7 +7,3 @@ from larosa.errors import LarosaError
 
 class DecodeError(LarosaError):
     """The decoder cannot run this model, plan or prompt."""
-
-
-class ParityError(LarosaError):
-    """The decoder does not compute what the evaluated model computes, so its time means nothing."""

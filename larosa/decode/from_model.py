@@ -109,7 +109,12 @@ def _layer(
             _tensor(matrices["h3"])[:, up] *= score
             if "h3" in biases:
                 biases["h3"][up] *= score
-    return LayerWeights(matrices, norms, biases, adapters, transforms, scale)
+    return LayerWeights(matrices, norms, biases, adapters, transforms, _head_norms(layer), scale)
+
+
+def _head_norms(layer: LayerView) -> Tensor | None:
+    norms = [norm.get_parameter("weight").detach() for norm in layer.head_norms()]
+    return torch.stack(norms) if norms else None
 
 
 def _behind(readers: list[nn.Linear], site: SparseSite | None) -> tuple[Tensor, Transform | None]:

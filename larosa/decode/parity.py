@@ -15,9 +15,9 @@ from torch import Tensor
 
 from larosa.decode import ops, plain
 from larosa.decode.decoder import Decoder, SiteEvent
-from larosa.decode.errors import ParityError
 from larosa.decode.selectors import Selectors, SiteSelector
 from larosa.decode.weights import DecodeWeights
+from larosa.errors import ParityError
 from larosa.evaluation.parity import LARGEST_BOUND, bound
 from larosa.models.architecture import SITES
 from larosa.sparsity.top_k import keep_mask

@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 
 from larosa.decode import ops
 from larosa.decode.decoder import Decoder, SiteEvent
-from larosa.decode.errors import ParityError
 from larosa.decode.parity import distance, levels, require, site_bound, stepped
 from larosa.decode.selectors import Selectors, dense_selectors, selectors_of
 from larosa.decode.weights import DecodeWeights
+from larosa.errors import ParityError
 from larosa.evaluation import parity
 from larosa.models.architecture import SITES, ModelView
 from larosa.sparsity.handle import SparsityHandle

@@ -49,10 +49,10 @@ def product(own: LayerWeights, site: str, x: Tensor) -> Tensor:
     return y if site not in own.biases else y + own.biases[site].to(x.dtype)
 
 
-def attention(weights: DecodeWeights, qkv: Tensor) -> Tensor:
+def attention(weights: DecodeWeights, layer: int, qkv: Tensor) -> Tensor:
     """Causal attention of one sequence. qkv: [T, (H + 2 KV) hd]; returns [T, H hd]."""
     cos, sin = (each.to(qkv.dtype)[:, None] for each in weights.rotary(len(qkv)))
-    q, k, v = ops.heads_of(qkv, weights.kv_heads, weights.head_dim)
+    q, k, v = weights.normed(layer, *ops.heads_of(qkv, weights.kv_heads, weights.head_dim))
     groups = q.shape[1] // k.shape[1]
     q, k = ops.rotate_heads(q, cos, sin), ops.rotate_heads(k, cos, sin).repeat_interleave(groups, 1)
     scores = torch.einsum("qhd,khd->hqk", q, k) * weights.head_dim**-0.5
@@ -83,7 +83,7 @@ def logits(weights: DecodeWeights, ids: Tensor, masks: Masks) -> tuple[Tensor, l
     h = weights.embedding[ids].double()
     for layer in range(len(weights.layers)):
         h = adapted(layer, "h1", h)
-        h = h + read(layer, "h2", attention(weights, read(layer, "h1", h)))
+        h = h + read(layer, "h2", attention(weights, layer, read(layer, "h1", h)))
         h = h + read(layer, "h4", read(layer, "h3", adapted(layer, "h3", h)))
     z = measured(norm(h, weights.final_norm, eps), weights.final_norm)
     return z @ weights.head_matrix(z.dtype), kappa

@@ -56,7 +56,7 @@ def _attention(decoder: Decoder, layer: int, qkv: Tensor, batch: int) -> Tensor:
     """Causal attention over the prompt; k and v go into the cache. qkv: [B T, ...]; returns [B T, H hd]."""
     weights = decoder.weights
     parts = ops.heads_of(qkv.view(batch, -1, qkv.shape[1]), weights.kv_heads, weights.head_dim)
-    q, k, v = (part.transpose(1, 2) for part in parts)
+    q, k, v = (part.transpose(1, 2) for part in weights.normed(layer, *parts))
     length = q.shape[2]
     cos, sin = decoder.cos[:length], decoder.sin[:length]
     q, k = ops.rotate_heads(q, cos, sin), ops.rotate_heads(k, cos, sin)

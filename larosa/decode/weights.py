@@ -17,12 +17,14 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
+from larosa_kernels.ops.decode_attention.reference import norm_heads
 from torch import Tensor
 from transformers import LlamaConfig, PretrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from larosa.decode.errors import DecodeError
 from larosa.decode.matrix import Matrix, PackedMatrix, dense, tensors
+from larosa.models.architecture import ARCHITECTURES, architecture_of
 from larosa.models.formats import quantised
 from larosa.models.sites import ModelShape
 
@@ -52,6 +54,8 @@ class LayerWeights:
     adapters: dict[str, Matrix] = field(default_factory=dict)
     """h1: [D, D] that the residual stream goes through before the layer; h3: only the input of the MLP's norm."""
     transforms: dict[str, Transform] = field(default_factory=dict)
+    head_norms: Tensor | None = None
+    """[2, head_dim]: weights of the norms over each query head and each key head."""
     scale: Tensor | None = None
     """[heads head_dim] that h2 is multiplied with before it is ranked; o's rows undo it."""
 
@@ -64,6 +68,8 @@ class LayerWeights:
             yield "transforms", transform.matrix
             if transform.scale is not None:
                 yield "transforms", transform.scale
+        if self.head_norms is not None:
+            yield "norms", self.head_norms
         if self.scale is not None:
             yield "scales", self.scale
 
@@ -80,8 +86,7 @@ class DecodeWeights:
     head: Matrix
 
     def __post_init__(self) -> None:
-        if self.config.hidden_act != "silu":
-            raise DecodeError(f"hidden_act={self.config.hidden_act}: the decoder knows silu only")
+        check_decodable(self.config)
         if self.dtype not in (torch.bfloat16, torch.float16, torch.float32):
             raise DecodeError(f"the decoder runs in bfloat16, float16 or float32, not {self.dtype}")
 
@@ -109,6 +114,13 @@ class DecodeWeights:
     def head_dim(self) -> int:
         """Channels of a head."""
         return self.shape.sites["h2"].width // int(self.config.num_attention_heads)
+
+    def normed(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v [..., heads, head_dim] with the norms of queries and keys where the layer has them."""
+        norms, eps = self.layers[layer].head_norms, float(self.config.rms_norm_eps)
+        if norms is None:
+            return q, k, v
+        return norm_heads(q, norms[0], eps), norm_heads(k, norms[1], eps), v
 
     def first(self, layers: int) -> DecodeWeights:
         """The model cut to its first layers; tensors are shared."""
@@ -161,26 +173,45 @@ class DecodeWeights:
 
     def rotary(self, max_len: int) -> tuple[Tensor, Tensor]:
         """cos and sin [max_len, head_dim] in the model's dtype, as transformers rounds them."""
-        kind = self.config.rope_parameters.get("rope_type", "default")
-        if kind not in _FIXED_ROTARY:
-            raise DecodeError(f"rope_type={kind} depends on the length: expected one of {', '.join(_FIXED_ROTARY)}")
         module = LlamaRotaryEmbedding(cast(LlamaConfig, self.config))
         cos, sin = module(torch.empty(0, dtype=self.dtype), torch.arange(max_len)[None])
         return cos[0].to(self.device), sin[0].to(self.device)
 
     def check_length(self, max_len: int) -> None:
         """Raise DecodeError where a sliding window would hide older tokens, which the decoder does not do."""
-        kinds = getattr(self.config, "layer_types", None)
-        sliding = "sliding_attention" in kinds[: len(self.layers)] if kinds else True
-        window = getattr(self.config, "sliding_window", None)
-        if window is not None and sliding and max_len > window:
-            raise DecodeError(f"max_len={max_len} exceeds the sliding window of {window}, which the decoder lacks")
+        check_window(self.config, len(self.layers), max_len)
+
+
+def check_decodable(config: PretrainedConfig) -> None:
+    """Raise DecodeError for a model that the decoder would run wrongly: known from its configuration alone."""
+    if not architecture_of(config).decodable:
+        known = ", ".join(sorted(name for name, each in ARCHITECTURES.items() if each.decodable))
+        raise DecodeError(
+            f"the fast decoder does not run the attention of model_type {config.model_type!r}; it runs that of "
+            f"{known}. Leave evaluation=speed out"
+        )
+    if config.hidden_act != "silu":
+        raise DecodeError(f"hidden_act={config.hidden_act}: the decoder knows silu only")
+    kind = config.rope_parameters.get("rope_type", "default")
+    if kind not in _FIXED_ROTARY:
+        raise DecodeError(f"rope_type={kind} depends on the length: expected one of {', '.join(_FIXED_ROTARY)}")
+
+
+def check_window(config: PretrainedConfig, layers: int, max_len: int) -> None:
+    """Raise DecodeError where a sliding window in the first `layers` would hide one of max_len tokens."""
+    kinds = getattr(config, "layer_types", None)
+    sliding = "sliding_attention" in kinds[:layers] if kinds else True
+    window = getattr(config, "sliding_window", None)
+    if window is not None and sliding and max_len > window:
+        raise DecodeError(f"max_len={max_len} exceeds the sliding window of {window}, which the decoder lacks")
 
 
 def has_bias(config: PretrainedConfig, site: str) -> bool:
     """Whether the projections that read a site have biases."""
     if config.model_type == "qwen2":
         return site == "h1"
+    if site == "h2" and hasattr(config, "attention_out_bias"):
+        return bool(config.attention_out_bias)
     return bool(getattr(config, "attention_bias" if site in ("h1", "h2") else "mlp_bias", False))
 
 
@@ -204,8 +235,8 @@ def random_weights(
     def normal(*size: int) -> Tensor:
         return torch.empty(size, dtype=dtype, device=device).normal_(0.0, 0.02, generator=draw)
 
-    def gamma() -> Tensor:
-        return torch.empty(D, dtype=dtype, device=device).uniform_(0.5, 1.5, generator=draw)
+    def gamma(*size: int) -> Tensor:
+        return torch.empty(size or D, dtype=dtype, device=device).uniform_(0.5, 1.5, generator=draw)
 
     gaussian = torch.randn(D, D, device=device, generator=draw) if adapters or transforms else torch.eye(1)
     orthogonal: Tensor = torch.linalg.qr(gaussian).Q
@@ -216,6 +247,7 @@ def random_weights(
         return turned
 
     sites = ModelShape.of(config).sites
+    head_dim, normed = sites["h2"].width // int(config.num_attention_heads), architecture_of(config).head_norms
 
     def layer(index: int) -> LayerWeights:
         at = (["h1"] if adapters and index else []) + (["h3"] if adapters > 1 else [])
@@ -225,6 +257,7 @@ def random_weights(
             biases={name: normal(site.out_features) for name, site in sites.items() if has_bias(config, name)},
             adapters={site: shuffled().to(dtype) for site in at},
             transforms={site: stored(shuffled(), transforms, dtype) for site in ("h1", "h3")} if transforms else {},
+            head_norms=gamma(2, head_dim) if normed else None,
         )
 
     count = int(config.num_hidden_layers) if layers is None else layers

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from larosa.errors import LarosaError
+from larosa.errors import ParityError
 from larosa.models.architecture import ModelView
 from larosa.models.finite import EvaluationError, advice, unusable_weight
 
@@ -32,10 +32,6 @@ if TYPE_CHECKING:
 ROUNDINGS = 2 * 12
 LARGEST_BOUND = 0.3
 """Beyond this a half-precision model of great depth could hide a mistake behind its rounding."""
-
-
-class ParityError(LarosaError):
-    """The transformation changed the model: the run stops."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from larosa.experiment.results import Record
 from larosa.experiment.runner import record_of, require_measurable, stored
 from larosa.experiment.session import Sessions
 from larosa.experiment.tracking import Tracker
+from larosa.models.resolve import resolved
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ def run(config: RunConfig, command: str = "", sessions: Sessions | None = None) 
     Raises LarosaError before weights load wherever the reason can be known by then, RunsFailedError when all other
     runs are recorded.
     """
+    config = resolved(config)
     runs = plan_runs(config)
     if config.figures:
         _drawer(config.figures)  # a mistake is known before anything is measured

@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 
 from larosa import models
 from larosa.config.run import ConfigError, MethodConfig, RunConfig
+from larosa.decode.weights import check_decodable, check_window
 from larosa.evaluation.tasks.zero_shot import check_room, check_tasks
 from larosa.experiment import results
 from larosa.methods.planning import check_method, levels_of
@@ -120,6 +121,8 @@ def _check(config: RunConfig, shape_config: PretrainedConfig, shape: ModelShape)
             raise ConfigError(f"{key}={length}, but {config.model.name} reads at most {longest} positions")
     if speed is not None:
         _check_timed(config)
+        check_decodable(shape_config)
+        check_window(shape_config, shape.layers, max(speed.contexts) + max(speed.new_tokens))
     _check_excluded(config)
 
 
@@ -155,8 +158,8 @@ def _check_quantiser(config: RunConfig) -> None:
 
 
 def _check_excluded(config: RunConfig) -> None:
-    text = config.calibration.text
-    if results.excluded_by(config) and text.part == "all" and text.max_documents is None:
+    text = results.passages_text(config)
+    if results.excluded_by(config) and text and text.part == "all" and text.max_documents is None:
         raise ConfigError(
             "the task boolq asks about the passages that calibration.text.part=all calibrates on: take "
             "calibration.text.part=calibration, another calibration (wikitext2, c4, text), or leave boolq out of "

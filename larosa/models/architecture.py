@@ -8,7 +8,7 @@ same parity tests.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from torch import nn
@@ -41,6 +41,10 @@ class Architecture:
     """The activation function behind the gate projection."""
     writers: tuple[str, ...]
     """The linears that write to the residual stream."""
+    head_norms: tuple[str, ...] = ()
+    """The RMSNorms over each query head and each key head, in front of the rotary embedding; (): none."""
+    decodable: bool = True
+    """Whether the attention is LLaMA's (with `head_norms`), which is the one that larosa.decode runs."""
 
 
 _LLAMA = Architecture(
@@ -60,20 +64,43 @@ _LLAMA = Architecture(
     writers=("self_attn.o_proj", "mlp.down_proj"),
 )
 
-# Mistral and Qwen2 share LLaMA's names. A sliding window belongs to the attention mask, which nothing here
-# changes; Qwen2's q, k, v biases are added after the product, so folding leaves them as they are.
-ARCHITECTURES: dict[str, Architecture] = {"llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA}
+_OTHER_ATTENTION = replace(_LLAMA, decodable=False)
+
+# These share LLaMA's names. A sliding window, a layer without rotary embedding, a norm of queries and keys or a factor
+# of the scores belongs to the attention, which nothing here changes; biases of q, k, v are added after the product, so
+# folding leaves them as they are. docs/extending.md says why others are not here.
+ARCHITECTURES: dict[str, Architecture] = {
+    "cwm": _LLAMA,
+    "diffllama": _OTHER_ATTENTION,
+    "ernie4_5": _OTHER_ATTENTION,
+    "helium": _OTHER_ATTENTION,
+    "hunyuan_v1_dense": _OTHER_ATTENTION,
+    "internlm3": _LLAMA,
+    "iquestcoder": _LLAMA,
+    "llama": _LLAMA,
+    "ministral": _LLAMA,
+    "ministral3": _OTHER_ATTENTION,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": replace(_LLAMA, head_norms=("self_attn.q_norm", "self_attn.k_norm")),
+    "seed_oss": _LLAMA,
+    "smollm3": _OTHER_ATTENTION,
+}
 
 
 def architecture_of(config: PretrainedConfig) -> Architecture:
     """The table's row for `config.model_type`. Raises ArchitectureError that lists the known ones."""
+    return architecture(config.model_type)
+
+
+def architecture(model_type: str) -> Architecture:
+    """The table's row. Raises ArchitectureError that lists the known ones."""
     try:
-        return ARCHITECTURES[config.model_type]
+        return ARCHITECTURES[model_type]
     except KeyError:
         known = ", ".join(sorted(ARCHITECTURES))
         raise ArchitectureError(
-            f"model_type {config.model_type!r} is not supported; supported are {known}. "
-            "docs/extending.md says how to add one"
+            f"model_type {model_type!r} is not supported; supported are {known}. docs/extending.md says how to add one"
         ) from None
 
 
@@ -97,6 +124,10 @@ class LayerView:
     def gate(self) -> nn.Module:
         """The activation function whose output gates the MLP's hidden vector."""
         return self.module.get_submodule(self._architecture.gate)
+
+    def head_norms(self) -> list[nn.Module]:
+        """The RMSNorms over each query head and each key head; []: none."""
+        return [self.module.get_submodule(path) for path in self._architecture.head_norms]
 
     def consumers(self, site: str) -> list[nn.Linear]:
         """The linears that read `site`."""

@@ -1,6 +1,6 @@
 """Load the language model of a run and its tokenizer.
 
-Sources of weights are in :mod:`larosa.models.sources`; its public names are exported here too.
+Sources of weights are in :mod:`larosa.models.sources`.
 
 Precision: weights are read in `model.dtype` by `from_pretrained(dtype=...)`. `model.to(dtype)` is never
 used, because it would also cast the rotary frequencies, which transformers keeps in float32.
@@ -32,22 +32,10 @@ from larosa.models.precision import keep_float64
 from larosa.models.sources import (
     ModelError,
     ensure_available,
-    fingerprint,
     model_config,
     read_config,
     revision,
 )
-
-__all__ = [
-    "ModelError",
-    "ensure_available",
-    "fingerprint",
-    "load_model",
-    "load_tokenizer",
-    "model_config",
-    "resolve_device",
-    "resolve_placement",
-]
 
 log = logging.getLogger(__name__)
 

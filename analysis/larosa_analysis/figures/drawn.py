@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
+from larosa.commands import typed
+from larosa.records.packaged import in_checkout
 from larosa_analysis.records.conditions import commit, device
 from larosa_analysis.records.entry import Record
 
@@ -48,5 +50,6 @@ _SETTINGS = {
 
 
 def diagnose_command(kind: str, model: str) -> str:
-    """The command that makes diagnostics of a model, where `larosa_analysis.build` finds them."""
-    return f"python -m larosa.cli.diagnose {kind} model={model} {_SETTINGS[kind]} output=analysis/records"
+    """The command that makes diagnostics of a model: in a checkout where `larosa_analysis.build` finds them."""
+    place = " output=analysis/records" if in_checkout() else ""
+    return f"{typed('diagnose')} {kind} model={model} {_SETTINGS[kind]}{place}"

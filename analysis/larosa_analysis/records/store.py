@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from larosa.commands import typed
 from larosa.records import checksum
 from larosa.records.quantization_label import NONE
 from larosa_analysis.records import failures, timings
@@ -97,7 +98,7 @@ def _diagnostics(path: Path) -> Record:
         missing = [name for name in ("model", "created", "values") if name not in record]
         missing += [name for name in needed if name not in record["values"]]
     except checksum.DamagedError as error:
-        raise RecordsError(f"{path.name}: {error}; make it again with `python -m larosa.cli.diagnose`") from error
+        raise RecordsError(f"{path.name}: {error}; make it again with `{typed('diagnose')}`") from error
     except (KeyError, TypeError) as error:
         raise RecordsError(
             f"{path.name} holds no diagnostics: expected a kind of {', '.join(KINDS)} with its values ({error!r})"

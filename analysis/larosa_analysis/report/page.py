@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from larosa.records.packaged import in_checkout
 from larosa_analysis.records.store import RecordStore
 from larosa_analysis.report.main_result import READING, Result
 from larosa_analysis.tables import render
@@ -63,8 +64,15 @@ def html(
     shown = [{"block": result.block, "image": image} for result, image in zip(results, images, strict=True)]
     return environment.get_template("report.html").render(
         counts=_counts(store), tables=tables, figures=pictures, results=shown, result_reading=READING,
-        table_reading=TABLE_READING, absent=_ABSENT,
+        table_reading=TABLE_READING, absent=_ABSENT, again=_again(),
     )  # fmt: skip
+
+
+def _again() -> str:
+    """What makes this page again, with the runs that a command added."""
+    if not in_checkout():
+        return "larosa report runs"
+    return "python -m larosa_analysis.compact runs analysis/records/mine.jsonl && python -m larosa_analysis.build"
 
 
 def _counts(store: RecordStore) -> str:

@@ -12,12 +12,14 @@ from functools import lru_cache
 
 import yaml
 
+from larosa.commands import typed
 from larosa.records.packaged import packaged
 from larosa_analysis import paper
 
 SWEEPS = packaged("sweeps")
 _SAME_RUNS = {f"table{number}": "table01" for number in range(12, 19)}
 """Tables 12 to 18 are Table 1's runs of one model each."""
+_START = "python run.py"
 _ONE_GPU = ("table03", "figure4")
 """Sweeps of the decoder, which runs on one GPU: the paper's larger models are not theirs."""
 
@@ -27,7 +29,7 @@ class Sweep:
     """What a sweep's file says of itself."""
 
     commands: tuple[str, ...]
-    """Of its header, beginning with `python run.py`."""
+    """Of its header, beginning with `python run.py`, as in a checkout."""
     models: tuple[str, ...]
     """Measured where none is named."""
 
@@ -43,7 +45,8 @@ def command(name: str, model: str) -> str | None:
         return None
     own = re.compile(rf"\b(?:conditions|model)={re.escape(model)}(?!\S)")
     stated = [line for line in sweep.commands if own.search(line) and "model.path=" not in line]
-    return stated[0] if stated else f"python run.py --config-dir sweeps --config-name {name} -m model={model}"
+    found = stated[0] if stated else f"{_START} --config-dir sweeps --config-name {name} -m model={model}"
+    return typed("run") + found.removeprefix(_START)
 
 
 def filling(name: str, model: str) -> str:
@@ -63,6 +66,6 @@ def read(name: str) -> Sweep | None:
     if not path.is_file():
         return None
     text = path.read_text(encoding="utf-8")
-    commands = re.findall(r"^# +(python run\.py .+)$", text, flags=re.MULTILINE)
+    commands = re.findall(rf"^# +({re.escape(_START)} .+)$", text, flags=re.MULTILINE)
     params = yaml.safe_load(text).get("hydra", {}).get("sweeper", {}).get("params", {})
     return Sweep(tuple(commands), tuple(str(params.get("model", "")).split(",")))

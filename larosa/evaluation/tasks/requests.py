@@ -1,6 +1,6 @@
 """lm-eval's requests of some tasks as token ids in one file, so that they can be scored where lm-eval is not installed.
 
-`python -m larosa.cli.requests` writes the file on a machine with lm-eval; `evaluation.zero_shot.requests=FILE` scores
+`larosa requests` writes the file on a machine with lm-eval; `evaluation.zero_shot.requests=FILE` scores
 it with torch alone (:mod:`larosa.evaluation.tasks.likelihood`) and gives the scores of lm-eval. It holds the text of
 the tasks' data sets: keep it with the data, not in a repository.
 """
@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from larosa.commands import typed
 from larosa.config.base import Strict, readable
 from larosa.config.run import ZeroShotConfig
 from larosa.data.contents import content_hash
@@ -93,8 +94,7 @@ def read_requests(config: ZeroShotConfig, seed: int, excluded_by: str | None) ->
         found = _read(str(path), content_hash(path))
     except FileNotFoundError:
         raise ZeroShotError(
-            f"evaluation.zero_shot.requests={path} is not there: write it with `python -m larosa.cli.requests {path}` "
-            "and "
+            f"evaluation.zero_shot.requests={path} is not there: write it with `{typed('requests')} {path}` and "
             "this run's settings on a machine with lm-eval"
         ) from None
     except OSError as error:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from larosa.data.assets import data_folder
+from larosa.data.wheels import data_folder
 
 
 def _choice_row(document: Mapping[str, Any]) -> dict[str, Any]:

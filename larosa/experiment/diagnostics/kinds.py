@@ -1,4 +1,4 @@
-"""What `python -m larosa.cli.diagnose` measures on the methods of a run: surfaces, thresholds, error curves."""
+"""What `larosa diagnose` measures on the methods of a run: surfaces, thresholds, error curves."""
 
 from __future__ import annotations
 

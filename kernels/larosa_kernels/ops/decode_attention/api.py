@@ -22,6 +22,8 @@ def _decode_attention(
     k_cache: Tensor,
     v_cache: Tensor,
     position: Tensor,
+    norms: Tensor | None,
+    eps: float,
     overlap: bool,
     config: list[int],
 ) -> Tensor:
@@ -40,9 +42,10 @@ def _decode_attention(
     kernel = decode_attention_tiles_kernel if shape.dot else decode_attention_slots_kernel
     positions = {"TILE": shape.tile} if shape.dot else {"STEPS": shape.steps(width), "WARPS": shape.num_warps}
     kernel[(kv_heads, shape.splits, rows)](
-        qkv, cos, sin, k_cache, v_cache, position, out, space.mix, space.maxima, space.sums, space.counters,
-        width**-0.5 / math.log(2), max_len, PER_KV=per_kv, GROUP=shape.group(per_kv), WIDTH=width,
-        SPLITS=shape.splits, **positions, INTERPRETED=INTERPRETED, OVERLAP=overlap, launch_pdl=overlap,
+        qkv, cos, sin, qkv if norms is None else norms, k_cache, v_cache, position,
+        out, space.mix, space.maxima, space.sums, space.counters, width**-0.5 / math.log(2), eps, max_len,
+        PER_KV=per_kv, GROUP=shape.group(per_kv), WIDTH=width, SPLITS=shape.splits, **positions,
+        NORMED=norms is not None, INTERPRETED=INTERPRETED, OVERLAP=overlap, launch_pdl=overlap,
         num_warps=shape.num_warps,
     )  # fmt: skip
     return out
@@ -84,22 +87,29 @@ def decode_attention(
     overlap: bool = False,
     backend: str = "auto",
     config: AttentionConfig | None = None,
+    norms: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
     """Rotary embedding, append to the cache and attention over positions 0 .. position; softmax in fp32.
 
     qkv: [B, (H + 2 KV) hd], the queries, keys and values of one new token per row -> out [B, H hd].
     cos, sin: [max_len, hd], the halves equal (rotate_half). k_cache, v_cache: [B, KV, max_len, hd], appended in place
     at `position`, an int tensor [1] on the device, below max_len.
+    norms: [2, hd] in qkv's dtype, the weights of an RMSNorm with `eps` over each query head (row 0) and key head (row
+    1) in front of the rotary embedding, as in Qwen3; None: no norm.
     overlap: as in `fused_sparse_gemv`; launches in front of it, back to the last without overlap, write nothing but
     qkv. Raises ValueError or TypeError that names the argument, what was expected and what was given.
     """
     triton = use_triton(backend, qkv)
     expect_vector("qkv", qkv, triton)
     _check(qkv, cos, sin, k_cache, v_cache, position, triton)
+    if norms is not None:
+        expect("norms", norms, [2, k_cache.shape[3]], [qkv.dtype], qkv.device)
     if not triton:
-        return decode_attention_reference(qkv, cos, sin, k_cache, v_cache, position)
+        return decode_attention_reference(qkv, cos, sin, k_cache, v_cache, position, norms, eps)
     rows, kv_heads, _, width = k_cache.shape
     per_kv = (qkv.shape[1] // width - 2 * kv_heads) // kv_heads
     numbers = [int(value) for value in dataclasses.astuple(config or default_attention(rows, kv_heads, per_kv))]
-    result: Tensor = _decode_attention(qkv, cos, sin, k_cache, v_cache, position, overlaps(overlap, qkv), numbers)
+    overlap = overlaps(overlap, qkv)
+    result: Tensor = _decode_attention(qkv, cos, sin, k_cache, v_cache, position, norms, eps, overlap, numbers)
     return result

@@ -61,15 +61,17 @@ def _sum_slots(
 
 @triton.jit
 def _start_slots(
-    p_row, i_query, i_key, i_value, b_cos, b_sin, p_k_new, p_v_new, has_new, m_append, scale,
-    PER_KV: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, INTERPRETED: tl.constexpr,
+    p_row, i_query, i_key, i_value, b_cos, b_sin, norms, eps, p_k_new, p_v_new, has_new, m_append, scale,
+    PER_KV: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, NORMED: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Append the new token by m_append; (queries, softmax sums of the slots): with has_new slot 0 has seen it."""
     HALF: tl.constexpr = WIDTH // 2
     dtype: tl.constexpr = p_row.dtype.element_ty
-    o_head = tl.arange(0, 2 * GROUP)
-    o_head = tl.where(o_head < GROUP, i_query + tl.minimum(o_head, PER_KV - 1), i_key)
-    both = tl.reshape(rotate(p_row, b_cos, b_sin, o_head, WIDTH, INTERPRETED), (2, GROUP, 1, 1, HALF, 2))
+    o_row = tl.arange(0, 2 * GROUP)
+    o_head = tl.where(o_row < GROUP, i_query + tl.minimum(o_row, PER_KV - 1), i_key)
+    both = rotate(p_row, b_cos, b_sin, o_head, norms, o_row // GROUP, eps, WIDTH, NORMED, INTERPRETED)
+    both = tl.reshape(both, (2, GROUP, 1, 1, HALF, 2))
     b_q, b_k = tl.split(tl.permute(both, (1, 2, 3, 4, 5, 0)))
     q_even, q_odd = tl.split(b_q * scale)
     k_even, k_odd = tl.split(b_k)
@@ -95,9 +97,9 @@ def _start_slots(
 
 @triton.jit
 def decode_attention_slots_kernel(
-    qkv, cos, sin, k_cache, v_cache, position, out, mix, maxima, sums, counters, scale, max_len,
+    qkv, cos, sin, norms, k_cache, v_cache, position, out, mix, maxima, sums, counters, scale, eps, max_len,
     PER_KV: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, STEPS: tl.constexpr,
-    WARPS: tl.constexpr, INTERPRETED: tl.constexpr, OVERLAP: tl.constexpr,
+    WARPS: tl.constexpr, NORMED: tl.constexpr, INTERPRETED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Elementwise: a slot is the lanes that hold one row, 16 bytes each, and keeps its own softmax sums.
 
@@ -125,9 +127,9 @@ def decode_attention_slots_kernel(
     p_row, i_query, i_key, i_value = heads_of(qkv, PER_KV, WIDTH)
     o_new = i_position.to(tl.int64) * HALF
     q_even, q_odd, maximum, total, even, odd = _start_slots(
-        p_row, i_query, i_key, i_value, b_cos, b_sin, p_k_cache + o_new, p_v_cache + o_new, has_new,
+        p_row, i_query, i_key, i_value, b_cos, b_sin, norms, eps, p_k_cache + o_new, p_v_cache + o_new, has_new,
         has_new & (i_position < max_len), scale,
-        PER_KV, GROUP, WIDTH, SLOTS, INTERPRETED,
+        PER_KV, GROUP, WIDTH, SLOTS, NORMED, INTERPRETED,
     )  # fmt: skip
     maximum, total, even, odd = _sum_slots(
         p_k, p_v, remaining, b_k, b_v, q_even, q_odd, maximum, total, even, odd, o_t, o_tile, dtype, STEPS, SLOTS, HALF
@@ -138,14 +140,16 @@ def decode_attention_slots_kernel(
 
 @triton.jit
 def _start_tiles(
-    p_row, i_query, i_key, i_value, b_cos, b_sin, p_k_new, p_v_new, has_new, m_append, scale,
-    PER_KV: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, INTERPRETED: tl.constexpr,
+    p_row, i_query, i_key, i_value, b_cos, b_sin, norms, eps, p_k_new, p_v_new, has_new, m_append, scale,
+    PER_KV: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, NORMED: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Append the new token by m_append; (queries [COLUMNS, WIDTH], softmax sums): with has_new they have seen it."""
     o_dim = tl.arange(0, WIDTH)
     o_column = tl.arange(0, COLUMNS)
-    b_q = rotate(p_row, b_cos, b_sin, i_query + tl.minimum(o_column, PER_KV - 1), WIDTH, INTERPRETED)
-    b_k = rotate(p_row, b_cos, b_sin, i_key + o_column * 0, WIDTH, INTERPRETED)
+    o_query, o_key = i_query + tl.minimum(o_column, PER_KV - 1), i_key + o_column * 0
+    b_q = rotate(p_row, b_cos, b_sin, o_query, norms, o_column * 0, eps, WIDTH, NORMED, INTERPRETED)
+    b_k = rotate(p_row, b_cos, b_sin, o_key, norms, o_column * 0 + 1, eps, WIDTH, NORMED, INTERPRETED)
     b_v = tl.load(p_row + i_value * WIDTH + o_dim)
     copies = o_column[:, None] * 0 + o_dim[None, :]
     tl.store(
@@ -160,9 +164,9 @@ def _start_tiles(
 
 @triton.jit
 def decode_attention_tiles_kernel(
-    qkv, cos, sin, k_cache, v_cache, position, out, mix, maxima, sums, counters, scale, max_len,
+    qkv, cos, sin, norms, k_cache, v_cache, position, out, mix, maxima, sums, counters, scale, eps, max_len,
     PER_KV: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
-    INTERPRETED: tl.constexpr, OVERLAP: tl.constexpr,
+    NORMED: tl.constexpr, INTERPRETED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """On tensor cores, TILE positions at a time by 8 or more queries, padded by the last: scores [TILE, COLUMNS]."""
     COLUMNS: tl.constexpr = max(GROUP, 8)
@@ -185,9 +189,9 @@ def decode_attention_tiles_kernel(
     p_row, i_query, i_key, i_value = heads_of(qkv, PER_KV, WIDTH)
     o_new = (i_head * max_len + i_position) * WIDTH
     b_q, maximum, total, mixed = _start_tiles(
-        p_row, i_query, i_key, i_value, b_cos, b_sin, k_cache + o_new, v_cache + o_new, has_new,
+        p_row, i_query, i_key, i_value, b_cos, b_sin, norms, eps, k_cache + o_new, v_cache + o_new, has_new,
         has_new & (i_position < max_len), scale,
-        PER_KV, COLUMNS, WIDTH, TILE, INTERPRETED,
+        PER_KV, COLUMNS, WIDTH, TILE, NORMED, INTERPRETED,
     )  # fmt: skip
     b_q = tl.trans(b_q.to(dtype))
     while remaining > 0:

@@ -1,4 +1,4 @@
-"""Rotary embedding inside a kernel: heads of one token, rotated as torch does it in their dtype."""
+"""Rotary embedding inside a kernel: heads of one token, normed and rotated as torch does it in their dtype."""
 
 from __future__ import annotations
 
@@ -36,13 +36,25 @@ def angle_of(
 
 
 @triton.jit
-def rotate(x, b_cos, b_sin, o_head, WIDTH: tl.constexpr, INTERPRETED: tl.constexpr):
-    """[rows, WIDTH] fp32 of heads o_head [rows] at x, rotated; rounded after each step, as torch does in x's dtype."""
+def rotate(
+    x, b_cos, b_sin, o_head, norms, o_norm, eps,
+    WIDTH: tl.constexpr, NORMED: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """[rows, WIDTH] fp32 of heads o_head [rows] at x, rotated; rounded after each step, as torch does in x's dtype.
+
+    NORMED: first an RMSNorm over each head, by the weights in row o_norm [rows] of `norms`.
+    """
     o_dim = tl.arange(0, WIDTH)
     dtype: tl.constexpr = x.dtype.element_ty
     o_other = (o_dim + WIDTH // 2) % WIDTH
     b_x = tl.load(x + o_head[:, None] * WIDTH + o_dim[None, :]).to(tl.float32)
     b_half = tl.load(x + o_head[:, None] * WIDTH + o_other[None, :]).to(tl.float32)  # of rotate_half(x)
+    if NORMED:
+        b_scale = tl.rsqrt(tl.sum(b_x * b_x, 1, keep_dims=True) / WIDTH + eps)
+        b_gain = tl.load(norms + o_norm[:, None] * WIDTH + o_dim[None, :]).to(tl.float32)
+        b_other = tl.load(norms + o_norm[:, None] * WIDTH + o_other[None, :]).to(tl.float32)
+        b_x = rounded(rounded(b_x * b_scale, dtype, INTERPRETED) * b_gain, dtype, INTERPRETED)
+        b_half = rounded(rounded(b_half * b_scale, dtype, INTERPRETED) * b_other, dtype, INTERPRETED)
     b_direct = rounded(b_x * b_cos, dtype, INTERPRETED)
     return rounded(b_direct + rounded(b_half * b_sin, dtype, INTERPRETED), dtype, INTERPRETED)
 
