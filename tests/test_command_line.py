@@ -57,7 +57,7 @@ def test_a_run_from_another_folder_with_paths_of_every_kind(tiny: list[str], tmp
     done = typed.typed(*tiny, "output=own [x]=y", cwd=tmp_path, said=tmp_path / "said")
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "own [x]=y").glob("*/result.json"))) == 1
-    again = typed.typed(*tiny, "output=own [x]=y", cwd=tmp_path, said=tmp_path / "again", module=True)
+    again = typed.typed(*tiny, "output=own [x]=y", cwd=tmp_path, said=tmp_path / "again", module="larosa")
     assert "is done already" in again.stderr
 
 
@@ -112,10 +112,7 @@ def test_help_says_how_to_begin_and_survives_a_closed_pipe(tmp_path: Path) -> No
 
 
 def test_the_modules_have_a_help_of_their_own(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "larosa.cli.compare", "--help"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path, env=ENVIRONMENT
-    )
+    done = typed.typed("--help", cwd=tmp_path, said=tmp_path / "said", module="larosa.cli.compare")
     assert done.stdout.startswith("usage: python -m larosa.cli.compare LIST.yaml")
     assert "larosa compare sweeps/methods.yaml" in done.stdout
 

@@ -26,7 +26,7 @@ from conftest import ROOT
 TIMEOUT_S = 60  # a tiny run takes 3
 
 
-def _run(words: Sequence[str], said: Path, cwd: Path | None, env: Mapping[str, str], module: bool) -> None:
+def _run(words: Sequence[str], said: Path, cwd: Path | None, env: Mapping[str, str], module: str) -> None:
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.stdout, sys.stderr = (open(number, "w", closefd=False, buffering=1) for number in (1, 2))  # noqa: SIM115
@@ -38,15 +38,15 @@ def _run(words: Sequence[str], said: Path, cwd: Path | None, env: Mapping[str, s
     os.chdir(cwd or Path.cwd())
     sys.argv = [str(ROOT / "run.py"), *words]
     if module:
-        runpy.run_module("larosa", run_name="__main__", alter_sys=True)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     else:
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def start(
-    *words: str, said: Path, cwd: Path | None = None, env: Mapping[str, str] | None = None, module: bool = False
+    *words: str, said: Path, cwd: Path | None = None, env: Mapping[str, str] | None = None, module: str = ""
 ) -> ForkProcess:
-    """A running `run.py`, or `python -m larosa`; what it says goes to `out` and `err` in the folder `said`."""
+    """A running `run.py`, or `python -m MODULE`; what it says goes to `out` and `err` in the folder `said`."""
     said.mkdir(exist_ok=True)
     for name in ("out", "err"):
         (said / name).write_text("")
@@ -66,7 +66,7 @@ def until(process: ForkProcess, condition: Callable[[], object], what: str) -> N
 
 
 def typed(
-    *words: str, said: Path, cwd: Path | None = None, env: Mapping[str, str] | None = None, module: bool = False
+    *words: str, said: Path, cwd: Path | None = None, env: Mapping[str, str] | None = None, module: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """`run.py` to its end, within `TIMEOUT_S`."""
     process = start(*words, said=said, cwd=cwd, env=env, module=module)
