@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
-import tomllib
-from importlib import import_module, metadata
-from pathlib import Path
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from larosa.exports import transformers_hook
+from larosa.records.version import version
 
 if TYPE_CHECKING:
     from larosa.api.sparsify import LaRoSAActivationSparsifier, LaRoSAConfig, sparsify
     from larosa.config.run import CoefficientsConfig, MethodConfig, ScheduleConfig, TokenPolicyConfig, TuningConfig
     from larosa.errors import ArgumentError, LarosaError
+    from larosa.exports.errors import ExportError
+    from larosa.exports.load import load, load_tokenizer
+    from larosa.exports.write import export
     from larosa.rotation.rotation import LayerwiseRotationMatrix, ResidualAdapter
     from larosa.sparsity.handle import SparsityHandle, handle_of
     from larosa.sparsity.top_k import TopKSparsification
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 _HOME = {
     "ArgumentError": "larosa.errors",
     "CoefficientsConfig": "larosa.config.run",
+    "ExportError": "larosa.exports.errors",
     "LaRoSAActivationSparsifier": "larosa.api.sparsify",
     "LaRoSAConfig": "larosa.api.sparsify",
     "LarosaError": "larosa.errors",
@@ -34,13 +39,17 @@ _HOME = {
     "TokenPolicyConfig": "larosa.config.run",
     "TopKSparsification": "larosa.sparsity.top_k",
     "TuningConfig": "larosa.config.run",
+    "export": "larosa.exports.write",
     "handle_of": "larosa.sparsity.handle",
+    "load": "larosa.exports.load",
+    "load_tokenizer": "larosa.exports.load",
     "sparsify": "larosa.api.sparsify",
 }
 
 __all__ = [
     "ArgumentError",
     "CoefficientsConfig",
+    "ExportError",
     "LaRoSAActivationSparsifier",
     "LaRoSAConfig",
     "LarosaError",
@@ -53,7 +62,10 @@ __all__ = [
     "TopKSparsification",
     "TuningConfig",
     "__version__",
+    "export",
     "handle_of",
+    "load",
+    "load_tokenizer",
     "sparsify",
 ]
 
@@ -61,7 +73,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a public name on first use, so that commands can check its settings before torch loads."""
     if name == "__version__":
-        return _version()
+        return version()
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'larosa' has no attribute {name!r}")
@@ -71,12 +83,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _version() -> str:
-    """The checkout's own version where this is one, else the installed distribution's."""
-    project = Path(__file__).resolve().parent.parent / "pyproject.toml"
-    if project.is_file():
-        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
-    try:
-        return metadata.version("larosa")
-    except metadata.PackageNotFoundError:
-        return "0+unknown"
+transformers_hook.install()

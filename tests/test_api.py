@@ -182,9 +182,11 @@ def test_public_names_can_be_listed_and_had() -> None:
 
 def test_version_is_the_distribution_s(tmp_path: Path) -> None:
     assert larosa.__version__ == metadata.version("larosa")
-    package = Path(larosa.__file__)
-    (tmp_path / "larosa").mkdir()
-    (tmp_path / "larosa" / "__init__.py").write_bytes(package.read_bytes())
+    package = Path(larosa.__file__).parent
+    needed = ("exports/__init__.py", "exports/transformers_hook.py", "records/__init__.py", "records/version.py")
+    for name in ("__init__.py", *needed):  # all that `import larosa` reads
+        (tmp_path / "larosa" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "larosa" / name).write_bytes((package / name).read_bytes())
 
     def version() -> str:
         code = "import larosa, sys; print(larosa.__version__, 'torch' in sys.modules)"

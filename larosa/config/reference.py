@@ -36,7 +36,7 @@ with its name. A key without default belongs to a section that is null there. Ot
 see their files in `conf/`.
 """
 _GROUPS = ("model", "calibration", "schedule", "token_policy", "quantization", "evaluation", "tracking")
-_SEARCHES = ("allocation", "diagnostics")
+_COMMANDS = ("allocation", "diagnostics", "export")
 _MISSING: Any = object()
 _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
@@ -77,7 +77,7 @@ def sections() -> Iterator[list[str | list[Row]]]:
         "One text or a list: `texts=[wikitext2,c4]`. NAME is the name of a chosen text.",
         list(_rows(TextConfig, "texts.NAME", choice("texts", chosen["texts"][0]))),
     ]  # fmt: skip
-    for name in _SEARCHES:
+    for name in _COMMANDS:
         model = _section(fields[name].annotation)
         assert model is not None
         yield [f"## {name}", _prose(model.__doc__), list(_rows(model, name, defaults[name]))]

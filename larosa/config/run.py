@@ -24,6 +24,7 @@ from larosa.config.evaluation import EvaluationConfig as EvaluationConfig
 from larosa.config.evaluation import PerplexityConfig as PerplexityConfig
 from larosa.config.evaluation import SpeedConfig as SpeedConfig
 from larosa.config.evaluation import ZeroShotConfig as ZeroShotConfig
+from larosa.config.export import ExportConfig
 from larosa.config.method import Method
 from larosa.config.method import MethodConfig as MethodConfig
 from larosa.config.model import ModelConfig as ModelConfig
@@ -135,6 +136,7 @@ class RunConfig(Strict):
     evaluation: EvaluationConfig
     allocation: AllocationConfig
     diagnostics: DiagnosticsConfig
+    export: ExportConfig
     tracking: TrackingConfig
     backend: Literal["auto", "triton", "reference"]
     """What decodes with `evaluation=speed`. `auto`: triton, on a GPU. `reference`: torch, whose times are no speed
@@ -142,7 +144,7 @@ class RunConfig(Strict):
     seed: Seed
     """Seed of calibration windows, random bases, drawn examples and random weights."""
     output: Filename
-    """Folder of the records."""
+    """Folder of the records; of `larosa export`, the folder that it writes."""
     figures: str | None
     """Function that draws the figures of a run, as `package.module.function`; null: none. It takes the records by label
     and a folder, and returns the files that it wrote."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from larosa.config.base import ConfigError
 from larosa.config.run import RunConfig
-from larosa.experiment import failures, summary
+from larosa.experiment import estimate, failures, summary
 from larosa.experiment.plan_runs import PlannedRun, plan_runs
 from larosa.experiment.results import Record
 from larosa.experiment.runner import record_of, require_measurable, stored
@@ -42,6 +42,7 @@ def run(config: RunConfig, command: str = "", sessions: Sessions | None = None) 
     records = {name: record for name, planned in runs.items() if (record := stored(planned, name)) is not None}
     missing = {name: planned for name, planned in runs.items() if name not in records}
     if missing:
+        estimate.announce(config, missing)
         require_measurable(config)
     with Tracker(config, main.folder.name, measured=bool(missing)) as tracker:
         measured, failed = _measure_all(missing, command, sessions or Sessions())

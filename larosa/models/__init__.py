@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from larosa.models.load import load_model, load_tokenizer, resolve_device, resolve_placement
-    from larosa.models.sources import ModelError, ensure_available, fingerprint, model_config
+    from larosa.models.sources import ModelError, ensure_available, fingerprint, missing_bytes, model_config
 
 _HOME = {
     "ModelError": "sources",
@@ -18,6 +18,7 @@ _HOME = {
     "fingerprint": "sources",
     "load_model": "load",
     "load_tokenizer": "load",
+    "missing_bytes": "sources",
     "model_config": "sources",
     "resolve_device": "load",
     "resolve_placement": "load",
@@ -29,6 +30,7 @@ __all__ = [
     "fingerprint",
     "load_model",
     "load_tokenizer",
+    "missing_bytes",
     "model_config",
     "resolve_device",
     "resolve_placement",

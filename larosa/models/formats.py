@@ -39,6 +39,10 @@ class Quantised:
     qweight: Tensor
     scale: Tensor
 
+    def to(self, device: torch.device) -> Quantised:
+        """The same matrix on `device`."""
+        return Quantised(self.scheme, self.qweight.to(device), self.scale.to(device))
+
     def dense(self, dtype: torch.dtype) -> Tensor:
         """[n, m] dequantised; rounded once where `dtype` cannot represent the product."""
         wide = self.qweight.to(torch.float64 if dtype == torch.float64 else torch.float32)

@@ -47,7 +47,16 @@ def read_config(gguf: Path) -> PretrainedConfig:
 
 
 def metadata(gguf: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields of a GGUF file, and its tensors by name, read on access. Raises GgufError."""
+    """The fields of a GGUF file, and its tensors by name, read on access. Raises GgufError.
+
+    Reading a large vocabulary takes the library seconds, so the last file is kept.
+    """
+    found = gguf.stat()
+    return _metadata(gguf, found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _metadata(gguf: Path, _size: int, _time: int) -> tuple[dict[str, Any], dict[str, Any]]:
     from gguf import GGUFReader  # here, so that machines without gguf can load converted models
 
     try:

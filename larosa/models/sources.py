@@ -54,7 +54,12 @@ def model_config(config: ModelConfig) -> PretrainedConfig:
             require_same(folder, config.shape, found)
         return found
     try:
-        read_object(folder / "config.json")
+        if read_object(folder / "config.json").get("model_type") == "larosa":
+            raise ModelError(
+                f"model.path={config.path} is an export of larosa, a model that is sparse already. In Python: "
+                "larosa.load(FOLDER); to score it: larosa eval --model larosa --model_args "
+                f"pretrained={config.path}. A run takes the dense model that it was made from (its README.md names it)"
+            )
     except (FileNotFoundError, NotADirectoryError):
         files = sorted(folder.glob("*.gguf"))
         absent = "no config.json in it" if folder.is_dir() else "no such folder"
@@ -130,6 +135,11 @@ def ensure_available(config: ModelConfig) -> Path | str:
     if config.source == "wheel":
         return _in_wheel(config).folder()
     return _hub(config)
+
+
+def missing_bytes(config: ModelConfig) -> int:
+    """What :func:`ensure_available` would download now for a model in wheels; 0 for others."""
+    return _in_wheel(config).missing_bytes if config.path is None and config.source == "wheel" else 0
 
 
 def _in_wheel(config: ModelConfig) -> WheelModel:

@@ -33,6 +33,7 @@ def quantise(
     tokens: [N, T] to calibrate on. Quantised weights are left in `handle.quantised`. Raises QuantizationError.
     """
     view, before = ModelView(model), dict[nn.Linear, Tensor]()
+    handle.quantization = config
     if config.calibrated:
         before = quantise_layers(model, handle, config, tokens[: config.sequences])
     elif config.weights != "none":

@@ -14,7 +14,7 @@ All products run in float64 and are cast back once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -77,6 +77,10 @@ class WeightSwaps:
     def frozen(self) -> bool:
         """Whether a parameter that took gradients is replaced by a tensor that takes none."""
         return any(p.requires_grad for p, _ in self._homes.values())
+
+    def replaced(self) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+        """Module, name and old parameter of everything that is replaced now."""
+        yield from self._undo
 
     def discard(self) -> None:
         """Forget the old parameters, also of later swaps: nothing can be restored any more."""

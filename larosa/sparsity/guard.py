@@ -111,5 +111,8 @@ class Guards:
         return converted
 
 
-_NO_CHECKPOINT = "the model is sparse, and its weights without its hooks are not a model that could be loaded again"
+_NO_CHECKPOINT = (
+    "the model is sparse, and its weights without its hooks are not a model that could be loaded again; "
+    "larosa.export(model, FOLDER), or `larosa export` of a run, saves it for larosa.load(FOLDER)"
+)
 _NO_CHANGE = "the model is sparse, and remove() could not restore weights that were changed meanwhile"

@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from larosa.config.quantization import QuantizationConfig
 from larosa.config.run import MethodConfig, TokenPolicyConfig
 from larosa.errors import LarosaError
 from larosa.models.architecture import LayerView, ModelView
@@ -104,6 +105,8 @@ class SparsityHandle:
         self.quantised: dict[tuple[int, str], Quantised] = {}
         """(layer, site) -> the quantised weights of its consumers, in the decoder's formats."""
         self.quantised_head: Quantised | None = None
+        self.quantization: QuantizationConfig | None = None
+        """How weights were quantised after the plan was applied; None where they were not."""
         self._model = model
         self._tied = bool(model.config.tie_word_embeddings)
         self._swaps = WeightSwaps(dense_weights_device)
@@ -154,6 +157,21 @@ class SparsityHandle:
     def untie(self) -> None:
         """Let the head have weights of its own until `remove()`."""
         self._model.config.tie_word_embeddings = False
+
+    def dense_weights(self) -> dict[str, Tensor]:
+        """Name -> the dense model's parameter, tied ones under each name, where they wait. Raises HandleError."""
+        if self._swaps.discarded:
+            raise HandleError(f"the dense weights cannot be read: {self.remedy}")
+        found = dict(self._model.named_parameters(remove_duplicate=False))
+        names = {module: name for name, module in self._model.named_modules()}
+        for module, name, old in self._swaps.replaced():
+            found[f"{names[module]}.{name}"] = old
+        return {name: parameter.detach() for name, parameter in found.items()}
+
+    @property
+    def tied(self) -> bool:
+        """Whether the dense model's head shares the embedding's weights."""
+        return self._tied
 
     def discard(self) -> None:
         """Free the kept dense weights: `kept_bytes` becomes 0, and `remove()` is refused from now on.

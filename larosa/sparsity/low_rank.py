@@ -107,7 +107,7 @@ class LowRankRemainder:
     def __init__(self, consumers: Sequence[nn.Linear], pairs: Sequence[LowRankPair]) -> None:
         self._consumers = consumers
         self._pairs = [
-            LowRankPair(pair.left.to(linear.weight), pair.right.to(linear.weight))
+            LowRankPair(*(half.to(linear.weight).contiguous() for half in pair))  # as files hold them
             for linear, pair in zip(consumers, pairs, strict=True)
         ]
         self._held = _Held()
