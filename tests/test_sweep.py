@@ -116,7 +116,8 @@ def test_runs_of_a_sweep_share_a_group_and_a_continued_one_joins_it(
             config.hydra.overrides.task = words
         callback = SweepCallback()
         callback.on_multirun_start(config)
-        folder, group, starter = (word.split("=")[1].strip("'") for word in config.hydra.overrides.hydra[-3:])
+        told = [word.split("=")[1].strip("'") for word in config.hydra.overrides.hydra[-4:]]
+        folder, group, starter, _ = told
         groups.append(group)
         assert Path(folder).parent == tmp_path / "runs"
         assert len(list((tmp_path / "runs").glob(".sweep*"))) == count
