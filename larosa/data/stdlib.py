@@ -1,8 +1,8 @@
 """Source code as a text: the standard library of the Python that runs, read in place.
 
 Each file is a document. A hash of its path decides its half and its place, so another Python version that adds or
-removes files moves no other file from one half to the other. Excluded are tests, what is installed beside the library, and
-files that hold generated tables or data instead of code.
+removes files moves no other file from one half to the other. Excluded are tests, what is installed beside the library,
+and files that hold generated tables or data instead of code.
 """
 
 from __future__ import annotations
