@@ -150,10 +150,17 @@ MODEL = (
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    saved(folder)
+    return folder
+
+
 @pytest.mark.parametrize("change", ["edited", "new"])
 @pytest.mark.parametrize("name", MODEL)
-def test_model_folders(name: str, change: str, home: Path) -> None:
-    saved(home / "model")
+def test_model_folders(name: str, change: str, home: Path, saved_once: Path) -> None:
+    shutil.copytree(saved_once, home / "model")
     for other in MODEL:
         path = home / "model" / other
         path.parent.mkdir(exist_ok=True)

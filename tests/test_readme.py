@@ -14,7 +14,7 @@ def fenced(marker: str) -> str:
 
 def test_ci_calls_the_test_command() -> None:
     assert fenced("test command") in (ROOT / ".ci" / "run").read_text().splitlines()
-    assert fenced("main command").endswith(".venv/bin/python run.py")
+    assert fenced("main command").endswith(".venv/bin/larosa run")
 
 
 def test_the_tables_of_readme_and_docs_are_what_the_records_give(capsys: pytest.CaptureFixture[str]) -> None:

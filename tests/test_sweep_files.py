@@ -118,8 +118,8 @@ def without_hub(config: RunConfig) -> bool:
 def test_a_command_of_every_sweep_plans_for_smollm2_without_the_hub(name: str) -> None:
     offline = []
     for given in commands(name):
-        run = runs_of(name, given)[-1]  # texts, tasks and model are the same in all runs but for calibrated_on
-        config = settings(name, run, run)
+        runs = runs_of(name, given)  # texts, tasks and model are the same in all of them but for calibrated_on
+        config = settings(name, runs[-1], runs[0])
         offline += [given] if config.model.name == "smollm2-135m" and without_hub(config) else []
     assert offline
 
@@ -166,6 +166,8 @@ def test_every_run_of_every_command_plans(name: str) -> None:
     assert commands(name)
     for given in commands(name):
         runs, refused = runs_of(name, given), []
+        if name in GRIDS:  # some hundred points that differ in four numbers
+            runs = runs[::7]
         for run in runs:
             try:
                 plan_runs(settings(name, run, runs[0]))

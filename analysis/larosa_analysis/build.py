@@ -24,7 +24,7 @@ from larosa_analysis.figures.drawn import Drawn
 from larosa_analysis.records import store
 from larosa_analysis.records.entry import RecordsError
 from larosa_analysis.records.store import RecordStore
-from larosa_analysis.report import marked_tables
+from larosa_analysis.report import marked_tables, short_tables
 from larosa_analysis.report.main_result import Result, results
 from larosa_analysis.report.page import Image, Picture, html
 from larosa_analysis.style import both
@@ -80,7 +80,7 @@ def write_results(main_results: list[Result], folder: Path) -> list[Image]:
     return images
 
 
-def draw_images(page: Path, records: RecordStore, check: bool) -> list[Path]:
+def draw_images(page: Path, records: RecordStore, folder: Path, check: bool) -> list[Path]:
     """Draw the figures that a page shows; returns those that were not there. Raises RecordsError for another."""
     files = {Path(link).stem: page.parent / link for link in marked_tables.images(page.read_text(encoding="utf-8"))}
     absent = [file for file in files.values() if not file.is_file()]
@@ -88,6 +88,8 @@ def draw_images(page: Path, records: RecordStore, check: bool) -> list[Path]:
         return absent
     figures_of = {drawn.name: drawn.figure for drawn in figures.build(records) if drawn.figure is not None}
     figures_of |= {name: result.figure for name, result in _named(results(records))}
+    if "models" in files:
+        figures_of["models"] = short_tables.quality_figure(marked_tables.evidence(folder))
     for name, file in files.items():
         if name not in figures_of:
             raise RecordsError(f"{page.name} shows {file.name}; the records give {', '.join(figures_of)}")
@@ -106,9 +108,9 @@ def _pages(readme: Path | None, docs: Path | None) -> list[Path]:
     return pages
 
 
-def _filled(page: Path, known: marked_tables.Known, records: RecordStore, check: bool) -> bool:
+def _filled(page: Path, known: marked_tables.Known, records: RecordStore, folder: Path, check: bool) -> bool:
     """Fill one page, or compare it; returns whether all that it shows was there already."""
-    same, absent = marked_tables.fill(page, known, check), draw_images(page, records, check)
+    same, absent = marked_tables.fill(page, known, check), draw_images(page, records, folder, check)
     if check:
         print(f"{page.name}: its tables are {'' if same else 'not '}what the records give")
         print("".join(f"{file.name}, which it shows, is not there\n" for file in absent), end="")
@@ -147,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
         records = store.read(given.records, given.speed)
         tables = every.build(records, flops.shapes(given.models))
         known = marked_tables.known_tables(tables, given.records, given.speed)
-        same = [_filled(page, known, records, given.check) for page in _pages(given.readme, given.docs)]
+        same = [_filled(page, known, records, given.records, given.check) for page in _pages(given.readme, given.docs)]
         if given.check:
             return int(not all(same))
         if given.out or not same:

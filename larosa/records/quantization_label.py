@@ -16,6 +16,8 @@ GROUP = 64
 """Weights of a group of w4 (larosa.models.formats)."""
 _FORMATS = {
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53": "4 bits in blocks of 32 (Q4_1)",
+    "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32": "4 to 6 bits (Q4_K_M)",
+    "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046": "4 to 6 bits (Q4_K_M)",
 }
 """SHA-256 of a GGUF file -> the format of its weights."""
 

@@ -1,6 +1,6 @@
 """Methods on several models side by side: increase in perplexity over magnitude Top-K's, over blocks and seeds.
 
-    python -m larosa_analysis.comparison.models RECORDS.jsonl [...] [--calibration NAME]
+    python -m larosa_analysis.comparison.models RECORDS.jsonl [...] [--calibration NAME] [--schedules official]
 
 The records of a model are split by calibration text and seed. A group also holds the model's records that read no
 calibration (dense, magnitude Top-K, WINA), so that these are measured once. One row is one method; its value is the
@@ -46,15 +46,18 @@ class Condition:
 Groups = dict[Condition, Rows]
 
 
-def groups(paths: Iterable[Path], texts: list[str] | None = None) -> Groups:
+def groups(paths: Iterable[Path], texts: list[str] | None = None, schedules: list[str] | None = None) -> Groups:
     """The rows of every model, calibration text and seed. Raises RecordsError where records do not compare.
 
-    texts: default, those of each model's dense record.
+    texts: default, those of each model's dense record. schedules: those that take part, where not every method was
+    measured at every schedule; default all, of which each method's best counts.
     """
     by_model: dict[str, list[Entry]] = defaultdict(list)
     for path in paths:
         for record in read_lines(path):
-            by_model[record["model"]["name"]].append(Entry.of(record))
+            entry = Entry.of(record)
+            if schedules is None or entry.family == "dense" or entry.schedule in schedules:
+                by_model[record["model"]["name"]].append(entry)
     found: Groups = {}
     for model, entries in by_model.items():
         shared = [entry for entry in entries if not reads_calibration(entry.record["config"])]
@@ -155,6 +158,17 @@ def table(
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def both(found: Groups) -> str:
+    """Markdown: all methods at equal weight sparsity, then at equal bytes read, for every calibration text."""
+    parts = []
+    for calibration in dict.fromkeys(condition.calibration for condition in found):
+        targets = sorted({t for c, rows in found.items() if c.calibration == calibration for t in rows.targets})
+        for metric in METRICS:
+            head = f"**Calibrated on {calibration}, equal {metric}**"
+            parts.append(f"{head}\n\n{table(found, calibration, targets, metric)}")
+    return "\n\n".join(parts)
+
+
 def _order(cells: list[Pooled | None]) -> tuple[int, float]:
     values = [cell.mean.value for cell in cells if cell is not None]
     return len(cells) - len(values), float(np.mean(values))
@@ -169,9 +183,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--calibration", default="mixture", help="name of the calibration text (default: %(default)s)")
     parser.add_argument("--targets", default="0.4,0.5", help="fractions with commas (default: %(default)s)")
     parser.add_argument("--texts", help="names with commas (default: all)")
+    parser.add_argument("--schedules", help="names with commas (default: all, each method at its best)")
     given = parser.parse_args(arguments)
     try:
-        found = groups(given.records, given.texts.split(",") if given.texts else None)
+        listed = (names.split(",") if names else None for names in (given.texts, given.schedules))
+        found = groups(given.records, *listed)
         targets = [float(target) for target in given.targets.split(",")]
         for metric in METRICS:
             print(f"Equal {metric}:\n\n{table(found, given.calibration, targets, metric)}\n")

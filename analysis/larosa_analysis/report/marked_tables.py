@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from larosa.records.disk import write_atomically
+from larosa_analysis.comparison import models
 from larosa_analysis.comparison.rows import Rows, build
 from larosa_analysis.comparison.summary import summary
 from larosa_analysis.records import timings
@@ -49,8 +50,14 @@ def inserted(page: str, name: str, table: str, file: str) -> str:
     return f"{before}{start}\n{table}\n{end}{rest.split(end)[1]}"
 
 
+def evidence(records: Path) -> models.Groups:
+    """The records evidence-*.jsonl of a folder: methods on several models."""
+    return models.groups(sorted(records.glob("evidence-*.jsonl")))
+
+
 def known_tables(tables: list[Table], records: Path, timed: Path) -> Known:
-    """What a page may ask for. `quality`, `methods`: of methods-*.jsonl; `speed`, `speed-full`: of decode-*.json."""
+    """What a page may ask for. `quality`, `models`: of evidence-*.jsonl; `methods`: of methods-*.jsonl; `speed`,
+    `speed-full`: of decode-*.json."""
 
     def rows_of_methods() -> Rows:
         entries, texts = load(sorted(records.glob("methods-*.jsonl")))
@@ -60,7 +67,8 @@ def known_tables(tables: list[Table], records: Path, timed: Path) -> Known:
         return timings.read(sorted(timed.glob("decode-*.json")))
 
     return {table.name: partial(render.brief, table) for table in tables} | {
-        "quality": lambda: short_tables.quality(rows_of_methods()),
+        "quality": lambda: short_tables.quality(evidence(records)),
+        "models": lambda: models.both(evidence(records)),
         "methods": lambda: summary(rows_of_methods()),
         "speed": lambda: short_tables.speed(decode_timings()),
         "speed-full": lambda: speed_table(decode_timings()),

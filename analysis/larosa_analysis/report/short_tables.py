@@ -5,26 +5,31 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from larosa.records.quantization_label import NONE
-from larosa_analysis.comparison.rows import Metric, Row, Rows
+from larosa_analysis.comparison.markdown import interval
+from larosa_analysis.comparison.models import Groups, pooled
+from larosa_analysis.comparison.models_figure import draw
 from larosa_analysis.records.conditions import device, every
 from larosa_analysis.records.entry import Record, RecordsError
 from larosa_analysis.speed.rows import SpeedRow, best_dense, distinct, speed_rows
 
 METHODS = {
-    "magnitude": "magnitude",
-    "teal": "teal",
-    "larosa/tuned (online, output_aware, per sublayer, int4, tuned)": "larosa/tuned, int4",
-    "larosa/block_diagonal (online, output_aware, per sublayer, int4, block size 192, tuned)": (
-        "larosa/block_diagonal, 192"
+    "larosa/block_diagonal (online, output_aware, per sublayer, int4, block size 64, tuned, column norms)": (
+        "larosa/block_diagonal, column norms"
     ),
-    "larosa/block_diagonal (online, output_aware, per sublayer, int4, block size 64, tuned)": (
-        "larosa/block_diagonal, 64"
-    ),
-    "larosa/paper (absorbed, pca, per layer)": "larosa/paper",
+    "larosa/learned (absorbed, learned, per model, column norms)": "larosa/learned, one Q for the model, column norms",
+    "magnitude": "magnitude Top-K",
     "wina": "wina",
+    "teal": "teal",
+    "larosa/paper (absorbed, pca, per layer, column norms)": "larosa/paper, column norms",
+    "larosa/paper (absorbed, pca, per layer)": "larosa/paper",
 }
 """Label -> name of the row, in their order."""
+QUALITY_TARGETS = (0.4, 0.5)
+CALIBRATION = "mixture"
+"""Of the table `quality`."""
 PLANS = (
     ("llama2-7b", NONE, "top-k", "none", "H100"),
     ("llama2-7b", NONE, "thresholds", "none", "H100"),
@@ -42,40 +47,53 @@ _SELECTORS = {"top-k": "Top-K", "thresholds": "thresholds"}
 _OVERHEADS = {"none": "", "adapter": ", one bf16 adapter per layer"}
 
 
-def quality(rows: Rows) -> str:
-    """Ratios to magnitude Top-K's increase in perplexity, both metrics. Raises RecordsError if a method has no row."""
-    metrics: tuple[Metric, ...] = ("weight sparsity", "bytes read")
-    columns = [(target, metric) for metric in metrics for target in rows.targets]
-    by_column = {column: {row.entry.label: row for row in rows.standing(*column)} for column in columns}
-    lines = [["method", "overhead, %", *(_column(*column) for column in columns)]]
+def quality(found: Groups) -> str:
+    """Ratios to magnitude Top-K's increase in perplexity at equal weight bytes read, models side by side."""
+    models = _models(found)
+    columns = [(model, target) for model in models for target in QUALITY_TARGETS]
+    cells = {column: pooled(found, column[0], CALIBRATION, column[1], "bytes read") for column in columns}
+    lines = [["method", "overhead, %", *(f"{_model(m)}, {100 * (1 - t):.0f} %" for m, t in columns)]]
     lines.append(["---"] * len(lines[0]))
     for label, name in METHODS.items():
-        at_sparsity = by_column[columns[0]].get(label)
-        if at_sparsity is None:
-            raise RecordsError(f"the table `quality` needs a record of {label} at {100 * rows.targets[0]:g} %")
-        free = not at_sparsity.entry.overhead  # without overhead both metrics are one
-        cells = [by_column[target, "weight sparsity" if free else metric].get(label) for target, metric in columns]
-        lines.append([name, f"{100 * at_sparsity.entry.overhead:.1f}", *map(_ratio, cells)])
-    return f"{_quality_conditions(rows)}\n\n{_markdown(lines)}"
+        rows = [cells[column].get(label) for column in columns]
+        overheads = [100 * row.overhead for row in rows if row is not None]
+        if not overheads:
+            raise RecordsError(f"the table `quality` needs a record of {label}")
+        spread = " to ".join(dict.fromkeys(f"{value:.1f}" for value in (min(overheads), max(overheads))))
+        lines.append([name, spread, *("-" if row is None else interval(row.mean) for row in rows)])
+    return f"{_quality_conditions(found)}\n\n{_markdown(lines)}"
 
 
-def _column(target: float, metric: Metric) -> str:
-    return f"{metric} {100 * (target if metric == 'weight sparsity' else 1 - target):.0f} %"
+def quality_figure(found: Groups) -> Figure:
+    """The table `quality` as a figure."""
+    panels = {
+        _model(model): {t: pooled(found, model, CALIBRATION, t, "bytes read") for t in QUALITY_TARGETS}
+        for model in _models(found)
+    }
+    return draw(panels, METHODS)
 
 
-def _ratio(row: Row | None) -> str:
-    return "-" if row is None else f"{row.compared.mean.value:.2f}"
+def _models(found: Groups) -> list[str]:
+    """Smallest first, by what the dense model reads per token."""
+    size = {c.model: rows.dense.record["metrics"]["accounting"]["projection_bytes"] for c, rows in found.items()}
+    return sorted(size, key=lambda model: int(size[model]))
 
 
-def _quality_conditions(rows: Rows) -> str:
-    dense, sparse = rows.dense.record, next(e.record for e in rows.entries if e is not rows.dense)
-    calibration, records = sparse["data"]["calibration"], [entry.record for entry in rows.entries]
-    tokens = every(f"{dense['data']['texts'][text]['tokens']:,}" for text in rows.texts)
+def _quality_conditions(found: Groups) -> str:
+    rows = list(found.values())
+    entries = [entry for own in rows for entry in own.entries]
+    records = [entry.record for entry in entries]
+    calibrated = every(f"{r['data']['calibration']['tokens']:,}" for r in records if "calibration" in r["data"])
+    texts = rows[0].texts
+    tokens = every(f"{r['data']['texts'][text]['tokens']:,}" for r in records for text in texts)
+    seeds = ", ".join(map(str, sorted({condition.seed for condition in found})))
     return (
-        "Increase in perplexity over dense, divided by magnitude Top-K's (below 1 is better), mean of "
-        f"{len(rows.texts)} texts. {_model(dense['config']['model']['name'])}, {dense['config']['model']['dtype']}; "
-        f"calibrated on {calibration['tokens']:,} tokens of {calibration['text']}; evaluated on {tokens} tokens each "
-        f"of {', '.join(rows.texts)}; best schedule per method; seed {every(r['config']['seed'] for r in records)}; "
+        "Increase in perplexity over dense, divided by magnitude Top-K's (below 1 is better), at equal weight bytes "
+        "read, overhead included; in brackets 95 % over evaluation blocks. "
+        f"Mean of {len(texts)} texts, {tokens} tokens each: {', '.join(texts)}. "
+        f"Calibrated on {calibrated} other tokens, a {CALIBRATION} of prose, mathematics and code. "
+        "Schedule official (0.8 / 1.2), or a searched one where it was measured and is better; "
+        f"seed {seeds}; {every(r['config']['model']['dtype'] for r in records)}, "
         f"{every(_gpu(device(r)) for r in records)}, {every(r['created'][:10] for r in records)}."
     )
 
@@ -130,7 +148,7 @@ def _gpu(name: str) -> str:
 def _model(name: str) -> str:
     """A model's name in prose: `LLaMA2-7B` of llama2-7b."""
     name = re.sub(r"-(\d+(?:\.\d+)?)([bm])$", lambda size: f"-{size[1]}{size[2].upper()}", name)
-    return name.replace("llama", "LLaMA").replace("smollm", "SmolLM")
+    return name.replace("llama", "LLaMA").replace("smollm", "SmolLM").replace("qwen2.5-coder", "Qwen2.5-Coder")
 
 
 def _markdown(lines: list[list[str]]) -> str:

@@ -118,7 +118,14 @@ def index(task: str) -> Any:
         return _manager(True).task_index
     from lm_eval import tasks
 
-    folder = (Path(tasks.__file__).parent / WHEEL_TASKS[task].definition).parent
+    return _folder_index((Path(tasks.__file__).parent / WHEEL_TASKS[task].definition).parent)
+
+
+@functools.cache
+def _folder_index(folder: Path) -> Any:
+    """lm-eval's index of one folder, which the 57 subjects of mmlu share."""
+    from lm_eval import tasks
+
     return tasks.TaskManager(include_path=str(folder), include_defaults=False).task_index
 
 
