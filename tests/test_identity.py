@@ -242,7 +242,7 @@ def test_recorded_requests(home: Path) -> None:
         ("piqa", "piqa/piqa.yaml"),
         ("hellaswag", "hellaswag/utils.py"),
         ("hendrycks_math500", "hendrycks_math/hendrycks_math_algebra.yaml"),
-        ("mmlu", "mmlu/default/_default_template_yaml"),
+        pytest.param("mmlu", "mmlu/default/_default_template_yaml", marks=pytest.mark.slow),  # 57 tasks
         ("boolq", "super_glue/boolq/default.yaml"),
     ],
 )
