@@ -24,7 +24,7 @@ from larosa.commands import typed
 from larosa.config import keys
 from larosa.config.base import ConfigError
 from larosa.errors import LarosaError, described
-from larosa.records.packaged import found, packaged
+from larosa.records.packaged import locate, packaged
 
 OmegaConf.register_new_resolver("command", typed, replace=True)  # in conf/config.yaml
 _MODES = ("run", "multirun", "cfg", "info", "shell_completion")
@@ -62,7 +62,7 @@ def arranged(words: list[str]) -> list[str]:
     for word in given.overrides:
         flags.remove(word)
     if given.config_dir:
-        folder = found(os.path.expanduser(given.config_dir))
+        folder = locate(os.path.expanduser(given.config_dir))
         place = max(i for i, word in enumerate(flags) if word.endswith(given.config_dir))
         flags[place] = flags[place].removesuffix(given.config_dir) + folder
         _check_name(folder, given.config_name)

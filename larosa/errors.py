@@ -58,6 +58,6 @@ def described(error: OSError) -> str:
 def _doing(error: OSError) -> str:
     """The innermost function of this package's that the error came through."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
-    found = own or list(frames)
-    return f"{Path(found[-1].filename).stem}.{found[-1].name}" if found else "larosa"
+    inside = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
+    candidates = inside or list(frames)
+    return f"{Path(candidates[-1].filename).stem}.{candidates[-1].name}" if candidates else "larosa"

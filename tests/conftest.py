@@ -6,12 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import composing
+import hydra
+import hypothesis
 import pytest
 import torch
 from tasks import byte_model, byte_tokenizer, wheel_of_rows  # noqa: F401  # fixtures of task scores
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from larosa.models.precision import keep_float64
+
+hypothesis.settings.register_profile("suite", deadline=None)  # the machine may be busy
+hypothesis.settings.load_profile("suite")
+hydra.compose = composing.compose  # before larosa.cli.command takes it from there
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_command_line import larosa
+import typed
 from test_config import parse
 from test_identity import home, snapshot  # noqa: F401  # fixtures
 from test_pipeline import overrides, write_text  # noqa: F401  # fixtures
@@ -278,7 +278,7 @@ def test_run_py_takes_a_folder_and_nothing_else(tmp_path: Path) -> None:
         f"texts.text.files=[{write_text(tmp_path / 'b.txt', 1)}]", "evaluation.perplexity.max_tokens=128",
         "evaluation.zero_shot.tasks=[]", "tracking=off", "figures=null", "baseline=none",
     ]  # fmt: skip
-    done = larosa("model=local", f"model.path={tmp_path / 'own'}", *words, cwd=tmp_path)
+    done = typed.typed("model=local", f"model.path={tmp_path / 'own'}", *words, cwd=tmp_path, said=tmp_path / "said")
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "runs").glob("own-*/result.json")
     assert json.loads(path.read_text())["identity_inputs"]["model"]["source"] == "path"

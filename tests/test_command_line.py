@@ -8,11 +8,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typed
 from test_config import parse
 from test_pipeline import write_text
 
@@ -48,24 +48,22 @@ def tiny(tmp_path: Path) -> list[str]:
         "model=tiny-llama", "method=larosa/paper", "baseline=none", "calibration=text", "texts=text", "tracking=off",
         f"calibration.text.files={write_text(folder / 'é.txt', 0)}", "calibration.sequences=2", "calibration.length=64",
         f"texts.text.files=[{write_text(folder / 'b c.txt', 1)}]", "evaluation.perplexity.length=64",
-        "evaluation.perplexity.max_tokens=128", "evaluation.zero_shot.tasks=[]",
+        "evaluation.perplexity.max_tokens=128", "evaluation.zero_shot.tasks=[]", "figures=null",
     ]  # fmt: skip
 
 
 def test_a_run_from_another_folder_with_paths_of_every_kind(tiny: list[str], tmp_path: Path) -> None:
     """The records stand where the command was typed; `python -m larosa` finds them done."""
-    done = larosa(*tiny, "output=own [x]=y", cwd=tmp_path)
+    done = typed.typed(*tiny, "output=own [x]=y", cwd=tmp_path, said=tmp_path / "said")
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "own [x]=y").glob("*/result.json"))) == 1
-    again = larosa(*tiny, "output=own [x]=y", cwd=tmp_path, module=True)
+    again = typed.typed(*tiny, "output=own [x]=y", cwd=tmp_path, said=tmp_path / "again", module="larosa")
     assert "is done already" in again.stderr
 
 
-def test_a_sweep_expands_home_and_takes_flags_anywhere(
-    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(ENVIRONMENT, "HOME", str(tmp_path / "home"))
-    done = larosa("sparsity=0.3,1.5", *tiny, "-m", "output=~/swept", cwd=tmp_path)
+def test_a_sweep_expands_home_and_takes_flags_anywhere(tiny: list[str], tmp_path: Path) -> None:
+    words, home = ["sparsity=0.3,1.5", *tiny, "-m", "output=~/swept"], {"HOME": str(tmp_path / "home")}
+    done = typed.typed(*words, cwd=tmp_path, env=home, said=tmp_path / "said")
     assert done.returncode == 2
     assert "1 of 2 runs done, 1 failed" in done.stderr
     assert len(list((tmp_path / "home" / "swept").glob("*/result.json"))) == 1
@@ -75,7 +73,7 @@ def test_a_sweep_expands_home_and_takes_flags_anywhere(
 @pytest.mark.parametrize("words", [["-m", "sparsity=0.3,0.4"], []])
 def test_an_output_that_is_a_file_is_said(tiny: list[str], tmp_path: Path, words: list[str]) -> None:
     (tmp_path / "file").write_text("")
-    done = larosa(*tiny, *words, "output=file", cwd=tmp_path)
+    done = typed.typed(*tiny, *words, "output=file", cwd=tmp_path, said=tmp_path / "said")
     assert done.returncode == 2
     assert "file" in done.stderr
     assert "remove it or name another place" in done.stderr
@@ -114,22 +112,20 @@ def test_help_says_how_to_begin_and_survives_a_closed_pipe(tmp_path: Path) -> No
 
 
 def test_the_modules_have_a_help_of_their_own(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "larosa.cli.compare", "--help"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path, env=ENVIRONMENT
-    )
+    done = typed.typed("--help", cwd=tmp_path, said=tmp_path / "said", module="larosa.cli.compare")
     assert done.stdout.startswith("usage: python -m larosa.cli.compare LIST.yaml")
     assert "larosa compare sweeps/methods.yaml" in done.stdout
 
 
 def test_an_interrupted_sweep_says_how_it_goes_on(tiny: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "run.py"), "-m", *tiny, "sparsity=0.1,0.2,0.3,0.4,0.5", "output=runs"]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=ENVIRONMENT)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("runs/.sweep-*")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=120)
+    words = ["-m", *tiny, "sparsity=0.1,0.2,0.3,0.4,0.5", "output=runs"]
+    running = typed.start(*words, cwd=tmp_path, said=tmp_path / "said")
+    typed.until(running, lambda: list(tmp_path.glob("runs/.sweep-*")), "beginning its sweep")
+    os.kill(running.pid or 0, signal.SIGINT)
+    running.join(typed.TIMEOUT_S)
+    running.kill()  # one that goes on says nothing of an interruption
+    running.join()
+    said = (tmp_path / "said" / "err").read_text()
     assert "interrupted: what is recorded stays" in said
     assert "Traceback" not in said
 

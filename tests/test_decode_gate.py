@@ -121,7 +121,11 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "layers", "more"),
-    [("qwen3", 1, {"transforms": "int8"}), ("llama", 2, {"adapters": 2})],
+    [
+        ("qwen3", 1, {"transforms": "int8"}),
+        ("llama", 1, {"adapters": 2}),
+        pytest.param("llama", 2, {"adapters": 2}, marks=pytest.mark.slow),  # 10 s of CPU more
+    ],
     ids=str,
 )
 @pytest.mark.usefixtures("few_programs")

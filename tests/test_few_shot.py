@@ -18,7 +18,7 @@ from larosa.evaluation.tasks import harness, wheel_tasks
 from larosa.evaluation.tasks.recording import record
 from larosa.evaluation.tasks.scores import ZeroShotError
 from larosa.evaluation.tasks.wheel_tasks import POOLED, WHEEL_TASKS
-from larosa.evaluation.tasks.zero_shot import check_tasks, zero_shot
+from larosa.evaluation.tasks.zero_shot import check_room, check_tasks, zero_shot
 from larosa.experiment.results import identity
 
 SUBJECTS = ("mmlu_anatomy", "mmlu_virology")
@@ -174,6 +174,15 @@ def test_the_hubs_gsm8k_has_lm_evals_examples(model: Any, tokenizer: Any, monkey
     task.set_fewshot_seed(1234)  # as lm-eval's own command does
     task.build_all_requests()
     assert {instance.args[0] for instance in task.instances} == set(prompts)
+
+
+def test_a_task_of_the_hub_says_itself_how_much_it_generates() -> None:
+    config = settings("aime24", "arc_easy", source="hub")
+    assert harness.generated_tokens("aime24", config) == 32768
+    assert harness.generated_tokens("arc_easy", config) is None
+    check_room(config, 32769)
+    with pytest.raises(ZeroShotError, match="aime24 generates up to 32768 tokens, and the model reads 8192"):
+        check_room(config, 8192)
 
 
 def test_math_is_generated_with_room_as_asked(model: Any, tokenizer: Any, questions: None) -> None:

@@ -150,10 +150,17 @@ MODEL = (
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    saved(folder)
+    return folder
+
+
 @pytest.mark.parametrize("change", ["edited", "new"])
 @pytest.mark.parametrize("name", MODEL)
-def test_model_folders(name: str, change: str, home: Path) -> None:
-    saved(home / "model")
+def test_model_folders(name: str, change: str, home: Path, saved_once: Path) -> None:
+    shutil.copytree(saved_once, home / "model")
     for other in MODEL:
         path = home / "model" / other
         path.parent.mkdir(exist_ok=True)
@@ -235,7 +242,7 @@ def test_recorded_requests(home: Path) -> None:
         ("piqa", "piqa/piqa.yaml"),
         ("hellaswag", "hellaswag/utils.py"),
         ("hendrycks_math500", "hendrycks_math/hendrycks_math_algebra.yaml"),
-        ("mmlu", "mmlu/default/_default_template_yaml"),
+        pytest.param("mmlu", "mmlu/default/_default_template_yaml", marks=pytest.mark.slow),  # 57 tasks
         ("boolq", "super_glue/boolq/default.yaml"),
     ],
 )

@@ -82,7 +82,7 @@ def test_search_lists_what_the_reference_selects(kind: str, ties: str) -> None:
     """Weight rows of what is dropped, and of zeros, hold NaN: reading one shows."""
     n = 600
     x = kt.vector(kind, 1, n, torch.bfloat16, DEVICE)
-    for k in (1, 299, 599):
+    for k in (1, 299, 599) if ON_GPU or kind in ("ties", "half_zeros") else (299,):
         selected = selected_mask(x, topk_select_reference(x, k, ties)) & (x != 0)
         weight = normal(n, 40, seed=1)
         exact = kt.exact_gemv(x, selected, weight)
@@ -93,8 +93,9 @@ def test_search_lists_what_the_reference_selects(kind: str, ties: str) -> None:
         assert ((y.double() - exact).abs() <= kt.EPSILON[x.dtype] * exact.abs() * 1.001 + tolerance).all()
 
 
-@pytest.mark.parametrize("kind", WEIGHTS)
-@pytest.mark.parametrize("dtype", HALF, ids=["bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [(w, d) for i, w in enumerate(WEIGHTS) for d in (HALF if ON_GPU else [HALF[i % 2]])], ids=str
+)
 def test_a_chosen_list_is_a_given_one(kind: str, dtype: torch.dtype) -> None:
     """Search, gate and up, and two rows of x in one launch have the bits of the single ops."""
     n, m, k = 202, 128, 95
@@ -196,7 +197,7 @@ def test_ties_in_many_turns_of_one_warp(kind: str) -> None:
     x = kt.vector(kind, 1, n, torch.bfloat16, DEVICE)
     config = GemvConfig(columns=32, unroll=4, num_warps=1, compact=True)
     weight = normal(n, 32, seed=1)
-    for k in (1, 700, 1299):
+    for k in (1, 700, 1299) if ON_GPU else (700,) if kind == "ties" else (1, 1299):
         bound = topk_select(x, k, backend="triton")
         assert torch.equal(bound, topk_select_reference(x, k))
         y = fused_sparse_gemv(x, weight, k, backend="triton", config=config)

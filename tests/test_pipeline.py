@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typed
 from test_config import parse
 
-from conftest import ROOT
 from larosa.config.run import ConfigError
 from larosa.data.overlap import OverlapError
 from larosa.evaluation.perplexity import EvaluationError, perplexity
@@ -159,14 +155,11 @@ def test_an_overflow_is_named_not_recorded(tmp_path: Path) -> None:
 
 
 def test_kill_9_leaves_no_half_record_and_the_next_run_succeeds(overrides: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "run.py"), *overrides]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "recorded" in line:
-                break
-        time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
+    process = typed.start(*overrides, said=tmp_path / "said")
+    typed.until(process, lambda: "recorded" in (tmp_path / "said" / "err").read_text(), "recording a run")
+    time.sleep(0.02)
+    process.kill()
+    process.join()
     done = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/result.json")]
     assert 1 <= len(done) < 3
     assert len(run(parse(*overrides))) == 3

@@ -9,9 +9,8 @@ import pytest
 from tasks import settings
 
 from larosa.cli.command import read_settings
-from larosa.evaluation.tasks import harness
 from larosa.evaluation.tasks.scores import ZeroShotError
-from larosa.evaluation.tasks.zero_shot import check_room, zero_shot
+from larosa.evaluation.tasks.zero_shot import zero_shot
 from larosa.experiment.plan_runs import plan_runs
 from larosa.experiment.session import Documents, open_session
 
@@ -47,12 +46,3 @@ def test_no_room_for_the_question_is_refused_before_weights_load(tasks: str, ask
         words += ["model.shape.max_position_embeddings=256", "calibration.length=64", "evaluation.perplexity.length=64"]
     with pytest.raises(ZeroShotError, match=f"generates up to {length} tokens.*max_new_tokens well below"):
         plan_runs(read_settings(words))
-
-
-def test_a_task_of_the_hub_says_itself_how_much_it_generates() -> None:
-    config = settings("aime24", "arc_easy", source="hub")
-    assert harness.generated_tokens("aime24", config) == 32768
-    assert harness.generated_tokens("arc_easy", config) is None
-    check_room(config, 32769)
-    with pytest.raises(ZeroShotError, match="aime24 generates up to 32768 tokens, and the model reads 8192"):
-        check_room(config, 8192)

@@ -9,8 +9,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -149,22 +147,24 @@ def test_kill_9_while_writing_leaves_the_old_record_or_the_new(tmp_path: Path) -
 
 def test_two_processes_build_once(tmp_path: Path) -> None:
     """The second one waits for the first and reads what it built."""
-    code = (
-        "import sys, time, torch; from pathlib import Path; from larosa.data import tensor_store\n"
-        "def build():\n"
-        "    with Path(sys.argv[1]).open('a') as built: built.write('once\\n')\n"
-        "    time.sleep(1.0)\n"
-        "    return {'Q': torch.arange(2000.0)}\n"
-        "print('ready', flush=True); input()\n"
-        "print(tensor_store.cached('moments', {'model': 'x'}, build)[1], flush=True)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "built")]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes) as one, subprocess.Popen(command, **pipes) as other:
-        for process in (one, other):
-            assert process.stdout.readline() == "ready\n"
-        for process in (one, other):
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        assert sorted(process.stdout.readline() for process in (one, other)) == ["False\n", "True\n"]
+    fork = multiprocessing.get_context("fork")
+    ready, found = fork.Barrier(2), fork.SimpleQueue()
+
+    def build() -> dict[str, torch.Tensor]:
+        with (tmp_path / "built").open("a") as built:
+            built.write("once\n")
+        time.sleep(1.0)
+        return {"Q": torch.arange(2000.0)}
+
+    def run() -> None:
+        ready.wait(60)
+        found.put(tensor_store.cached("moments", {"model": "x"}, build)[1])
+
+    processes = [fork.Process(target=run, daemon=True) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0], "a process waits for ever"
+    assert sorted(found.get() for _ in processes) == [False, True]
     assert (tmp_path / "built").read_text() == "once\n"

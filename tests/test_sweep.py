@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typed
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, read_write
 from test_config import parse
@@ -31,9 +32,8 @@ from larosa.experiment.session import Sessions, open_session
 from larosa.records.disk import claimed
 
 
-def sweep(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "run.py"), "-m", "baseline=none", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **more)
+def sweep(*words: str, said: Path) -> subprocess.CompletedProcess[str]:
+    return typed.typed("-m", "baseline=none", *words, said=said)
 
 
 def records(tmp_path: Path) -> dict[str, float]:
@@ -116,7 +116,8 @@ def test_runs_of_a_sweep_share_a_group_and_a_continued_one_joins_it(
             config.hydra.overrides.task = words
         callback = SweepCallback()
         callback.on_multirun_start(config)
-        folder, group, starter = (word.split("=")[1].strip("'") for word in config.hydra.overrides.hydra[-3:])
+        told = [word.split("=")[1].strip("'") for word in config.hydra.overrides.hydra[-4:]]
+        folder, group, starter, _ = told
         groups.append(group)
         assert Path(folder).parent == tmp_path / "runs"
         assert len(list((tmp_path / "runs").glob(".sweep*"))) == count
@@ -137,11 +138,12 @@ def test_runs_of_a_sweep_share_a_group_and_a_continued_one_joins_it(
 
 
 def test_a_sweep_goes_on_past_failures_of_every_kind_and_says_so(overrides: list[str], tmp_path: Path) -> None:
-    first = sweep(*overrides, "method=cats,magnitude,nothing", "sparsity=0.6")
+    first = sweep(*overrides, "method=cats,magnitude,nothing", "sparsity=0.6", said=tmp_path / "first")
     assert first.returncode == 2  # a choice that does not exist is said at once, before anything runs
     assert "nothing" in first.stderr
     assert not records(tmp_path)
-    done = sweep(*overrides, "method=cats,magnitude", "sparsity=0.6", "calibration.sequences=8,0")
+    words = ["method=cats,magnitude", "sparsity=0.6", "calibration.sequences=8,0"]
+    done = sweep(*overrides, *words, said=tmp_path / "said")
     assert done.returncode == 2
     assert len(records(tmp_path)) == 1
     assert "1 of 4 runs done, 3 failed, 0 left" in done.stderr
@@ -169,7 +171,7 @@ def test_the_noted_command_measures_the_failed_cell_again(overrides: list[str], 
         "baseline=none",
         "schedule=uniform",
     ]
-    done = subprocess.run([sys.executable, str(ROOT / "run.py"), *given], capture_output=True, timeout=300, check=False)
+    done = typed.typed(*given, said=tmp_path / "said")
     assert done.returncode == 2, done.stderr
     (note,) = (tmp_path / "runs").glob("*/failed.json")
     before = json.loads(note.read_text())
@@ -178,8 +180,7 @@ def test_the_noted_command_measures_the_failed_cell_again(overrides: list[str], 
     assert words[: len(start)] == start
     assert f"output={tmp_path / 'runs'}" in words
     note.unlink()
-    again = [sys.executable, str(ROOT / "run.py"), *words[2:]]
-    subprocess.run(again, capture_output=True, timeout=300, check=False)
+    typed.typed(*words[2:], said=tmp_path / "said")
     after = json.loads(note.read_text())  # the same cell has the same folder
     assert {key: after[key] for key in ("asked", "label", "message")} == {
         key: before[key] for key in ("asked", "label", "message")
@@ -207,14 +208,13 @@ def test_a_command_has_all_that_shapes_the_result_and_says_where_it_goes(
 
 def test_a_killed_sweep_goes_on_where_it_was(overrides: list[str], tmp_path: Path) -> None:
     words = [*overrides, "method=magnitude", "sparsity=0.4,0.5"]
-    command = [sys.executable, str(ROOT / "run.py"), "-m", "baseline=none", *words]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        while not (before := records(tmp_path)):
-            assert process.poll() is None
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
+    process = typed.start("-m", "baseline=none", *words, said=tmp_path / "killed")
+    typed.until(process, lambda: records(tmp_path), "its first record")
+    process.kill()
+    process.join()
+    before = records(tmp_path)
     assert len(before) == 1
-    done = sweep(*words)
+    done = sweep(*words, said=tmp_path / "said")
     assert done.returncode == 0, done.stderr
     after = records(tmp_path)
     assert len(after) == 2
@@ -225,6 +225,7 @@ def test_a_killed_sweep_goes_on_where_it_was(overrides: list[str], tmp_path: Pat
 
 
 LAUNCHERS = {"joblib": "joblib", "submitit_local": "submitit", "ray": "ray"}
+SLOW = [pytest.param("submitit_local", marks=pytest.mark.slow)]  # three more processes that import torch
 
 
 def installed(launcher: str) -> bool:
@@ -235,17 +236,18 @@ def installed(launcher: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", ["joblib", *SLOW, "ray"])
 def test_launchers_run_every_cell_and_measure_a_shared_one_once(
     launcher: str, overrides: list[str], tmp_path: Path
 ) -> None:
     if not installed(launcher):
-        done = sweep(*overrides, f"hydra/launcher={launcher}", "sparsity=0.4,0.5")
+        done = sweep(*overrides, f"hydra/launcher={launcher}", "sparsity=0.4,0.5", said=tmp_path / "said")
         assert done.returncode == 1
         assert f"this launcher needs hydra-{LAUNCHERS[launcher]}-launcher: pip install" in done.stderr
         pytest.skip(f"the launcher {launcher} is not installed: that is said")
     words = [f"hydra/launcher={launcher}", "method=magnitude", "sparsity=0.4,0.45,0.995", "baseline=dense"]
-    done = sweep(*overrides, *words)
+    command = [sys.executable, str(ROOT / "run.py"), "-m", *overrides, *words]  # launchers need a process of their own
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2, done.stderr
     assert "2 of 3 runs done, 1 failed, 0 left" in done.stderr
     assert sorted(name.split("-")[2] for name in records(tmp_path)) == ["dense", "magnitude", "magnitude"]
@@ -255,21 +257,22 @@ def test_launchers_run_every_cell_and_measure_a_shared_one_once(
 
 def test_a_cell_is_held_by_one_process(tmp_path: Path) -> None:
     """The second one waits for the first, also when the first is killed."""
-    code = (
-        "import sys, time; from pathlib import Path; from larosa.records.disk import claimed\n"
-        "with claimed(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        start = time.monotonic()
-        other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT)
-        with other:
-            assert other.stdout is not None
-            time.sleep(0.5)
-            process.kill()
-            assert other.stdout.readline() == b"in\n"
-            assert time.monotonic() - start >= 0.5
-            other.kill()
+    fork = multiprocessing.get_context("fork")
+    inside = fork.Semaphore(0)
+
+    def hold() -> None:
+        with claimed(tmp_path):
+            inside.release()
+            time.sleep(60)
+
+    first, second = (fork.Process(target=hold, daemon=True) for _ in range(2))
+    first.start()
+    assert inside.acquire(timeout=60)
+    second.start()
+    assert not inside.acquire(timeout=0.5)
+    first.kill()
+    assert inside.acquire(timeout=60)
+    second.kill()
+    second.join()
     with claimed(tmp_path):
         pass

@@ -100,8 +100,8 @@ def test_settings_sweeps_and_schedules_are_found_from_an_empty_folder(installed:
     assert "output: elsewhere" in done.stdout, done.stderr
     code = (
         "import larosa; from larosa.cli.command import read_settings;"
-        "from larosa.records.packaged import in_checkout, found;"
-        "print(larosa.__file__, in_checkout(), found('sweeps/methods.yaml'));"
+        "from larosa.records.packaged import in_checkout, locate;"
+        "print(larosa.__file__, in_checkout(), locate('sweeps/methods.yaml'));"
         "print(read_settings(['schedule=file', 'schedule.path=output-0.5']).schedule.path)"
     )
     done = python(installed, tmp_path, "-c", code)

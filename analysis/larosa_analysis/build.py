@@ -49,30 +49,30 @@ def write_tables(tables: list[Table], folder: Path) -> None:
 def write_figures(drawn: list[Drawn], folder: Path) -> list[Picture]:
     """Every figure as PNG and PDF; what the report embeds."""
     pictures = []
-    for own in drawn:
-        files = both(own.figure) if own.figure is not None else {}
+    for entry in drawn:
+        files = both(entry.figure) if entry.figure is not None else {}
         for ending, content in files.items():
-            write_atomically(folder / f"{own.name}.{ending}", content)
+            write_atomically(folder / f"{entry.name}.{ending}", content)
         image = Image.of(files["png"]) if files else None
-        model = own.name.partition("-")[2]
+        model = entry.name.partition("-")[2]
         title = f", {model}" if model else ""
-        pictures.append(Picture(own.name, own.title, own.caption, own.missing, image, title))
+        pictures.append(Picture(entry.name, entry.title, entry.caption, entry.missing, image, title))
     return pictures
 
 
-def _named(found: list[Result]) -> list[tuple[str, Result]]:
+def _named(main_results: list[Result]) -> list[tuple[str, Result]]:
     """Every main result as main-MODEL, numbered where a model has several."""
-    models, named = [result.block.title for result in found], []
-    for place, (result, model) in enumerate(zip(found, models, strict=True)):
+    models, named = [result.block.title for result in main_results], []
+    for place, (result, model) in enumerate(zip(main_results, models, strict=True)):
         number = models[:place].count(model)
         named.append((f"main-{model}{f'-{number + 1}' if number else ''}", result))
     return named
 
 
-def write_results(found: list[Result], folder: Path) -> list[Image]:
+def write_results(main_results: list[Result], folder: Path) -> list[Image]:
     """The figure of every main result."""
     images = []
-    for name, result in _named(found):
+    for name, result in _named(main_results):
         files = both(result.figure)
         for ending, content in files.items():
             write_atomically(folder / f"{name}.{ending}", content)

@@ -37,18 +37,18 @@ def compact(record: Record) -> Record:
     """The compact form of a record; of a compact one, itself. Raises RecordsError where something is missing."""
     try:
         shaped = record.get("identity_inputs", record)
-        found = {key: record[key] for key in _KEPT}
-        found["semantics_version"], found["model"] = shaped["semantics_version"], shaped["model"]
+        kept = {key: record[key] for key in _KEPT}
+        kept["semantics_version"], kept["model"] = shaped["semantics_version"], shaped["model"]
         if version := record.get("tuning_version", shaped.get("method", {}).get("tuning_version")):
-            found["tuning_version"] = version
-        found["config"] = {key: value for key, value in record["config"].items() if key not in _NOT_SHAPING}
-        found["metrics"] = _metrics(record["metrics"])
+            kept["tuning_version"] = version
+        kept["config"] = {key: value for key, value in record["config"].items() if key not in _NOT_SHAPING}
+        kept["metrics"] = _metrics(record["metrics"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise RecordsError(
             f"record {record.get('identity')} lacks {error}: it was made by an older larosa; measure it again with "
             "force=true"
         ) from error
-    scrubbed: Record = scrub(found)
+    scrubbed: Record = scrub(kept)
     return scrubbed
 
 
@@ -58,22 +58,22 @@ def _metrics(metrics: dict[str, Any]) -> dict[str, Any]:
     layer_error = errors.get("layer_error", errors.get("layer_error_mean"))
     return {
         "perplexity": {
-            text: found | {"block_nll_nats": [round(nats, 6) for nats in found["block_nll_nats"]]}
-            for text, found in metrics["perplexity"].items()
+            text: score | {"block_nll_nats": [round(nats, 6) for nats in score["block_nll_nats"]]}
+            for text, score in metrics["perplexity"].items()
         },
-        "achieved_sparsity": {text: _measured(found) for text, found in metrics["achieved_sparsity"].items()},
+        "achieved_sparsity": {text: _measured(measured) for text, measured in metrics["achieved_sparsity"].items()},
         "accounting": accounting | {"planned_sparsity": _over_layers(accounting["planned_sparsity"])},
         "parity": metrics["parity"],
         "errors": {} if layer_error is None else {"layer_error_mean": _mean(layer_error)},
-        "zero_shot": {task: compact_score(found) for task, found in metrics["zero_shot"].items()},
+        "zero_shot": {task: compact_score(score) for task, score in metrics["zero_shot"].items()},
         **{key: metrics[key] for key in ("speed", "quantization") if key in metrics},
     }
 
 
-def _measured(found: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in found.items() if key.startswith("weight_sparsity_") or key == "sparse_tokens"}
-    levels = (key for key in ("site_mean", "site_std_over_tokens") if key in found)
-    return kept | {key: _over_layers(found[key]) for key in levels}
+def _measured(measured: dict[str, Any]) -> dict[str, Any]:
+    kept = {k: value for k, value in measured.items() if k.startswith("weight_sparsity_") or k == "sparse_tokens"}
+    levels = (key for key in ("site_mean", "site_std_over_tokens") if key in measured)
+    return kept | {key: _over_layers(measured[key]) for key in levels}
 
 
 def _over_layers(sites: dict[str, Any]) -> dict[str, float]:
@@ -94,13 +94,13 @@ def gather(source: Path) -> list[Record]:
 
 def _intact(paths: Iterable[Path], form: Callable[[Record], Record]) -> dict[Path, Record]:
     """The files' records in another form. What does not match its checksum or lacks something is named and excluded."""
-    found = {}
+    records = {}
     for path in sorted(paths):
         try:
-            found[path] = form(checksum.read(path))
+            records[path] = form(checksum.read(path))
         except (checksum.DamagedError, RecordsError, OSError) as error:
             print(f"warning: {path} is excluded: {error}. Its command measures it again", file=sys.stderr)
-    return found
+    return records
 
 
 def _failures(source: Path) -> list[Record]:

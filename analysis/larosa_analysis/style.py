@@ -58,8 +58,8 @@ def method_styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     spare = iter(SPARE)
     for name in names:
         preset, family = name.partition(" (")[0], re.split(r"[^a-z_]", name)[0]
-        own = METHOD_STYLE.get(preset, METHOD_STYLE.get(family, ("#999999", "*")))
-        styles[name] = next(spare, ("#999999", "*")) if own in styles.values() else own
+        style = METHOD_STYLE.get(preset, METHOD_STYLE.get(family, ("#999999", "*")))
+        styles[name] = next(spare, ("#999999", "*")) if style in styles.values() else style
     return styles
 
 

@@ -38,8 +38,8 @@ def checked_model(given: object) -> PreTrainedModel:
 
 
 def _dropout(module: nn.Module) -> float:
-    own = module.p if isinstance(module, nn.Dropout) else getattr(module, "attention_dropout", 0.0)
-    return float(own or 0.0)
+    rate = module.p if isinstance(module, nn.Dropout) else getattr(module, "attention_dropout", 0.0)
+    return float(rate or 0.0)
 
 
 def _unwrapping(given: object) -> str:
@@ -53,8 +53,8 @@ def _unwrapping(given: object) -> str:
 
 
 def _check_parts(model: PreTrainedModel) -> None:
-    own = architecture_of(model.config)
-    for path in (own.decoder, own.layers, own.embedding, own.final_norm, own.head):
+    paths = architecture_of(model.config)
+    for path in (paths.decoder, paths.layers, paths.embedding, paths.final_norm, paths.head):
         try:
             model.get_submodule(path)
         except AttributeError:

@@ -199,8 +199,8 @@ def _name(chosen: SparsityConfig, model: PreTrainedModel) -> str:
 
 def _fingerprint(model: PreTrainedModel) -> dict[str, str]:
     """A hash of weights, configuration and modules."""
-    found = hashlib.sha256(f"{model!r}{model.config.to_json_string(use_diff=False)}".encode())
+    sha256 = hashlib.sha256(f"{model!r}{model.config.to_json_string(use_diff=False)}".encode())
     for name, tensor in model.state_dict().items():
-        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return {"weights": found.hexdigest()}
+        sha256.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        sha256.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return {"weights": sha256.hexdigest()}

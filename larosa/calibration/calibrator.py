@@ -62,8 +62,8 @@ class Calibrator:
         """Histograms of all four sites; see calibration.histograms."""
 
         def build() -> dict[str, Tensor]:
-            found = histograms(self.model, self.tokens, self.batch_size)
-            return {"low": found.low, "high": found.high, "counts": found.counts}
+            by_tap = histograms(self.model, self.tokens, self.batch_size)
+            return {"low": by_tap.low, "high": by_tap.high, "counts": by_tap.counts}
 
         tensors = self._kept("histograms", {**self._identity(), "what": "histograms of the four sites"}, build)
         return Histograms(tensors["low"], tensors["high"], tensors["counts"])
@@ -125,14 +125,14 @@ class Calibrator:
         if method.tuning is None:
             return tensors["matrices"]
         start, gain = split_gain(tensors["matrices"])
-        own = identity | {"tuning": method.tuning.model_dump(mode="json"), "storage": method.transform_dtype}
-        own["tuning_version"] = TUNING_VERSION
+        tuned_identity = identity | {"tuning": method.tuning.model_dump(mode="json"), "storage": method.transform_dtype}
+        tuned_identity["tuning_version"] = TUNING_VERSION
 
         def tuned() -> dict[str, Tensor]:
             blocks = TunedTransforms(start, gain, method.transform_dtype, self.model.device)
             return {"matrices": self._tune(method, blocks)}
 
-        tensors = self._kept("transforms", own, tuned)
+        tensors = self._kept("transforms", tuned_identity, tuned)
         return tensors["matrices"]
 
     def _learned(self, method: MethodConfig) -> Tensor:
@@ -229,8 +229,8 @@ class Calibrator:
 
     def error_curves(self, identity: dict[str, Any], build: Callable[[], tensor_store.Tensors]) -> tensor_store.Tensors:
         """The error curves of a search for levels; `identity` is that of the search."""
-        own = {"what": "error curves", "tuning_version": TUNING_VERSION}
-        return self._kept("curves", self._identity() | own | identity, build)
+        shared = {**self._identity(), "what": "error curves", "tuning_version": TUNING_VERSION}
+        return self._kept("curves", shared | identity, build)
 
     def _kept(
         self, kind: str, identity: dict[str, Any], build: Callable[[], tensor_store.Tensors]

@@ -78,7 +78,7 @@ def histograms(model: PreTrainedModel, tokens: TokenBlock, batch_size: int) -> H
     """
     view = ModelView(model)
     shape = (len(view.layers), len(TAPS))
-    found = Histograms(torch.zeros(shape), torch.zeros(shape), torch.zeros(*shape, BINS + 2, dtype=torch.int64))
+    by_tap = Histograms(torch.zeros(shape), torch.zeros(shape), torch.zeros(*shape, BINS + 2, dtype=torch.int64))
     seen: set[tuple[int, str]] = set()
 
     def collect(layer: int, site: str, x: Tensor) -> None:
@@ -89,11 +89,11 @@ def histograms(model: PreTrainedModel, tokens: TokenBlock, batch_size: int) -> H
             seen.add((layer, site))
             stride = -(-values.numel() // _SAMPLE)
             ends = values[::stride].quantile(torch.tensor([TAIL, 1 - TAIL], device=values.device))
-            found.low[layer, index], found.high[layer, index] = ends.cpu()
-        low, high = float(found.low[layer, index]), float(found.high[layer, index])
+            by_tap.low[layer, index], by_tap.high[layer, index] = ends.cpu()
+        low, high = float(by_tap.low[layer, index]), float(by_tap.high[layer, index])
         width = max((high - low) / BINS, 1e-30)
         bins = ((values - low) / width).floor().clamp_(-1, BINS).long() + 1
-        found.counts[layer, index] += torch.bincount(bins, minlength=BINS + 2).cpu()
+        by_tap.counts[layer, index] += torch.bincount(bins, minlength=BINS + 2).cpu()
 
     hooks = []
     for layer, site in view.sites():
@@ -110,4 +110,4 @@ def histograms(model: PreTrainedModel, tokens: TokenBlock, batch_size: int) -> H
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return by_tap

@@ -46,7 +46,7 @@ from larosa.experiment.runner import record_of, require_measurable, stored
 from larosa.experiment.session import Sessions, session_settings
 from larosa.records import checksum
 from larosa.records.disk import digest, locked
-from larosa.records.packaged import found
+from larosa.records.packaged import locate
 from larosa.sparsity.schedule import ScheduleError
 
 log = logging.getLogger(__name__)
@@ -112,15 +112,15 @@ def compare(comparison: Comparison, overrides: list[str], known: Iterable[Path] 
 
 def _compact(files: Iterable[Path]) -> dict[str, Record]:
     """Compact records by identity. Raises ConfigError that names a line that is none."""
-    found: dict[str, Record] = {}
+    records: dict[str, Record] = {}
     for path in files:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             try:
                 record = checksum.parsed(line)
-                found[record["identity"]] = record
+                records[record["identity"]] = record
             except (checksum.DamagedError, KeyError) as error:
                 raise ConfigError(f"--records {path}, line {number} is no compact record ({error})") from error
-    return found
+    return records
 
 
 def _check(work: _Work, tasks: list[tuple[str, Entry, float]]) -> None:
@@ -267,7 +267,7 @@ def main() -> None:
         given = parser.parse_intermixed_args(arguments("compare"))
         if not given.words:
             raise ConfigError(f"name the list: {typed('compare')} sweeps/methods.yaml [overrides]")
-        listed = Comparison.read(Path(found(given.words[0])).expanduser())
+        listed = Comparison.read(Path(locate(given.words[0])).expanduser())
         failed = compare(listed, given.words[1:], given.records)
     except (LarosaError, OSError, argparse.ArgumentError) as error:
         fail(error)

@@ -50,9 +50,9 @@ class Comparison(Strict):
         """Session, method and level in the order of measuring; the dense model first in every session."""
         dense = Entry(settings=("method=dense",), schedules=(), levels=(self.levels[0],))
         for place, session in enumerate(self.sessions):
-            own = [e for e in self.methods if (not place if e.sessions is None else session in e.sessions)]
-            if not own:
+            entries = [e for e in self.methods if (not place if e.sessions is None else session in e.sessions)]
+            if not entries:
                 continue
             yield session, dense, self.levels[0]
-            for level in dict.fromkeys([*self.levels, *(level for entry in own for level in entry.levels or ())]):
-                yield from ((session, entry, level) for entry in own if level in (entry.levels or self.levels))
+            for level in dict.fromkeys([*self.levels, *(level for entry in entries for level in entry.levels or ())]):
+                yield from ((session, entry, level) for entry in entries if level in (entry.levels or self.levels))

@@ -187,8 +187,8 @@ def _unreadable(given: str, key: str, value: str, kind: Any) -> str:
     override = _parsed(given)
     if override is not None and override.is_sweep_override():
         return f"{given} names several values: for a run of each add -m{''.join(f'; {way}' for way in ways)}"
-    own = "" if keys.type_of(key, settings()) or not may_be_text else keys.question(keys.alike(key, settings()))
-    why = f"cannot be read: brackets or quotes are open, or a special character is outside of quotes{own}"
+    hint = "" if keys.type_of(key, settings()) or not may_be_text else keys.question(keys.alike(key, settings()))
+    why = f"cannot be read: brackets or quotes are open, or a special character is outside of quotes{hint}"
     return "; ".join([f"{given} {why}", *ways])
 
 
@@ -200,8 +200,8 @@ def _pasted(key: str, value: str) -> str:
 
 def _meant(key: str) -> str:
     bare = key.strip("+~ ")
-    found = [bare] if bare and _kind(bare) is not None else keys.alike(bare, settings())
-    return found[0] if found else "NAME"
+    candidates = [bare] if bare and _kind(bare) is not None else keys.alike(bare, settings())
+    return candidates[0] if candidates else "NAME"
 
 
 def _no_key(key: str) -> str:
@@ -241,8 +241,9 @@ def _no_choice(error: MissingConfigException) -> str:
     if now := former_names.renamed_choice(group, name):
         return now
     folder = packaged("conf") / group
-    found = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
-    known = sorted({*found, *(error.options or ())} - {one.split("/")[0] for one in found if "/" in one} | set(found))
+    choices = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
+    folders_of_choices = {choice.split("/")[0] for choice in choices if "/" in choice}
+    known = sorted({*choices, *(error.options or ())} - folders_of_choices | set(choices))
     close = keys.question(get_close_matches(name.lower(), known, 3, 0.5))
     folders = f"; a folder with a model goes to model=local {_pasted('model.path', _text(name))}"
     return (

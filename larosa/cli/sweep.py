@@ -65,10 +65,10 @@ class Sweep:
     @classmethod
     def of(cls, hydra: Any) -> Sweep | None:
         """None for a run that no sweep started."""
-        found = hydra.callbacks.get("sweep") or {}
-        if not found.get("folder"):
+        settings = hydra.callbacks.get("sweep") or {}
+        if not settings.get("folder"):
             return None
-        return cls(found["group"], Path(found["folder"]), int(found["starter"]), found["program"])
+        return cls(settings["group"], Path(settings["folder"]), int(settings["starter"]), settings["program"])
 
     def note(self, outcome: Outcome) -> None:
         """Leave the outcome for the process that counts."""
@@ -78,15 +78,15 @@ class Sweep:
 
     def outcomes(self) -> list[Outcome]:
         """Of all runs that have ended; one whose file is damaged counts as not ended."""
-        return [found for path in sorted(self.folder.glob("*.json")) if (found := _outcome(path)) is not None]
+        return [outcome for path in sorted(self.folder.glob("*.json")) if (outcome := _outcome(path)) is not None]
 
 
 def _outcome(path: Path) -> Outcome | None:
     try:
-        found = Outcome(**read_object(path))
+        outcome = Outcome(**read_object(path))
     except (OSError, ValueError, TypeError):
         return None
-    return found if isinstance(found.overrides, list) and isinstance(found.failed, dict) else None
+    return outcome if isinstance(outcome.overrides, list) and isinstance(outcome.failed, dict) else None
 
 
 def runs_of(config: DictConfig) -> list[list[str]]:
@@ -192,9 +192,9 @@ class ProgressLine:
         shutil.rmtree(self._sweep.folder, ignore_errors=True)
         common = set.intersection(*(set(one.overrides) for one in outcomes)) if len(outcomes) > 1 else set()
         for outcome in outcomes:
-            own = " ".join(one for one in outcome.overrides if one not in common)
+            distinct = " ".join(one for one in outcome.overrides if one not in common)
             for label, message in outcome.failed.items():
-                _say(f"failed: {label} ({own}): {message}")
+                _say(f"failed: {label} ({distinct}): {message}")
         lost = self._total - len(outcomes)
         if lost:
             _say(f"{lost} runs ended without a word: run the same command again")

@@ -18,16 +18,17 @@ ANY = "*"
 
 def names(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     """Dotted name -> type of every setting of a section and of the sections in it."""
-    found: dict[str, Any] = {}
-    own = getattr(section, "own_keys", lambda: frozenset(section.model_fields))()  # of a method: without the others'
+    known: dict[str, Any] = {}
+    # A method takes its own keys, without the others'.
+    accepted = getattr(section, "own_keys", lambda: frozenset(section.model_fields))()
     for name, field in section.model_fields.items():
-        if name not in own:
+        if name not in accepted:
             continue
         key = prefix + name
-        found[key] = field.annotation
+        known[key] = field.annotation
         for place, inner in _sections(key, [field.annotation, *field.metadata]):
-            found |= names(inner, f"{place}.")
-    return found
+            known |= names(inner, f"{place}.")
+    return known
 
 
 def _sections(key: str, annotations: list[Any]) -> Iterator[tuple[str, type[BaseModel]]]:
@@ -53,8 +54,8 @@ def type_of(key: str, known: Mapping[str, Any]) -> Any:
     """The type of a setting; None for a name that the schema does not have."""
     parts = key.split(".")
     for name, annotation in known.items():
-        own = name.split(".")
-        if len(own) == len(parts) and all(a in (b, ANY) for a, b in zip(own, parts, strict=True)):
+        pattern = name.split(".")
+        if len(pattern) == len(parts) and all(a in (b, ANY) for a, b in zip(pattern, parts, strict=True)):
             return annotation
     return None
 
@@ -87,8 +88,8 @@ def alike(key: str, known: Mapping[str, Any]) -> list[str]:
     near = get_close_matches(parts[-1], sorted(set(last.values())), 2, 0.75)
     by_last = [name for ending in near for name in concrete if last[name] == ending]
     beside = [name for name in by_last if name.rpartition(".")[0] == key.rpartition(".")[0]]
-    found = [*beside, *close, *same] if same else [*beside, *close, *by_last]
-    return [name for name in dict.fromkeys(found) if name != key][:3]
+    candidates = [*beside, *close, *same] if same else [*beside, *close, *by_last]
+    return [name for name in dict.fromkeys(candidates) if name != key][:3]
 
 
 def _filled(name: list[str], given: list[str]) -> Iterator[str]:
@@ -97,8 +98,8 @@ def _filled(name: list[str], given: list[str]) -> Iterator[str]:
         yield "." * bool(place) + (given[place] if part == ANY and place < len(given) else part)
 
 
-def question(found: list[str]) -> str:
+def question(names: list[str]) -> str:
     """`; did you mean a, b or c?`, or nothing."""
-    if not found:
+    if not names:
         return ""
-    return f"; did you mean {' or '.join([', '.join(found[:-1]), found[-1]] if len(found) > 1 else found)}?"
+    return f"; did you mean {' or '.join([', '.join(names[:-1]), names[-1]] if len(names) > 1 else names)}?"

@@ -122,9 +122,9 @@ def _is_plain(key: str, chosen: Mapping[str, Any], defaults: Mapping[str, Any]) 
 def _section(annotation: Any, metadata: list[Any] | None = None) -> type[BaseModel] | None:
     """The section that a setting holds: itself, an optional one, or the checked keys of a plain dict."""
     given = [annotation, *get_args(annotation), *(getattr(one, "section", None) for one in metadata or [])]
-    found = [one for one in given if isinstance(one, type) and issubclass(one, BaseModel)]
-    is_table = get_origin(annotation) is dict and any(one in get_args(annotation) for one in found)
-    return found[0] if found and not is_table else None
+    section_types = [one for one in given if isinstance(one, type) and issubclass(one, BaseModel)]
+    is_table = get_origin(annotation) is dict and any(one in get_args(annotation) for one in section_types)
+    return section_types[0] if section_types and not is_table else None
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from larosa.config.texts import CalibrationText, sequences_of
 from larosa.config.texts import TextConfig as TextConfig
 from larosa.config.tuning import CoefficientsConfig as CoefficientsConfig
 from larosa.config.tuning import TuningConfig as TuningConfig
-from larosa.records.packaged import found
+from larosa.records.packaged import locate
 
 
 class CalibrationConfig(Strict):
@@ -242,7 +242,7 @@ class RunConfig(Strict):
         except ValidationError as error:
             raise ConfigError(readable(error, cls)) from None
         path = schedule_path(config.schedule.path, config.model.name)
-        path = found(path) if path and config.schedule.kind == "file" else path
+        path = locate(path) if path and config.schedule.kind == "file" else path
         return config.model_copy(update={"schedule": config.schedule.model_copy(update={"path": path})})
 
 

@@ -54,9 +54,9 @@ def linked(passages: Sequence[str], questions: Sequence[str], used: NDArray[np.b
     near = largest_products(rows[other], rows[used]) >= MAX_COSINE
     words = CountVectorizer(binary=True, stop_words="english", max_df=RARE).fit_transform(questions)
     on_subject = largest_products(words[other], words[used]) >= SUBJECT_WORDS
-    found = np.zeros(len(passages), dtype=bool)
-    found[other[copied | near | on_subject]] = True
-    return found
+    is_linked = np.zeros(len(passages), dtype=bool)
+    is_linked[other[copied | near | on_subject]] = True
+    return is_linked
 
 
 def related(passages: Sequence[str], questions: Sequence[str], calibration: Sequence[str]) -> NDArray[np.bool_]:

@@ -67,5 +67,5 @@ def _kept(path: Path, state: State) -> str:
 
 
 def _state(path: Path) -> State:
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev

@@ -77,16 +77,16 @@ def verify(folder: Path, content: str | None = None) -> None:
     except ValueError as error:
         if content is None:
             raise
-        found = take(folder)  # what the folder should hold is known without its manifest
-        if content_hash(found) != content:
+        files = take(folder)  # what the folder should hold is known without its manifest
+        if content_hash(files) != content:
             raise ValueError(f"{error}, and its files are not the expected ones") from error
     else:
-        found = take(folder, known)
-        problems = _differences(folder, known, found)
+        files = take(folder, known)
+        problems = _differences(folder, known, files)
         if problems:
             more = f" and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
             raise ValueError(", ".join(problems[:_NAMED]) + more)
-    _verified[folder] = found
+    _verified[folder] = files
 
 
 def renew(folder: Path) -> None:
@@ -96,11 +96,11 @@ def renew(folder: Path) -> None:
 
 def take(folder: Path, known: Files | None = None) -> Files:
     """The files of `folder`; those in the state that `known` has are not hashed again. Raises as :func:`verify`."""
-    found = {}
+    files = {}
     for name, state in _states(folder):
         old = (known or {}).get(name)
-        found[name] = old if old and old.state == state else Entry(file_sha256(folder / name), state)
-    return found
+        files[name] = old if old and old.state == state else Entry(file_sha256(folder / name), state)
+    return files
 
 
 def write(folder: Path, files: Files) -> None:
@@ -166,20 +166,20 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 def _states(folder: Path) -> Iterator[tuple[str, State]]:
     for path in _entries(folder):
-        found = path.lstat()
-        if not stat.S_ISREG(found.st_mode):
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path.relative_to(folder)} is no regular file")
         name = path.relative_to(folder).as_posix()
-        yield name, (found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+        yield name, (status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _differences(folder: Path, known: Files, found: Files) -> list[str]:
-    problems = [f"{name} does not belong there" for name in sorted(found.keys() - known.keys())]
+def _differences(folder: Path, known: Files, files: Files) -> list[str]:
+    problems = [f"{name} does not belong there" for name in sorted(files.keys() - known.keys())]
     for name, entry in sorted(known.items()):
-        if name not in found:
+        if name not in files:
             problems.append(f"{name} is a folder" if (folder / name).is_dir() else f"{name} is missing")
-        elif found[name].state[0] != entry.state[0]:
-            problems.append(f"{name} has {found[name].state[0]} bytes, not {entry.state[0]}")
-        elif found[name].sha256 != entry.sha256:
-            problems.append(f"{name} has SHA-256 {found[name].sha256[:12]}..., not {entry.sha256[:12]}...")
+        elif files[name].state[0] != entry.state[0]:
+            problems.append(f"{name} has {files[name].state[0]} bytes, not {entry.state[0]}")
+        elif files[name].sha256 != entry.sha256:
+            problems.append(f"{name} has SHA-256 {files[name].sha256[:12]}..., not {entry.sha256[:12]}...")
     return problems

@@ -23,8 +23,8 @@ def calibration_tokens(
     counts = sequences_of(config.text, config.sequences)
     blocks = {}
     for name, text in parts_of(config.text).items():
-        own = config.model_copy(update={"text": text, "sequences": counts[name]})
-        blocks[name] = calibration_block(parts[name], tokenizer, own, seed)
+        part_config = config.model_copy(update={"text": text, "sequences": counts[name]})
+        blocks[name] = calibration_block(parts[name], tokenizer, part_config, seed)
     if len(blocks) == 1:
         return next(iter(blocks.values()))
     places = [((row + 0.5) / counts[name], name, row) for name in blocks for row in range(counts[name])]

@@ -81,15 +81,15 @@ class Overlap:
         return self.shared_documents == 0 and self.shared_ngrams < most
 
 
-def require_disjoint(found: Overlap, name: str) -> None:
+def require_disjoint(shared: Overlap, name: str) -> None:
     """Raise OverlapError if the evaluation text `name` is not held out from the calibration text."""
-    if found.held_out:
+    if shared.held_out:
         return
     raise OverlapError(
-        f"the evaluation text {name} is not held out from the calibration text: {found.shared_documents} documents and "
-        f"{found.shared_ngrams} word {found.n}-grams are in both, of {found.evaluation_ngrams} of the evaluation "
-        f"text and {found.calibration_ngrams} of the calibration text (allowed: no document, less than "
-        f"{100 * MAX_SHARE:g} % of either text's {found.n}-grams). Choose another text or another calibration"
+        f"the evaluation text {name} is not held out from the calibration text: {shared.shared_documents} documents "
+        f"and {shared.shared_ngrams} word {shared.n}-grams are in both, of {shared.evaluation_ngrams} of the "
+        f"evaluation text and {shared.calibration_ngrams} of the calibration text (allowed: no document, less than "
+        f"{100 * MAX_SHARE:g} % of either text's {shared.n}-grams). Choose another text or another calibration"
     )
 
 
@@ -118,9 +118,9 @@ def hash_ngrams(documents: Iterable[str], n: int) -> tuple[NDArray[np.uint64], N
     words: list[int] = []
     lengths: list[int] = []
     for document in documents:
-        found = _WORD.findall(document.lower())
-        words += [vocabulary.setdefault(word, len(vocabulary)) for word in found]
-        lengths.append(len(found))
+        document_words = _WORD.findall(document.lower())
+        words += [vocabulary.setdefault(word, len(vocabulary)) for word in document_words]
+        lengths.append(len(document_words))
     random = np.random.default_rng(0).integers(2**64, size=len(vocabulary) + 1, dtype=np.uint64)
     values = random[np.asarray(words, dtype=np.int64)]
     owners = np.repeat(np.arange(len(lengths)), np.asarray(lengths, dtype=np.int64))

@@ -54,31 +54,31 @@ def behind(text: TextConfig) -> Any:
 def _local(text: TextConfig) -> dict[str, Any]:
     from datasets.data_files import DataFilesDict, get_data_patterns, sanitize_patterns
 
-    found: dict[str, Any] = {}
+    identity: dict[str, Any] = {}
     folder = Path.cwd()
     if text.dataset not in LOCAL_BUILDERS:
         folder = Path(str(text.dataset)).expanduser().resolve()
-        found["folder"] = contents(_files(folder), folder)
+        identity["folder"] = contents(_files(folder), folder)
     if text.data_files is not None or text.dataset in LOCAL_BUILDERS:
         base = folder.as_posix()
         patterns = get_data_patterns(base) if text.data_files is None else sanitize_patterns(text.data_files)
         resolved = DataFilesDict.from_patterns(patterns, base_path=base)
-        found["data_files"] = {
+        identity["data_files"] = {
             split: [_told(*pair) for pair in zip(files, files.origin_metadata, strict=True)]
             for split, files in resolved.items()
         }
-    return found
+    return identity
 
 
 def _files(folder: Path) -> list[Path]:
     """Every file below, links followed; what is hidden is no data."""
-    found, seen = [], set()
+    paths, seen = [], set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         seen.add(os.path.realpath(parent))
         below = {name: os.path.realpath(Path(parent, name)) for name in folders if not name.startswith(".")}
         folders[:] = [name for name, real in below.items() if real not in seen]
-        found += [Path(parent, name) for name in files if not name.startswith(".")]
-    return found
+        paths += [Path(parent, name) for name in files if not name.startswith(".")]
+    return paths
 
 
 def _told(file: str, origin: tuple[str, ...]) -> Any:

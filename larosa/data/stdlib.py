@@ -1,7 +1,7 @@
 """Source code as a text: the standard library of the Python that runs, read in place.
 
 Each file is a document. A hash of its path decides its half and its place, so another Python version that adds or
-removes files moves no other file from one half to the other. Left out are tests, what is installed beside the library,
+removes files moves no other file from one half to the other. Excluded are tests, what is installed beside the library,
 and files that hold generated tables or data instead of code.
 """
 
@@ -53,19 +53,19 @@ def stdlib_documents(part: Part, folder: Path | None = None) -> list[str]:
 def stdlib_identity(part: Part, folder: Path | None = None) -> dict[str, Any]:
     """What stands behind the text: version of Python, number of files, one SHA-256 of their paths and contents."""
     folder = folder or stdlib_folder()
-    found = contents(stdlib_files(part, folder), folder)
-    lines = "".join(f"{sha256}  {name}\n" for name, sha256 in found.items())
+    hashes = contents(stdlib_files(part, folder), folder)
+    lines = "".join(f"{sha256}  {name}\n" for name, sha256 in hashes.items())
     sha256 = hashlib.sha256(lines.encode()).hexdigest()
-    return {"python": platform.python_version(), "files": len(found), "sha256": sha256}
+    return {"python": platform.python_version(), "files": len(hashes), "sha256": sha256}
 
 
 def _sources(folder: Path) -> list[Path]:
-    found = []
+    modules = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name not in EXCLUDED_FOLDERS and not name.startswith(_GENERATED)]
         paths = (Path(parent, name) for name in files if name.endswith(".py") and not name.startswith(_GENERATED))
-        found += [path for path in paths if path.relative_to(folder).as_posix() not in EXCLUDED_FILES]
-    return [path for path in found if path.stat().st_size]
+        modules += [path for path in paths if path.relative_to(folder).as_posix() not in EXCLUDED_FILES]
+    return [path for path in modules if path.stat().st_size]
 
 
 def _hash(path: Path) -> bytes:

@@ -148,10 +148,10 @@ def _open_dataset(text: TextConfig) -> Any:
     }
     if text.dataset in ENCODED_BUILDERS:
         options["encoding"] = "utf-8-sig"
-    found = behind(text)
+    identity = behind(text)
     if is_local(text):
         # The library tells files apart by their modification times: what it converted must be of these very bytes.
-        place = Path(config.HF_DATASETS_CACHE) / "larosa" / digest({"rows": found})
+        place = Path(config.HF_DATASETS_CACHE) / "larosa" / digest({"rows": identity})
         folder = Path(str(text.dataset)).expanduser()
         return load_dataset(str(folder), text.subset, cache_dir=str(place), **options)
     # Checked first, because load_dataset retries for 23 s before it reports that the hub is unreachable.
@@ -164,7 +164,7 @@ def _open_dataset(text: TextConfig) -> Any:
             raise problem from None
         log.warning("the hub did not answer for %s (%s): using the cache", text.dataset, type(problem).__name__)
         return cached
-    return load_dataset(text.dataset, text.subset, revision=found, **options)
+    return load_dataset(text.dataset, text.subset, revision=identity, **options)
 
 
 def _planned_run(text: TextConfig, row: dict[str, Any], number: int) -> str:

@@ -23,47 +23,45 @@ def kth_bits(decoder: Decoder, ids: Tensor, context: int = 0) -> dict[tuple[int,
 
     They follow `context` tokens in the cache, which is read as it stands.
     """
-    found: dict[tuple[int, str], list[Tensor]] = {}
+    bits: dict[tuple[int, str], list[Tensor]] = {}
 
     def watch(event: SiteEvent) -> None:
         selector = decoder.selectors[event.site][event.layer]
         if selector.threshold is None and selector.k < event.x.shape[1]:
-            found.setdefault((event.layer, event.site), []).append(event.keep[:, 0])
+            bits.setdefault((event.layer, event.site), []).append(event.keep[:, 0])
 
     decoder.place(context)
     for token in ids.to(decoder.weights.device):
         decoder.watched(token.repeat(decoder.batch), watch)
     decoder.place(context)
-    return {key: torch.cat(rows).cpu() for key, rows in found.items()}
+    return {key: torch.cat(rows).cpu() for key, rows in bits.items()}
 
 
 def with_search_ranges(selectors: Selectors, bits: dict[tuple[int, str], Tensor]) -> Selectors:
     """Top-K, told where to look first: the range seen, and a quarter of it to either side."""
 
-    def own(site: str, layer: int, selector: SiteSelector) -> SiteSelector:
+    def with_range(site: str, layer: int, selector: SiteSelector) -> SiteSelector:
         if (layer, site) not in bits:
             return selector
         low, high = int(bits[layer, site].min()), int(bits[layer, site].max())
         margin = max(1, int(_MARGIN * (high - low)))
         return replace(selector, search_range=(max(0, low - margin), high + margin))
 
-    return _mapped(selectors, own)
+    return _mapped(selectors, with_range)
 
 
 def with_thresholds(selectors: Selectors, bits: dict[tuple[int, str], Tensor], dtype: torch.dtype) -> Selectors:
     """Thresholds in the place of Top-K: the median of the k-th magnitudes. k is what they are expected to keep."""
 
-    def own(site: str, layer: int, selector: SiteSelector) -> SiteSelector:
+    def with_threshold(site: str, layer: int, selector: SiteSelector) -> SiteSelector:
         if (layer, site) not in bits:
             return selector
         middle = bits[layer, site].median()[None]
         value = middle.view(dtype) if dtype == torch.float32 else middle.to(torch.int16).view(dtype)
         return replace(selector, threshold=float(value))
 
-    return _mapped(selectors, own)
+    return _mapped(selectors, with_threshold)
 
 
-def _mapped(selectors: Selectors, own: Callable[[str, int, SiteSelector], SiteSelector]) -> Selectors:
-    return {
-        site: tuple(own(site, i, selector) for i, selector in enumerate(layers)) for site, layers in selectors.items()
-    }
+def _mapped(selectors: Selectors, change: Callable[[str, int, SiteSelector], SiteSelector]) -> Selectors:
+    return {site: tuple(change(site, i, each) for i, each in enumerate(layers)) for site, layers in selectors.items()}

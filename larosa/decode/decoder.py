@@ -185,26 +185,26 @@ class Decoder:
 
     def _site(self, layer: int, site: str, before: Tensor, residual: Tensor | None = None) -> Tensor:
         """One site in one launch, or two with a transform; h3 goes on to what h4 ranks."""
-        own, selector = self.weights.layers[layer], self.selectors[site][layer]
+        layer_weights, selector = self.weights.layers[layer], self.selectors[site][layer]
         threshold = None if selector.threshold is None else self._threshold(selector, before.dtype)
         more: dict[str, Any] = {
             "ties": selector.ties,
             "search_range": self._pair(*selector.search_range) if selector.search_range else None,
         }
-        if site in ("h1", "h3") and site in own.transforms:
-            before = self._transformed(own, site, before, self.backend)
+        if site in ("h1", "h3") and site in layer_weights.transforms:
+            before = self._transformed(layer_weights, site, before, self.backend)
         elif site in ("h1", "h3"):
-            more |= {"norm": own.norms[site], "eps": float(self.weights.config.rms_norm_eps)}
-        elif site == "h2" and own.scale is not None:
-            before = before * own.scale
+            more |= {"norm": layer_weights.norms[site], "eps": float(self.weights.config.rms_norm_eps)}
+        elif site == "h2" and layer_weights.scale is not None:
+            before = before * layer_weights.scale
         if site == "h3":
             after = self.selectors["h4"][layer]
             more |= {"swiglu": True, "gate_threshold": self._threshold(after, before.dtype) if after.gated else None}
         if selector.gated:
             threshold = self._pair(0, -1)  # what did not pass its gate is zero by now
-        more |= {"bias": own.biases.get(site), "residual": residual, "overlap": True, "backend": self.backend}
+        more |= {"bias": layer_weights.biases.get(site), "residual": residual, "overlap": True, "backend": self.backend}
         k, shape = selector.k if threshold is None else None, self._launch_shape(layer, site)
-        return ops.fused_sparse_gemv(before, own.matrices[site], k, threshold=threshold, config=shape, **more)
+        return ops.fused_sparse_gemv(before, layer_weights.matrices[site], k, threshold=threshold, config=shape, **more)
 
     def _launch_shape(self, layer: int, site: str) -> GemvConfig:
         """The same for a site's fused and single product, whose sums then have one order."""
@@ -236,37 +236,42 @@ class Decoder:
         h1, h3: the residual stream; h2: the attention's output; h4: gate and up side by side.
         `selector` takes the place of the decoder's own.
         """
-        own, selector = self.weights.layers[layer], selector or self.selectors[site][layer]
+        layer_weights, selector = self.weights.layers[layer], selector or self.selectors[site][layer]
         search_range = self._pair(*selector.search_range) if selector.search_range else None
         threshold = None if selector.threshold is None else self._threshold(selector, before.dtype)
         if site in ("h1", "h3"):
-            if site not in own.transforms:
+            if site not in layer_weights.transforms:
                 eps = float(self.weights.config.rms_norm_eps)
                 return ops.rmsnorm_topk(
-                    before, own.norms[site], eps, selector.k, selector.ties, search_range, threshold, backend
+                    before, layer_weights.norms[site], eps, selector.k, selector.ties, search_range, threshold, backend
                 )
-            x = self._transformed(own, site, before, backend)
+            x = self._transformed(layer_weights, site, before, backend)
             return x, self._selected(x, selector, search_range, threshold, backend)
         if site == "h2":
-            x = before if own.scale is None else before * own.scale
+            x = before if layer_weights.scale is None else before * layer_weights.scale
             return x, self._selected(x, selector, search_range, threshold, backend)
         plain, gate = (None, threshold) if selector.gated else (threshold, None)
         return ops.swiglu_topk(before, selector.k, selector.ties, search_range, plain, gate, backend)
 
     def product(self, layer: int, site: str, x: Tensor, keep: Tensor, residual: Tensor | None) -> Tensor:
         """The kept entries of x [B, width] times what reads the site, plus bias and residual."""
-        own, shape = self.weights.layers[layer], self._launch_shape(layer, site)
-        matrix, bias = own.matrices[site], own.biases.get(site)
+        layer_weights, shape = self.weights.layers[layer], self._launch_shape(layer, site)
+        matrix, bias = layer_weights.matrices[site], layer_weights.biases.get(site)
         return ops.sparse_gemv(x, keep, matrix, bias, residual, backend=self.backend, config=shape)
 
-    def _transformed(self, own: LayerWeights, site: str, before: Tensor, backend: str) -> Tensor:
+    def _transformed(self, layer_weights: LayerWeights, site: str, before: Tensor, backend: str) -> Tensor:
         """norm(before) behind the site's transform."""
-        transform, eps = own.transforms[site], float(self.weights.config.rms_norm_eps)
+        transform, eps = layer_weights.transforms[site], float(self.weights.config.rms_norm_eps)
         if transform.matrix.dim() == 2:
             return ops.fused_sparse_gemv(
-                before, transform.matrix, norm=own.norms[site], eps=eps, scale=transform.scale, backend=backend
+                before,
+                transform.matrix,
+                norm=layer_weights.norms[site],
+                eps=eps,
+                scale=transform.scale,
+                backend=backend,
             )
-        x, _ = ops.rmsnorm_topk(before, own.norms[site], eps, before.shape[1], backend=backend)
+        x, _ = ops.rmsnorm_topk(before, layer_weights.norms[site], eps, before.shape[1], backend=backend)
         blocks = x.view(len(x), len(transform.matrix), -1).transpose(0, 1)
         return torch.bmm(blocks, transform.matrix).transpose(0, 1).reshape(x.shape)
 

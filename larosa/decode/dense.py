@@ -47,10 +47,10 @@ class DenseDecoder(Decoder):
 
     def product(self, layer: int, site: str, x: Tensor, keep: Tensor, residual: Tensor | None) -> Tensor:
         """x [B, width] times what reads the site, plus bias and residual; `keep` is not looked at."""
-        own = self.weights.layers[layer]
-        bias = own.biases.get(site)
+        layer_weights = self.weights.layers[layer]
+        bias = layer_weights.biases.get(site)
         if self._output_major is None:
-            y = x @ dense(own.matrices[site], x.dtype)
+            y = x @ dense(layer_weights.matrices[site], x.dtype)
             y = y if bias is None else y + bias
         elif self.layout == "addmm" and residual is not None and bias is None:
             return residual.addmm_(x, self._output_major[layer][site].T)  # nobody reads the old stream again

@@ -63,16 +63,16 @@ def _sites(handle: SparsityHandle | None) -> dict[tuple[int, str], SparseSite]:
 
 def _adapters(handle: SparsityHandle | None, layers: int) -> list[dict[str, Matrix]]:
     """Layer -> site -> the matrix in front of it, in the order in which rotation.absorb made them."""
-    found: list[dict[str, Matrix]] = [{} for _ in range(layers)]
+    adapters: list[dict[str, Matrix]] = [{} for _ in range(layers)]
     if handle is None or handle.plan.rotation is None or not handle.adapters:
-        return found
+        return adapters
     waiting, index = iter(handle.adapters), handle.plan.rotation.index
     for layer, (attention, mlp) in enumerate(index):
         if index[max(layer - 1, 0)][0] != attention:
-            found[layer]["h1"] = _adapter(next(waiting))
+            adapters[layer]["h1"] = _adapter(next(waiting))
         if attention != mlp:
-            found[layer]["h3"] = _adapter(next(waiting))
-    return found
+            adapters[layer]["h3"] = _adapter(next(waiting))
+    return adapters
 
 
 def _adapter(adapter: ResidualAdapter) -> Matrix:
@@ -129,11 +129,11 @@ def _behind(readers: list[nn.Linear], site: SparseSite | None) -> tuple[Tensor, 
     matrix = weight.T.contiguous()
     if site is None or site.transform is None:
         return matrix, None
-    found = site.transform
-    if found.storage == "int8" and len(found.qweight) == 1:
-        assert found.scales is not None
-        return matrix, Transform(found.qweight[0].T.contiguous(), found.scales[0, :, 0].float())
-    blocks = found.blocks(torch.float32).transpose(-1, -2).to(weight.dtype).contiguous()
+    transform = site.transform
+    if transform.storage == "int8" and len(transform.qweight) == 1:
+        assert transform.scales is not None
+        return matrix, Transform(transform.qweight[0].T.contiguous(), transform.scales[0, :, 0].float())
+    blocks = transform.blocks(torch.float32).transpose(-1, -2).to(weight.dtype).contiguous()
     return matrix, Transform(blocks[0] if len(blocks) == 1 else blocks)
 
 

@@ -25,19 +25,19 @@ class PackedMatrix:
     paired: bool = False
 
     @classmethod
-    def of(cls, found: Quantised, paired: bool = False) -> PackedMatrix:
+    def of(cls, matrix: Quantised, paired: bool = False) -> PackedMatrix:
         """The same codes in the decoder's layout; paired: of gates and ups, which 4-bit codes then alternate by groups.
 
         Raises DecodeError for groups along the input.
         """
-        if found.scheme == "w4_in":
+        if matrix.scheme == "w4_in":
             raise DecodeError("the decoder runs w4 in groups along the output, not along the input")
-        m = found.qweight.shape[1]
-        if found.scheme != "w4_out":
-            return cls(found.qweight.contiguous(), found.scale.contiguous(), m, 1.0)
+        m = matrix.qweight.shape[1]
+        if matrix.scheme != "w4_out":
+            return cls(matrix.qweight.contiguous(), matrix.scale.contiguous(), m, 1.0)
         paired = paired and m % (2 * GROUP) == 0
-        scale = pack_scales(found.scale, m, paired)
-        return cls(pack_qweight(found.qweight, paired), scale, m, float(scale.abs().max()), paired)
+        scale = pack_scales(matrix.scale, m, paired)
+        return cls(pack_qweight(matrix.qweight, paired), scale, m, float(scale.abs().max()), paired)
 
     @property
     def shape(self) -> torch.Size:

@@ -32,17 +32,17 @@ def site_bound(dtype: torch.dtype, length: int) -> float:
     return _ROUNDINGS * (torch.finfo(dtype).eps / 2 + math.sqrt(length) * accumulator)
 
 
-def distance(found: Tensor, expected: Tensor) -> float:
+def distance(actual: Tensor, expected: Tensor) -> float:
     """Relative Euclidean distance; NaN counts as infinite."""
     exact = expected.double()
-    apart = float((found.double() - exact).norm() / exact.norm().clamp_min(1e-30))
+    apart = float((actual.double() - exact).norm() / exact.norm().clamp_min(1e-30))
     return apart if math.isfinite(apart) else math.inf
 
 
-def require(what: str, found: float, allowed: float) -> None:
-    """Raise ParityError where `found` exceeds `allowed`."""
-    if not found <= allowed:
-        raise ParityError(f"{what} is {found:.2e}, rounding explains at most {allowed:.2e}: the decoder is wrong")
+def require(what: str, error: float, allowed: float) -> None:
+    """Raise ParityError where `error` exceeds `allowed`."""
+    if not error <= allowed:
+        raise ParityError(f"{what} is {error:.2e}, rounding explains at most {allowed:.2e}: the decoder is wrong")
 
 
 def expected_mask(x: Tensor, selector: SiteSelector) -> Tensor:
@@ -79,7 +79,7 @@ class _SiteChecks:
         self.worst = {"vector": 0.0, "product": 0.0}
 
     def __call__(self, event: SiteEvent) -> None:
-        layer, site, own = event.layer, event.site, self.weights.layers[event.layer]
+        layer, site, layer_weights = event.layer, event.site, self.weights.layers[event.layer]
         mask, selector = ops.selected_mask(event.x, event.keep), self.selectors[event.site][event.layer]
         if selector.gated:
             _check_mlp_gate(layer, event, selector)
@@ -87,18 +87,18 @@ class _SiteChecks:
             raise ParityError(f"layer {layer}, {site}: the mask is not that of {selector}")
         self.masks.setdefault((layer, site), []).append(mask)
         allowed = site_bound(self.weights.dtype, event.x.shape[1])
-        exact = plain.entered(own, site, event.before.double(), float(self.weights.config.rms_norm_eps))
+        exact = plain.entered(layer_weights, site, event.before.double(), float(self.weights.config.rms_norm_eps))
         if selector.gated:
             exact = exact * mask
         self._hold("vector", event, distance(event.x, exact), allowed)
-        expected = plain.product(own, site, event.x.double() * mask)
+        expected = plain.product(layer_weights, site, event.x.double() * mask)
         if event.residual is not None:
             expected = expected + event.residual.double()
         self._hold("product", event, distance(event.after, expected), allowed)
 
-    def _hold(self, what: str, event: SiteEvent, found: float, allowed: float) -> None:
-        self.worst[what] = max(self.worst[what], found)
-        require(f"layer {event.layer}, {event.site}: the relative error of the {what}", found, allowed)
+    def _hold(self, what: str, event: SiteEvent, error: float, allowed: float) -> None:
+        self.worst[what] = max(self.worst[what], error)
+        require(f"layer {event.layer}, {event.site}: the relative error of the {what}", error, allowed)
 
 
 @torch.no_grad()
@@ -139,7 +139,7 @@ def check_plain(
 
 def levels(masks: dict[tuple[int, str], Tensor]) -> dict[str, float]:
     """Site -> the share of dropped entries, mean over layers and tokens."""
-    found: dict[str, list[float]] = {site: [] for site in SITES}
+    dropped: dict[str, list[float]] = {site: [] for site in SITES}
     for (_, site), mask in masks.items():
-        found[site].append(1.0 - float(mask.double().mean()))
-    return {site: sum(own) / len(own) for site, own in found.items()}
+        dropped[site].append(1.0 - float(mask.double().mean()))
+    return {site: sum(fractions) / len(fractions) for site, fractions in dropped.items()}

@@ -51,10 +51,10 @@ class _Traces:
 
     def __init__(self, model: PreTrainedModel, handle: SparsityHandle) -> None:
         self.view, self.handle = ModelView(model), handle
-        self.found = {(layer.index, site): _Trace() for layer, site in self.view.sites()}
+        self.by_site = {(layer.index, site): _Trace() for layer, site in self.view.sites()}
 
     def observe(self, site: SparseSite, x: Tensor, _y: Tensor, z: Tensor, z_sparse: Tensor) -> None:
-        trace = self.found[site.layer, site.site]
+        trace = self.by_site[site.layer, site.site]
         trace.z, trace.z_sparse = z, z_sparse
         if site.site == "h2":
             trace.before = x
@@ -63,7 +63,7 @@ class _Traces:
         """The logits [T, vocabulary] float64 of ids [T] at the plan's levels."""
         with ExitStack() as stack:
             for layer, site in self.view.sites():
-                trace = self.found[layer.index, site]
+                trace = self.by_site[layer.index, site]
                 if site in ("h1", "h3"):
                     hook = layer.norm(site).register_forward_pre_hook(_keeps_before(trace))
                     stack.callback(hook.remove)
@@ -73,9 +73,9 @@ class _Traces:
             stack.enter_context(self.handle.observed_by(self))
             logits = parity.logits(self.view.model, ids[None])[0]
         for i in range(len(self.view.layers)):
-            h2, h4 = self.found[i, "h2"], self.found[i, "h4"]
+            h2, h4 = self.by_site[i, "h2"], self.by_site[i, "h4"]
             h2.before = h2.read if h2.before is None else h2.before
-            h4.before = torch.cat(self.found[i, "h3"].out, -1)
+            h4.before = torch.cat(self.by_site[i, "h3"].out, -1)
         return logits
 
 
@@ -113,15 +113,15 @@ def check_model(
     """
     ids = ids.to(weights.device)
     selectors = selectors_of(handle)
-    found = {"against": "the evaluated model", "tokens": len(ids)}
-    found |= _level_zero(model, handle, weights, ids, kappa, how)
+    report = {"against": "the evaluated model", "tokens": len(ids)}
+    report |= _level_zero(model, handle, weights, ids, kappa, how)
     decoder = Decoder(weights, selectors, len(ids), **how)
     traces = _Traces(model, handle)
     evaluated = traces.run(ids)
-    found |= {"backend": decoder.backend, "sites": _sites(decoder, traces)}
-    found |= _agreement(stepped(decoder, ids), evaluated)
-    found["achieved_sparsity"] = _measured(decoder, selectors, ids, traces)
-    return found
+    report |= {"backend": decoder.backend, "sites": _sites(decoder, traces)}
+    report |= _agreement(stepped(decoder, ids), evaluated)
+    report["achieved_sparsity"] = _measured(decoder, selectors, ids, traces)
+    return report
 
 
 def _level_zero(
@@ -145,11 +145,11 @@ def _level_zero(
 
 
 def _sites(decoder: Decoder, traces: _Traces) -> dict[str, Any]:
-    own = {(site.layer, site.site): site for site in traces.handle.sites}
+    sparse_sites = {(site.layer, site.site): site for site in traces.handle.sites}
     worst, flips, entries = {"vector": 0.0, "product": 0.0}, 0, 0
-    for (layer, name), trace in traces.found.items():
-        site, where = own.get((layer, name)), f"layer {layer}, {name}"
-        up = _score(own.get((layer, "h4")))
+    for (layer, name), trace in traces.by_site.items():
+        site, where = sparse_sites.get((layer, name)), f"layer {layer}, {name}"
+        up = _score(sparse_sites.get((layer, "h4")))
         allowed = site_bound(decoder.weights.dtype, len(decoder.weights.layers[layer].matrices[name]))
         x, mask = _entered(decoder, layer, name, trace, up)
         ranked, given, kept = _shown(site, trace)
@@ -210,7 +210,7 @@ def _flips(
         if bool(differ.any()):
             raise ParityError(f"{where}: entries are dropped where the selector drops none")
         return 0
-    own = trace.z if ranked is None else ranked
+    vector = trace.z if ranked is None else ranked
     unit = torch.finfo(x.dtype).eps * torch.exp2(threshold.double().abs().clamp_min(1e-30).log2().floor())
     slack = unit
     if ranked is not None:
@@ -218,7 +218,7 @@ def _flips(
         if isinstance(site.selector, TopKSparsification):
             moved = x.abs().topk(site.selector.k, -1).values[:, -1:]
             slack = slack + (moved - threshold).double().abs()
-    beyond = differ & ((own.abs().double() - threshold.double()).abs() > slack)
+    beyond = differ & ((vector.abs().double() - threshold.double()).abs() > slack)
     if bool(beyond.any()):
         raise ParityError(
             f"{where}: {int(beyond.sum())} entries are kept by one and dropped by the other whose magnitudes are not "
@@ -244,13 +244,13 @@ def _outputs(trace: _Trace, name: str, up: Tensor | None) -> Tensor:
     return out
 
 
-def _agreement(found: Tensor, evaluated: Tensor) -> dict[str, float]:
+def _agreement(logits: Tensor, evaluated: Tensor) -> dict[str, float]:
     """Of two models' logits [T, vocabulary] on the same tokens; at level 0 it is what rounding alone does."""
-    own, theirs = found.double().cpu().log_softmax(-1), evaluated.log_softmax(-1)
-    kl = float((theirs.exp() * (theirs - own)).sum(-1).mean())
+    decoded, theirs = logits.double().cpu().log_softmax(-1), evaluated.log_softmax(-1)
+    kl = float((theirs.exp() * (theirs - decoded)).sum(-1).mean())
     if not kl < float("inf"):
         raise ParityError("the decoder's logits are not finite")
-    return {"top1_agreement": float((own.argmax(-1) == theirs.argmax(-1)).double().mean()), "kl_nats": kl}
+    return {"top1_agreement": float((decoded.argmax(-1) == theirs.argmax(-1)).double().mean()), "kl_nats": kl}
 
 
 def _measured(decoder: Decoder, selectors: Selectors, ids: Tensor, traces: _Traces) -> dict[str, float]:
@@ -269,10 +269,11 @@ def _measured(decoder: Decoder, selectors: Selectors, ids: Tensor, traces: _Trac
         short, over = bool((counts < selector.k).any()), bool((counts > selector.k).any()) and selector.ties == "strict"
         if selector.threshold is None and (short or over):
             raise ParityError(f"layer {layer}, {site}: {counts.tolist()} entries stay, the plan says {selector.k}")
-    found = levels(whole)
+    achieved = levels(whole)
     for site in SITES:
-        shown = [t.z_sparse for (_, s), t in traces.found.items() if s == site and t.z_sparse is not None]
+        shown = [t.z_sparse for (_, s), t in traces.by_site.items() if s == site and t.z_sparse is not None]
         if selectors[site][0].threshold is not None and shown:
             theirs = sum(float((z == 0).double().mean()) for z in shown) / len(shown)
-            require(f"{site}: the level's distance from the evaluated model's", abs(found[site] - theirs), _LEVEL_SLACK)
-    return found
+            distant = abs(achieved[site] - theirs)
+            require(f"{site}: the level's distance from the evaluated model's", distant, _LEVEL_SLACK)
+    return achieved

@@ -33,20 +33,20 @@ def transformed(x: Tensor, transform: Transform | None) -> Tensor:
     return torch.einsum("tnb,nbc->tnc", x.view(len(x), len(matrix), -1), matrix).flatten(1)
 
 
-def entered(own: LayerWeights, site: str, before: Tensor, eps: float) -> Tensor:
+def entered(layer_weights: LayerWeights, site: str, before: Tensor, eps: float) -> Tensor:
     """A site's vector from its raw material, nothing dropped; see Decoder.enter."""
     if site in ("h1", "h3"):
-        return transformed(norm(before, own.norms[site], eps), own.transforms.get(site))
+        return transformed(norm(before, layer_weights.norms[site], eps), layer_weights.transforms.get(site))
     if site == "h2":
-        return before if own.scale is None else before * own.scale.to(before.dtype)
+        return before if layer_weights.scale is None else before * layer_weights.scale.to(before.dtype)
     gate, up = before.chunk(2, -1)
     return functional.silu(gate) * up
 
 
-def product(own: LayerWeights, site: str, x: Tensor) -> Tensor:
+def product(layer_weights: LayerWeights, site: str, x: Tensor) -> Tensor:
     """x times what reads the site, plus bias."""
-    y = x @ dense(own.matrices[site], x.dtype)
-    return y if site not in own.biases else y + own.biases[site].to(x.dtype)
+    y = x @ dense(layer_weights.matrices[site], x.dtype)
+    return y if site not in layer_weights.biases else y + layer_weights.biases[site].to(x.dtype)
 
 
 def attention(weights: DecodeWeights, layer: int, qkv: Tensor) -> Tensor:
@@ -71,10 +71,10 @@ def logits(weights: DecodeWeights, ids: Tensor, masks: Masks) -> tuple[Tensor, l
         return z
 
     def read(layer: int, site: str, before: Tensor) -> Tensor:
-        own = weights.layers[layer]
-        if site in own.norms:
-            measured(norm(before, own.norms[site], eps), own.norms[site])
-        return product(own, site, entered(own, site, before, eps) * masks[layer, site])
+        layer_weights = weights.layers[layer]
+        if site in layer_weights.norms:
+            measured(norm(before, layer_weights.norms[site], eps), layer_weights.norms[site])
+        return product(layer_weights, site, entered(layer_weights, site, before, eps) * masks[layer, site])
 
     def adapted(layer: int, site: str, h: Tensor) -> Tensor:
         matrix = weights.layers[layer].adapters.get(site)

@@ -45,11 +45,11 @@ def _layer(decoder: Decoder, layer: int, h: Tensor, batch: int, sparse: bool) ->
 
 
 def _read(decoder: Decoder, layer: int, site: str, before: Tensor, sparse: bool) -> Tensor:
-    own = decoder.weights.layers[layer]
-    matrix = dense(own.matrices[site], before.dtype)  # of codes a copy that lives for this product
+    layer_weights = decoder.weights.layers[layer]
+    matrix = dense(layer_weights.matrices[site], before.dtype)  # of codes a copy that lives for this product
     x, keep = decoder.enter(layer, site, before, "reference", None if sparse else SiteSelector(len(matrix)))
     product = (torch.where(ops.selected_mask(x, keep), x, 0) if sparse else x) @ matrix
-    return product if site not in own.biases else product + own.biases[site]
+    return product if site not in layer_weights.biases else product + layer_weights.biases[site]
 
 
 def _attention(decoder: Decoder, layer: int, qkv: Tensor, batch: int) -> Tensor:

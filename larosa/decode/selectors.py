@@ -63,13 +63,13 @@ def selectors_of(handle: SparsityHandle) -> Selectors:
         threshold = getattr(selector, "threshold", None)
         if threshold is not None:
             planned = handle.plan.levels.kept[site.site][site.layer]
-            own = SiteSelector(planned, threshold=float(threshold), gated=site.gated)
+            site_selector = SiteSelector(planned, threshold=float(threshold), gated=site.gated)
         else:
-            own = SiteSelector(int(getattr(selector, "k", width)), str(getattr(selector, "ties", "strict")))
-        selectors[site.site][site.layer] = own
+            site_selector = SiteSelector(int(getattr(selector, "k", width)), str(getattr(selector, "ties", "strict")))
+        selectors[site.site][site.layer] = site_selector
     return {site: tuple(layers) for site, layers in selectors.items()}
 
 
 def cut(selectors: Selectors, layers: int) -> Selectors:
     """The selectors of the first layers."""
-    return {site: own[:layers] for site, own in selectors.items()}
+    return {site: by_layer[:layers] for site, by_layer in selectors.items()}

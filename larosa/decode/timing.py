@@ -53,7 +53,7 @@ def measure(decoder: Decoder, context: int = 1024, new_tokens: int = 64, repeats
         "repeats": repeats,
         "ms_per_token": {"p20": p20, "p50": p50, "p80": p80, "mean": float(times.mean())},
         "tokens_per_s": decoder.batch * 1000.0 / p50,
-        "kept_share": {site: sum(own) / len(own) for site, own in shares.items()},
+        "kept_share": {site: sum(by_layer) / len(by_layer) for site, by_layer in shares.items()},
         "read_bytes": read,
         "read_bytes_per_s": read["total"] / p50 * 1000.0,
         "share_of_peak": None if peak is None else read["total"] / p50 * 1000.0 / peak,
@@ -89,8 +89,8 @@ def prefill_rows(weights: DecodeWeights, lengths: Iterable[int], repeats: int = 
     draw = torch.Generator().manual_seed(0)
     rows: list[Row] = []
     for layout in ("input_major", "output_major"):
-        own = weights if layout == "input_major" else _output_major(weights)
-        decoder = Decoder(own, dense_selectors(own.shape), max(lengths), **how, graph=False)
+        stored = weights if layout == "input_major" else _output_major(weights)
+        decoder = Decoder(stored, dense_selectors(stored.shape), max(lengths), **how, graph=False)
         for length in lengths:
             ids = torch.randint(len(weights.embedding), (1, length), generator=draw)
             call = partial(prefill, decoder, ids, "dense")
@@ -111,7 +111,7 @@ def prefill_rows(weights: DecodeWeights, lengths: Iterable[int], repeats: int = 
 def _output_major(weights: DecodeWeights) -> DecodeWeights:
     """The same matrices, stored [out, in] and seen as [in, out]."""
     layers = (
-        replace(layer, matrices={s: dense(own, weights.dtype).T.contiguous().T for s, own in layer.matrices.items()})
+        replace(layer, matrices={s: dense(m, weights.dtype).T.contiguous().T for s, m in layer.matrices.items()})
         for layer in weights.layers
     )
     return replace(weights, layers=tuple(layers))

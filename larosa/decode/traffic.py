@@ -32,32 +32,32 @@ def kept_fractions(decoder: Decoder, steps: int) -> dict[str, list[float]]:
     known = {site: [selector.k / shape.sites[site].width for selector in decoder.selectors[site]] for site in SITES}
     if not any(
         selector.threshold is not None or selector.ties == "keep"
-        for own in decoder.selectors.values()
-        for selector in own
+        for selectors in decoder.selectors.values()
+        for selector in selectors
     ):
         return known
-    found = {site: [0.0] * shape.layers for site in SITES}
+    fractions = {site: [0.0] * shape.layers for site in SITES}
 
     def watch(event: SiteEvent) -> None:
-        found[event.site][event.layer] += float(selected_mask(event.x, event.keep).double().mean()) / steps
+        fractions[event.site][event.layer] += float(selected_mask(event.x, event.keep).double().mean()) / steps
 
     start = decoder.length
     for _ in range(steps):
         decoder.token.copy_(decoder.watched(decoder.token, watch).argmax(-1))
     decoder.place(start)
-    return found
+    return fractions
 
 
 def step_bytes(decoder: Decoder, context: int, shares: dict[str, list[float]]) -> dict[str, int]:
     """Bytes that one step reads after `context` tokens, by what they are; `shares` as from :func:`kept_fractions`."""
     weights, cache = decoder.weights, decoder.cache
-    found = dict.fromkeys(("projections", "norms", "biases", "adapters", "transforms", "scales"), 0)
+    sizes = dict.fromkeys(("projections", "norms", "biases", "adapters", "transforms", "scales"), 0)
     for i, layer in enumerate(weights.layers):
-        found["projections"] += sum(read_bytes(layer.matrices[site], shares[site][i]) for site in SITES)
+        sizes["projections"] += sum(read_bytes(layer.matrices[site], shares[site][i]) for site in SITES)
         for kind, tensor in layer.tensors():
             if kind != "projections":
-                found[kind] += _size(tensor)
-    found["norms"] += _size(weights.final_norm)
-    found["lm_head"] = stored_bytes(weights.head)
-    found["kv_cache"] = _size(cache) // decoder.max_len * context
-    return found | {"total": sum(found.values())}
+                sizes[kind] += _size(tensor)
+    sizes["norms"] += _size(weights.final_norm)
+    sizes["lm_head"] = stored_bytes(weights.head)
+    sizes["kv_cache"] = _size(cache) // decoder.max_len * context
+    return sizes | {"total": sum(sizes.values())}

@@ -84,14 +84,14 @@ def plans_of(weights: DecodeWeights, context: int, options: argparse.Namespace) 
 def check_parity(weights: DecodeWeights, plans: dict[str, Selectors], options: argparse.Namespace) -> dict[str, Any]:
     """Every plan on the first layers, against float64 torch. Raises ParityError."""
     few = min(options.parity_layers, len(weights.layers))
-    found = {}
+    reports = {}
     for name, selectors in plans.items():
-        found[name] = check_plain(weights.first(few), cut(selectors, few), seed=options.seed, backend=options.backend)
+        reports[name] = check_plain(weights.first(few), cut(selectors, few), seed=options.seed, backend=options.backend)
         print(
-            f"parity check, {name}: logits within {found[name]['relative_logits_error']:.1e} of float64",
+            f"parity check, {name}: logits within {reports[name]['relative_logits_error']:.1e} of float64",
             file=sys.stderr,
         )
-    return found
+    return reports
 
 
 def selection_us(rows: list[Row], sites: int) -> dict[str, float]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from larosa_kernels.ops.decode_attention.reference import norm_heads
@@ -143,7 +143,7 @@ class DecodeWeights:
     def rounded(self, scheme: str | None, head: bool = False, adapters: bool = False) -> DecodeWeights:
         """The projections as codes, `w8` or `w4_out`, round to nearest; head and adapters in w8 where asked for."""
 
-        def own(matrices: dict[str, Matrix], scheme: str) -> dict[str, Matrix]:
+        def packed(matrices: dict[str, Matrix], scheme: str) -> dict[str, Matrix]:
             return {
                 site: PackedMatrix.of(quantised(dense(each, self.dtype), scheme), paired=site == "h3")
                 for site, each in matrices.items()
@@ -151,11 +151,11 @@ class DecodeWeights:
 
         layers = self.layers
         if scheme is not None:
-            layers = tuple(replace(layer, matrices=own(layer.matrices, scheme)) for layer in layers)
+            layers = tuple(replace(layer, matrices=packed(layer.matrices, scheme)) for layer in layers)
         if adapters:
-            layers = tuple(replace(layer, adapters=own(layer.adapters, "w8")) for layer in layers)
-        found = PackedMatrix.of(quantised(self.head_matrix(self.dtype), "w8")) if head else self.head
-        return replace(self, layers=layers, head=found)
+            layers = tuple(replace(layer, adapters=packed(layer.adapters, "w8")) for layer in layers)
+        packed_head = PackedMatrix.of(quantised(self.head_matrix(self.dtype), "w8")) if head else self.head
+        return replace(self, layers=layers, head=packed_head)
 
     def dequantised(self) -> DecodeWeights:
         """The same values without codes, in the dtype of activations; tensors that are none are shared."""
@@ -215,6 +215,34 @@ def has_bias(config: PretrainedConfig, site: str) -> bool:
     return bool(getattr(config, "attention_bias" if site in ("h1", "h2") else "mlp_bias", False))
 
 
+class _Draws:
+    """Random tensors of one generator, drawn on its device."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, seed: int) -> None:
+        self._generator = torch.Generator(device).manual_seed(seed)
+        self._where: dict[str, Any] = {"dtype": dtype, "device": device}
+
+    def normal(self, *size: int) -> Tensor:
+        """N(0, 0.02)."""
+        return torch.empty(size, **self._where).normal_(0.0, 0.02, generator=self._generator)
+
+    def gamma(self, *size: int) -> Tensor:
+        """The weight of a norm, uniform from 0.5 to 1.5."""
+        return torch.empty(size, **self._where).uniform_(0.5, 1.5, generator=self._generator)
+
+    def orthogonal(self, D: int) -> Tensor:
+        """[D, D] float32."""
+        gaussian = torch.randn(D, D, device=self._generator.device, generator=self._generator)
+        Q: Tensor = torch.linalg.qr(gaussian).Q
+        return Q
+
+    def shuffled(self, matrix: Tensor) -> Tensor:
+        """Rows and columns of a square matrix in another order."""
+        device, D = matrix.device, len(matrix)
+        rows, columns = (torch.randperm(D, device=device, generator=self._generator) for _ in range(2))
+        return matrix[rows][:, columns]
+
+
 def random_weights(
     config: PretrainedConfig,
     dtype: torch.dtype,
@@ -229,41 +257,26 @@ def random_weights(
     adapters: 1, in front of every layer but the first; 2, and in front of every MLP's norm. transforms: `int8` or
     `model`, in front of q, k, v and of gate, up. All are one random orthogonal matrix with rows and columns shuffled.
     """
-    draw = torch.Generator(device).manual_seed(seed)
-    D = int(config.hidden_size)
-
-    def normal(*size: int) -> Tensor:
-        return torch.empty(size, dtype=dtype, device=device).normal_(0.0, 0.02, generator=draw)
-
-    def gamma(*size: int) -> Tensor:
-        return torch.empty(size or D, dtype=dtype, device=device).uniform_(0.5, 1.5, generator=draw)
-
-    gaussian = torch.randn(D, D, device=device, generator=draw) if adapters or transforms else torch.eye(1)
-    orthogonal: Tensor = torch.linalg.qr(gaussian).Q
-
-    def shuffled() -> Tensor:
-        rows, columns = (torch.randperm(D, device=device, generator=draw) for _ in range(2))
-        turned: Tensor = orthogonal[rows][:, columns]
-        return turned
-
+    draw, D = _Draws(dtype, device, seed), int(config.hidden_size)
+    Q = draw.orthogonal(D) if adapters or transforms else torch.eye(1)
     sites = ModelShape.of(config).sites
     head_dim, normed = sites["h2"].width // int(config.num_attention_heads), architecture_of(config).head_norms
 
     def layer(index: int) -> LayerWeights:
         at = (["h1"] if adapters and index else []) + (["h3"] if adapters > 1 else [])
         return LayerWeights(
-            matrices={name: normal(site.width, site.out_features) for name, site in sites.items()},
-            norms={"h1": gamma(), "h3": gamma()},
-            biases={name: normal(site.out_features) for name, site in sites.items() if has_bias(config, name)},
-            adapters={site: shuffled().to(dtype) for site in at},
-            transforms={site: stored(shuffled(), transforms, dtype) for site in ("h1", "h3")} if transforms else {},
-            head_norms=gamma(2, head_dim) if normed else None,
+            matrices={name: draw.normal(site.width, site.out_features) for name, site in sites.items()},
+            norms={"h1": draw.gamma(D), "h3": draw.gamma(D)},
+            biases={name: draw.normal(site.out_features) for name, site in sites.items() if has_bias(config, name)},
+            adapters={site: draw.shuffled(Q).to(dtype) for site in at},
+            transforms={s: stored(draw.shuffled(Q), transforms, dtype) for s in ("h1", "h3")} if transforms else {},
+            head_norms=draw.gamma(2, head_dim) if normed else None,
         )
 
     count = int(config.num_hidden_layers) if layers is None else layers
-    embedding = normal(int(config.vocab_size), D) * 50
-    head = embedding if config.tie_word_embeddings else normal(int(config.vocab_size), D)
-    return DecodeWeights(config, tuple(layer(i) for i in range(count)), embedding, gamma(), head)
+    embedding = draw.normal(int(config.vocab_size), D) * 50
+    head = embedding if config.tie_word_embeddings else draw.normal(int(config.vocab_size), D)
+    return DecodeWeights(config, tuple(layer(i) for i in range(count)), embedding, draw.gamma(D), head)
 
 
 def stored(matrix: Tensor, storage: str, dtype: torch.dtype) -> Transform:

@@ -53,8 +53,8 @@ class ErrorProbe:
         """Within: run every layer a second time with its sites dense, on the same input."""
         hooks = []
         for layer in view.layers:
-            own = [site for site in sites if site.layer == layer.index]
-            hooks.append(layer.module.register_forward_hook(self._compare(layer.index, own), with_kwargs=True))
+            in_layer = [site for site in sites if site.layer == layer.index]
+            hooks.append(layer.module.register_forward_hook(self._compare(layer.index, in_layer), with_kwargs=True))
         try:
             yield
         finally:
@@ -125,5 +125,5 @@ def _mean(values: list[Tensor]) -> float | None:
 def _quantiles(values: list[Tensor]) -> list[float] | None:
     if not values:
         return None
-    found = torch.cat(values).double().quantile(torch.tensor(QUANTILES, dtype=torch.float64))
-    return [float(value) for value in found]
+    quantiles = torch.cat(values).double().quantile(torch.tensor(QUANTILES, dtype=torch.float64))
+    return [float(value) for value in quantiles]

@@ -47,8 +47,8 @@ class DenseReference:
 def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """Logits [N, T, vocabulary] float64 on the CPU. ids: [N, T]."""
     device = ModelView(model).embedding.weight.device
-    found: Tensor = model(input_ids=ids.to(device), use_cache=False).logits
-    return found.double().cpu()
+    output: Tensor = model(input_ids=ids.to(device), use_cache=False).logits
+    return output.double().cpu()
 
 
 def reference(model: PreTrainedModel, ids: Tensor) -> DenseReference:
@@ -66,15 +66,15 @@ def reference(model: PreTrainedModel, ids: Tensor) -> DenseReference:
     norms = [layer.norm(site) for layer in view.layers for site in ("h1", "h3")] + [view.final_norm]
     hooks = [norm.register_forward_hook(measure) for norm in norms]
     try:
-        found = logits(model, ids)
+        dense = logits(model, ids)
     finally:
         for hook in hooks:
             hook.remove()
-    if not bool(found.isfinite().all()):
+    if not bool(dense.isfinite().all()):
         weight = unusable_weight(model)
         reason = f"its weight {weight} does too, take a sound checkpoint" if weight else advice(model.dtype)
         raise EvaluationError(f"the dense model's logits hold NaN or infinity: {reason}")
-    return DenseReference(ids, found, kappa)
+    return DenseReference(ids, dense, kappa)
 
 
 def bound(dtype: torch.dtype, kappa: list[float], longest: int) -> float:

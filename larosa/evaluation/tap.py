@@ -46,5 +46,5 @@ def dense_activations(model: PreTrainedModel, ids: Tensor, layer: int, site: str
         view.decoder(input_ids=ids[None].to(view.embedding.weight.device), use_cache=False)
     finally:
         hook.remove()
-    found: Tensor = seen[0]
-    return found
+    inputs: Tensor = seen[0]
+    return inputs

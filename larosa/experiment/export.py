@@ -39,17 +39,17 @@ def export_run(config: RunConfig, calibrated: RunConfig) -> Path:
 
 def _measured(runs: list[PlannedRun]) -> list[tuple[str, str]]:
     """The card's rows of the run's record, dense perplexities beside the sparse ones; none where there is no record."""
-    own = results.load_record(runs[-1].folder, runs[-1].identity)
+    record = results.load_record(runs[-1].folder, runs[-1].identity)
     dense = next((run for run in runs if run.config.method.name == "dense"), None)
     beside = results.load_record(dense.folder, dense.identity) if dense else None
-    if own is None:
+    if record is None:
         log.info("no record of this run in export.records: the model card says that nothing was measured")
         return []
     return [
-        *_achieved(own),
-        *_perplexities(own, beside),
-        *((f"{task}, {s['metric']}", f"{s['value']:.1%}") for task, s in own["metrics"]["zero_shot"].items()),
-        ("measured", f"{own['created']} on {own['device']}, record {own['identity']}"),
+        *_achieved(record),
+        *_perplexities(record, beside),
+        *((f"{task}, {s['metric']}", f"{s['value']:.1%}") for task, s in record["metrics"]["zero_shot"].items()),
+        ("measured", f"{record['created']} on {record['device']}, record {record['identity']}"),
     ]
 
 

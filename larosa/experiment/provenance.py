@@ -25,13 +25,13 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Python's and the packages' versions; a package that is not installed is omitted."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def timed_on(device: str) -> dict[str, Any]:
@@ -47,8 +47,8 @@ def timed_on(device: str) -> dict[str, Any]:
 
 def hardware() -> dict[str, Any]:
     """Processor, cores in use, memory in bytes, GPUs."""
-    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    gpus = [{"name": gpu.name, "memory_bytes": gpu.total_memory, "cuda": torch.version.cuda} for gpu in found]
+    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    gpus = [{"name": gpu.name, "memory_bytes": gpu.total_memory, "cuda": torch.version.cuda} for gpu in devices]
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -84,8 +84,8 @@ def load_record(folder: Path, shaping: dict[str, Any]) -> Record | None:
 def _believed(path: Path, shaping: dict[str, Any]) -> Record:
     """The record of a file. Raises ValueError that says why it is not used, OSError where it cannot be read."""
     record = checksum.read(path)
-    if found := problem(record, shaping):
-        raise ValueError(found)
+    if reason := problem(record, shaping):
+        raise ValueError(reason)
     return record
 
 

@@ -144,26 +144,26 @@ class _Record(_Part):
 def problem(record: dict[str, Any], shaping: dict[str, Any]) -> str | None:
     """Why a record cannot stand for the run of this identity, in words; None if it can."""
     try:
-        found = _Record.model_validate(record)
+        validated = _Record.model_validate(record)
     except ValidationError as error:
         lines = readable(error).splitlines()
         return lines[0] + (f"; and {len(lines) - 1} fields more" if len(lines) > 1 else "")
-    if found.schema_ != SCHEMA:
-        return f"it has schema {found.schema_}, this version of larosa reads {SCHEMA}"
-    if {found.identity, digest(found.identity_inputs)} != {digest(shaping)}:
+    if validated.schema_ != SCHEMA:
+        return f"it has schema {validated.schema_}, this version of larosa reads {SCHEMA}"
+    if {validated.identity, digest(validated.identity_inputs)} != {digest(shaping)}:
         return "it belongs to another identity"
-    missing = _missing(found, shaping)
+    missing = _missing(validated, shaping)
     return f"it lacks {', '.join(missing)}, which the run asks for" if missing else None
 
 
-def _missing(found: _Record, shaping: dict[str, Any]) -> list[str]:
-    metrics, asked, dense = found.metrics, shaping["evaluation"], shaping["method"]["name"] == "dense"
+def _missing(record: _Record, shaping: dict[str, Any]) -> list[str]:
+    metrics, asked, dense = record.metrics, shaping["evaluation"], shaping["method"]["name"] == "dense"
     missing = [
         f"{part} of {text}"
         for part, held in (
             ("perplexity", metrics.perplexity),
             ("achieved_sparsity", metrics.achieved_sparsity),
-            ("the tokens", found.data.texts),
+            ("the tokens", record.data.texts),
         )
         for text in shaping["texts"]
         if text not in held

@@ -84,23 +84,23 @@ def _reads_wheel(config: RunConfig) -> bool:
 
 def _quantization_identity(config: RunConfig) -> dict[str, Any]:
     """What is rounded, without what is not used, and the tokens where a quantiser reads them."""
-    own = config.quantization.model_dump(mode="json")
+    settings = config.quantization.model_dump(mode="json")
     if config.quantization.weights != "w4":
-        del own["group_axis"]
+        del settings["group_axis"]
         if not config.quantization.calibrated:
-            del own["quantizer"]
+            del settings["quantizer"]
     if config.quantization.calibrated:
-        own["calibration"] = _calibration_identity(config)
+        settings["calibration"] = _calibration_identity(config)
         if config.quantization.group_axis == "in":
-            own["library"] = library_version()
+            settings["library"] = library_version()
     else:
-        del own["sequences"]
-    return {key: value for key, value in own.items() if value is not None}
+        del settings["sequences"]
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def _calibration_identity(config: RunConfig) -> dict[str, Any]:
-    own = config.calibration.model_dump(mode="json", exclude={"text"})
-    return own | {"text": text_identity(config.calibration.text)}
+    settings = config.calibration.model_dump(mode="json", exclude={"text"})
+    return settings | {"text": text_identity(config.calibration.text)}
 
 
 def excluded_by(config: RunConfig) -> str | None:
@@ -137,7 +137,7 @@ def _evaluation_identity(config: RunConfig) -> dict[str, Any]:
 
 def _method_identity(method: MethodConfig) -> dict[str, Any]:
     """The method's settings without its name in tables and without what it does not use."""
-    own = method.model_dump(mode="json", exclude={"preset"})
+    settings = method.model_dump(mode="json", exclude={"preset"})
     unused = set()
     if method.granularity != "group":
         unused.add("group_size")
@@ -156,17 +156,17 @@ def _method_identity(method: MethodConfig) -> dict[str, Any]:
     if method.tuning is None:
         unused.add("tuning")
     else:
-        own["tuning_version"] = TUNING_VERSION
-    return {key: value for key, value in own.items() if key not in unused}
+        settings["tuning_version"] = TUNING_VERSION
+    return {key: value for key, value in settings.items() if key not in unused}
 
 
 def text_identity(text: TextConfig) -> dict[str, Any]:
     """A text's settings, files of one's own by their content, of hub and Python what stands behind it."""
-    own = text.model_dump(mode="json", exclude={"files", "parts"})
-    own["files"] = [_file_hash(name) for name in text.files]
+    settings = text.model_dump(mode="json", exclude={"files", "parts"})
+    settings["files"] = [_file_hash(name) for name in text.files]
     if text.source == "mixture":
-        own["parts"] = {name: text_identity(part) for name, part in parts_of(text).items()}
-    return own | ({"behind": behind(text)} if text.source in ("hub", "python") else {})
+        settings["parts"] = {name: text_identity(part) for name, part in parts_of(text).items()}
+    return settings | ({"behind": behind(text)} if text.source in ("hub", "python") else {})
 
 
 def _file_hash(name: str | None) -> str | None:

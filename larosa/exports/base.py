@@ -95,12 +95,12 @@ def base_of(
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:
     """One hash of names, dtypes, shapes and bytes."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name, tensor in tqdm(sorted(weights.items()), desc="hash of the dense model", unit="tensor", leave=False):
-        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        sha256.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         content: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        found.update(content)
-    return found.hexdigest()
+        sha256.update(content)
+    return sha256.hexdigest()
 
 
 def vocabulary_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -182,10 +182,10 @@ def loaded(base: BaseFile, folder: Path, settings: ModelConfig) -> PreTrainedMod
 
 def _config_at(path: str) -> PretrainedConfig | None:
     try:
-        found: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception:  # transformers checks values with errors of its own; loading says what is wrong
         return None
-    return found
+    return config
 
 
 def _require_same(base: BaseFile, folder: Path, config: PretrainedConfig | None, where: str) -> None:

@@ -24,6 +24,7 @@ checkpoint: transformers without larosa refuses it.
 ## Load
 
 ```python
+import larosa
 
 model = larosa.load("FOLDER")  # or AutoModelForCausalLM.from_pretrained("FOLDER") after `import larosa`
 tokenizer = larosa.load_tokenizer("FOLDER")

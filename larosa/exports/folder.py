@@ -151,10 +151,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _check_format(folder: Path, raw: Any) -> None:
-    found = raw.get("format") if isinstance(raw, dict) else None
-    if isinstance(found, int) and found > FORMAT:
+    stored_format = raw.get("format") if isinstance(raw, dict) else None
+    if isinstance(stored_format, int) and stored_format > FORMAT:
         raise ExportError(
-            f"{folder} was written by larosa {raw.get('larosa')} in format {found}; this larosa {version()} "
+            f"{folder} was written by larosa {raw.get('larosa')} in format {stored_format}; this larosa {version()} "
             f"reads formats up to {FORMAT}: install a newer larosa"
         )
 

@@ -102,37 +102,37 @@ def _ranks(low_rank: LowRank) -> dict[str, tuple[tuple[int, ...], ...]]:
 def tensors(handle: SparsityHandle, view: ModelView) -> dict[str, Tensor]:
     """All tensors of the plan and of the quantised weights, on the CPU, as they are stored."""
     plan = handle.plan
-    found: dict[str, Tensor] = {}
+    stored: dict[str, Tensor] = {}
     if plan.rotation is not None:
-        found["rotation"] = plan.rotation.matrices
+        stored["rotation"] = plan.rotation.matrices
     if plan.transforms is not None:
-        found["transforms"] = plan.transforms
+        stored["transforms"] = plan.transforms
     for site, thresholds in (plan.thresholds or {}).items():
-        found[f"thresholds.{site}"] = torch.tensor(thresholds, dtype=torch.float64)
-    found |= {f"dropped_mean.{site}": means for site, means in (plan.dropped_mean or {}).items()}
+        stored[f"thresholds.{site}"] = torch.tensor(thresholds, dtype=torch.float64)
+    stored |= {f"dropped_mean.{site}": means for site, means in (plan.dropped_mean or {}).items()}
     for site, layers in (plan.low_rank or {}).items():
         for layer, pairs in enumerate(layers):
             for consumer, pair in enumerate(pairs):
                 place = f"low_rank.{site}.{layer}.{consumer}"
-                found |= {f"{place}.left": pair.left, f"{place}.right": pair.right}
-    found |= _quantised_tensors(handle, view)
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+                stored |= {f"{place}.left": pair.left, f"{place}.right": pair.right}
+    stored |= _quantised_tensors(handle, view)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
 
 
 def _quantised_tensors(handle: SparsityHandle, view: ModelView) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    stored: dict[str, Tensor] = {}
     for (layer, site), matrix in handle.quantised.items():
-        found |= pack(f"quantised.{layer}.{site}", matrix)
+        stored |= pack(f"quantised.{layer}.{site}", matrix)
     if handle.quantization is not None and _with_zero_points(handle.quantization):
         for layer_view, site in view.sites():
             for i, linear in enumerate(layer_view.consumers(site)):
-                found[f"dequantised.{layer_view.index}.{site}.{i}"] = linear.weight
+                stored[f"dequantised.{layer_view.index}.{site}.{i}"] = linear.weight
     if handle.quantised_head is not None:
-        found |= pack("head", handle.quantised_head)
+        stored |= pack("head", handle.quantised_head)
     for i, adapter in enumerate(handle.adapters):
         if adapter.quantised is not None:
-            found |= pack(f"adapters.{i}", adapter.quantised)
-    return found
+            stored |= pack(f"adapters.{i}", adapter.quantised)
+    return stored
 
 
 def _with_zero_points(config: QuantizationConfig) -> bool:
@@ -174,40 +174,40 @@ def _ranks_fit(layers: tuple[tuple[int, ...], ...], site: str, shape: ModelShape
 
 def expected(file: PlanFile, shape: ModelShape, dtype: torch.dtype, vocabulary: int) -> Header:
     """Name, shape and dtype of every tensor that a checked plan has."""
-    D, own, found = shape.hidden_size, _DTYPES[dtype], Header()
+    D, dtype_name, header = shape.hidden_size, _DTYPES[dtype], Header()
     if file.rotation is not None:
-        found["rotation"] = ((1 + max(max(pair) for pair in file.rotation), D, D), "F64")
+        header["rotation"] = ((1 + max(max(pair) for pair in file.rotation), D, D), "F64")
     if file.blocks is not None:
-        found["transforms"] = ((shape.layers, 2, file.blocks[0], file.blocks[1], file.blocks[1]), "F64")
-    found |= {f"thresholds.{site}": ((shape.layers,), "F64") for site in file.thresholds or ()}
+        header["transforms"] = ((shape.layers, 2, file.blocks[0], file.blocks[1], file.blocks[1]), "F64")
+    header |= {f"thresholds.{site}": ((shape.layers,), "F64") for site in file.thresholds or ()}
     if file.method.bias_compensation == "mean":
-        found |= {f"dropped_mean.{name}": ((shape.layers, site.width), "F32") for name, site in shape.sites.items()}
+        header |= {f"dropped_mean.{name}": ((shape.layers, site.width), "F32") for name, site in shape.sites.items()}
     for site, layers in (file.low_rank or {}).items():
         for layer, ranks in enumerate(layers):
             for i, rank in enumerate(ranks):
                 place = f"low_rank.{site}.{layer}.{i}"
-                found[f"{place}.left"] = ((shape.sites[site].outputs[i], rank), own)
-                found[f"{place}.right"] = ((rank, shape.sites[site].width), own)
-    return found | _expected_quantised(file, shape, own, vocabulary)
+                header[f"{place}.left"] = ((shape.sites[site].outputs[i], rank), dtype_name)
+                header[f"{place}.right"] = ((rank, shape.sites[site].width), dtype_name)
+    return header | _expected_quantised(file, shape, dtype_name, vocabulary)
 
 
 def _expected_quantised(file: PlanFile, shape: ModelShape, dtype: str, vocabulary: int) -> Header:
-    config, D, found = file.quantization, shape.hidden_size, Header()
+    config, D, header = file.quantization, shape.hidden_size, Header()
     if config is None:
-        return found
+        return header
     for layer in range(shape.layers if config.weights != "none" else 0):
         for site, geometry in shape.sites.items():
             if _with_zero_points(config):
                 places = enumerate(geometry.outputs)
-                found |= {f"dequantised.{layer}.{site}.{i}": ((out, geometry.width), dtype) for i, out in places}
+                header |= {f"dequantised.{layer}.{site}.{i}": ((out, geometry.width), dtype) for i, out in places}
             else:
                 size = (geometry.width, geometry.out_features)
-                found |= stored_shapes(f"quantised.{layer}.{site}", config.scheme, *size)
+                header |= stored_shapes(f"quantised.{layer}.{site}", config.scheme, *size)
     if config.head != "none":
-        found |= stored_shapes("head", "w8", D, vocabulary)
+        header |= stored_shapes("head", "w8", D, vocabulary)
     for i in range(file.adapters):
-        found |= stored_shapes(f"adapters.{i}", "w8", D, D)
-    return found
+        header |= stored_shapes(f"adapters.{i}", "w8", D, D)
+    return header
 
 
 def read(path: Path, header: Header) -> dict[str, Tensor]:

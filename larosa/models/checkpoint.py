@@ -51,14 +51,14 @@ def is_byte_tokenizer(folder: Path) -> bool:
 def quantised(config: PretrainedConfig) -> str | None:
     """How the weights of `config` are quantised already, in words; None if they are not."""
     for name in OWN_QUANTISATION:
-        found: Any = getattr(config, name, None)
-        if found:
-            return f"its config.json has a {name} ({_described(found)})"
+        entry: Any = getattr(config, name, None)
+        if entry:
+            return f"its config.json has a {name} ({_described(entry)})"
     return None
 
 
-def _described(found: Any) -> str:
-    settings = found if isinstance(found, Mapping) else getattr(found, "to_dict", dict)()
+def _described(entry: Any) -> str:
+    settings = entry if isinstance(entry, Mapping) else getattr(entry, "to_dict", dict)()
     method = settings.get("quant_method") or settings.get("format") or "bitsandbytes"
     names = ("quant_type", "fmt", "bits", "w_bit", "load_in_4bit", "load_in_8bit", "group_size", "weight_block_size")
     told = [f"{name} {settings[name]}" for name in names if settings.get(name)]

@@ -42,8 +42,8 @@ def read_config(gguf: Path) -> PretrainedConfig:
     Reads no weights. Raises GgufError for a damaged file, a part of a split one, an unknown architecture, or a scaling
     of rotary embeddings that is not known.
     """
-    found = gguf.stat()
-    return _read(gguf, found.st_size, found.st_mtime_ns)
+    status = gguf.stat()
+    return _read(gguf, status.st_size, status.st_mtime_ns)
 
 
 def metadata(gguf: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -51,8 +51,8 @@ def metadata(gguf: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Reading a large vocabulary takes the library seconds, so the last file is kept.
     """
-    found = gguf.stat()
-    return _metadata(gguf, found.st_size, found.st_mtime_ns)
+    status = gguf.stat()
+    return _metadata(gguf, status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1)

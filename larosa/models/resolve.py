@@ -31,14 +31,14 @@ def resolved_model(config: ModelConfig) -> ModelConfig:
     if config.shape is not None and config.dtype != "auto":
         return config
     if config.path is None and config.source != "random":
-        found = read_config(ensure_available(config), config)
+        pretrained = read_config(ensure_available(config), config)
     else:
-        found = model_config(config)
+        pretrained = model_config(config)
     update: dict[str, Any] = {}
     if config.shape is None:
-        update["shape"] = described(found)
+        update["shape"] = described(pretrained)
     if config.dtype == "auto":
-        update["dtype"] = _precision(found.dtype, config.device)
+        update["dtype"] = _precision(pretrained.dtype, config.device)
     return config.model_copy(update=update)
 
 

@@ -42,8 +42,8 @@ def from_shape(shape: Mapping[str, Any]) -> PretrainedConfig:
 def described(config: PretrainedConfig) -> dict[str, Any]:
     """A transformers configuration as `model.shape` states it: without what every configuration has in common."""
     common = PretrainedConfig().to_dict()
-    own = {key: value for key, value in config.to_dict().items() if key not in common or common[key] != value}
-    return {key: value for key, value in own.items() if key not in _UNSHAPING} | {"model_type": config.model_type}
+    differing = {key: value for key, value in config.to_dict().items() if key not in common or common[key] != value}
+    return {key: value for key, value in differing.items() if key not in _UNSHAPING} | {"model_type": config.model_type}
 
 
 def require_known(source: object, model_type: object) -> None:
@@ -57,11 +57,11 @@ def require_known(source: object, model_type: object) -> None:
 
 
 def require_same(
-    source: object, shape: Mapping[str, Any], found: PretrainedConfig, fields: Sequence[str] = STRUCTURE
+    source: object, shape: Mapping[str, Any], actual: PretrainedConfig, fields: Sequence[str] = STRUCTURE
 ) -> None:
     """Raise ModelError where the model at `source` is not the one that `shape` describes."""
     expected = from_shape(shape)
-    pairs = [(field, getattr(found, field, None), getattr(expected, field, None)) for field in fields]
+    pairs = [(field, getattr(actual, field, None), getattr(expected, field, None)) for field in fields]
     different = [f"{field} is {theirs}, model.shape says {ours}" for field, theirs, ours in pairs if theirs != ours]
     if different:
         raise ModelError(

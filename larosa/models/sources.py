@@ -49,10 +49,10 @@ def model_config(config: ModelConfig) -> PretrainedConfig:
         return from_shape(config.shape) if config.shape is not None else read_config(_hub(config), config)
     folder = Path(config.path).expanduser()
     if folder.suffix == ".gguf":
-        found = _of_gguf(config, folder)
+        file_config = _of_gguf(config, folder)
         if config.shape is not None:
-            require_same(folder, config.shape, found)
-        return found
+            require_same(folder, config.shape, file_config)
+        return file_config
     try:
         if read_object(folder / "config.json").get("model_type") == "larosa":
             raise ModelError(
@@ -91,20 +91,20 @@ def read_config(source: Path | str, config: ModelConfig) -> PretrainedConfig:
     try:
         stored, _ = PretrainedConfig.get_config_dict(source, **where)
         require_known(source, stored.get("model_type"))
-        found: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
+        pretrained: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
     except LarosaError:
         raise
     except Exception as error:  # transformers checks values with errors of its own
         raise ModelError(
             f"the configuration of {source} cannot be read (a model's own code is never run): {error}"
         ) from error
-    quantised = checkpoint.quantised(found)
+    quantised = checkpoint.quantised(pretrained)
     if quantised:
         raise ModelError(f"the weights of {source} are quantised already: {quantised}. {checkpoint.TAKEN}")
     if config.shape is not None:
         exact = config.source == "wheel" and config.path is None
-        require_same(source, config.shape, found, tuple(config.shape) if exact else STRUCTURE)
-    return found
+        require_same(source, config.shape, pretrained, tuple(config.shape) if exact else STRUCTURE)
+    return pretrained
 
 
 def revision(source: Path | str, config: ModelConfig) -> str:
@@ -214,18 +214,18 @@ _READ = (".json", ".jinja", ".model", ".safetensors", ".tiktoken", ".txt")
 
 
 def _files(folder: Path) -> list[Path]:
-    found = [path for path in folder.iterdir() if path.suffix in _READ]
-    return [path for path in [*found, *folder.glob("additional_chat_templates/*.jinja")] if path.is_file()]
+    files = [path for path in folder.iterdir() if path.suffix in _READ]
+    return [path for path in [*files, *folder.glob("additional_chat_templates/*.jinja")] if path.is_file()]
 
 
 def _folder_hash(config: ModelConfig) -> str:
     model_config(config)
     folder = Path(config.path or "").expanduser()
     try:
-        found = contents(_files(folder), folder)
+        hashes = contents(_files(folder), folder)
     except OSError as error:
         raise ModelError(f"model.path={config.path}: {error.filename} cannot be read ({error.strerror})") from error
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 
 def _commit(config: ModelConfig) -> dict[str, Any]:
@@ -235,7 +235,7 @@ def _commit(config: ModelConfig) -> dict[str, Any]:
         cached = try_to_load_from_cache(hub_id, "config.json", revision=config.revision)
         if isinstance(cached, str) and checkpoint.problem(Path(cached).parent) is None:
             folder = Path(cached).parent
-            changed = {path.name: own for path in _files(folder) if (own := _other_content(path))}
+            changed = {path.name: content for path in _files(folder) if (content := _other_content(path))}
             return {"revision": folder.name} | ({"changed": changed} if changed else {})
     except (OSError, HFValidationError):
         pass  # getting the weights explains why

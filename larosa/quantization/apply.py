@@ -60,7 +60,8 @@ def relative_error(before: dict[nn.Linear, Tensor]) -> float:
 def _rounded(linears: list[nn.Linear], scheme: str, handle: SparsityHandle) -> Quantised:
     """Quantise the linears' concatenated weights and exchange them in the model."""
     matrix = torch.cat([linear.weight for linear in linears]).T
-    found = quantised(matrix, scheme)
-    for linear, new in zip(linears, found.consumers([len(own.weight) for own in linears], matrix.dtype), strict=True):
+    rounded = quantised(matrix, scheme)
+    heights = [len(linear.weight) for linear in linears]
+    for linear, new in zip(linears, rounded.consumers(heights, matrix.dtype), strict=True):
         handle.exchange(linear, "weight", new)
-    return found
+    return rounded

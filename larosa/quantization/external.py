@@ -86,8 +86,8 @@ class _Surrogate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, T, n]."""
-        found: Tensor = self.blocks[0](x)
-        return found
+        y: Tensor = self.blocks[0](x)
+        return y
 
 
 def _linear(weight: Tensor) -> nn.Linear:
@@ -111,9 +111,9 @@ def quantise_layers(
         for layer in tqdm(view.layers, desc=config.quantizer, unit="layer", leave=False):
             seen = _seen(layer, inputs)
             identity = _identity(layer, seen, config, tokens)
-            found, kept = tensor_store.cached("quantised", identity, partial(_rounded_layer, layer, seen, config))
+            tensors, kept = tensor_store.cached("quantised", identity, partial(_rounded_layer, layer, seen, config))
             seen.clear()  # before the next layer's are made
-            before |= _put(layer, found, handle, config)
+            before |= _put(layer, tensors, handle, config)
             from_cache += kept
             inputs = [((_only(layer.module(*args, **more)), *args[1:]), more) for args, more in inputs]
     log.info("%s: %d of %d layers from the cache", config.quantizer, from_cache, len(view.layers))
@@ -125,12 +125,12 @@ def _identity(
 ) -> dict[str, Any]:
     """What decides a rounded layer: its weights, and what they are given, by the tokens and all that the first
     sequence makes its sites see."""
-    own = config.model_dump(mode="json", include={"weights", "quantizer", "group_axis", "attention_sink_weight"})
+    settings = config.model_dump(mode="json", include={"weights", "quantizer", "group_axis", "attention_sink_weight"})
     if config.group_axis == "in":
-        own["library"] = library_version()
+        settings["library"] = library_version()
     weights = [linear.weight for site in SITES for linear in layer.consumers(site)]
     return {
-        "settings": own,
+        "settings": settings,
         "version": _VERSION,
         "tokens": _sha256([tokens]),
         "weights": _sha256(weights),
@@ -147,32 +147,32 @@ def library_version() -> str:
 
 def _sha256(tensors: list[Tensor]) -> str:
     """Of shapes, dtypes and contents."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for tensor in tensors:
-        found.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        sha256.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
         content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-        found.update(memoryview(content.numpy()))  # type: ignore[arg-type]  # numpy before 2.3 does not say so
-    return found.hexdigest()
+        sha256.update(memoryview(content.numpy()))  # type: ignore[arg-type]  # numpy before 2.3 does not say so
+    return sha256.hexdigest()
 
 
 def _rounded_layer(layer: LayerView, seen: dict[str, list[Tensor]], config: QuantizationConfig) -> tensor_store.Tensors:
     """The quantised sites of a layer, as cached: qweight and scales from our GPTQ, new weights from the library.
     Removes the sites from `seen`, whose activations are large."""
-    found: tensor_store.Tensors = {}
+    tensors: tensor_store.Tensors = {}
     for site in SITES:
         weights = [linear.weight for linear in layer.consumers(site)]
         given = [_counted(x, config.attention_sink_weight) for x in seen.pop(site)]
         if config.group_axis == "in":
             new = rounded(weights, given, config.quantizer)
-            found |= {f"{site}.reader{i}": weight.detach() for i, weight in enumerate(new)}
+            tensors |= {f"{site}.reader{i}": weight.detach() for i, weight in enumerate(new)}
         else:
-            own = fed_back(torch.cat(weights).T, _moments(given), config.scheme)
-            found |= {f"{site}.codes": own.qweight, f"{site}.scale": own.scale}
-    return found
+            matrix = fed_back(torch.cat(weights).T, _moments(given), config.scheme)
+            tensors |= {f"{site}.codes": matrix.qweight, f"{site}.scale": matrix.scale}
+    return tensors
 
 
 def _put(
-    layer: LayerView, found: tensor_store.Tensors, handle: SparsityHandle, config: QuantizationConfig
+    layer: LayerView, tensors: tensor_store.Tensors, handle: SparsityHandle, config: QuantizationConfig
 ) -> dict[nn.Linear, Tensor]:
     """Exchange the weights of a layer for the quantised ones; returns the weights before."""
     before = {}
@@ -180,9 +180,9 @@ def _put(
         consumers = layer.consumers(site)
         device, dtype = consumers[0].weight.device, consumers[0].weight.dtype
         if config.group_axis == "in":
-            new = [found[f"{site}.reader{i}"].to(device) for i in range(len(consumers))]
+            new = [tensors[f"{site}.reader{i}"].to(device) for i in range(len(consumers))]
         else:
-            qweight, scale = (found[f"{site}.{part}"].to(device) for part in ("codes", "scale"))
+            qweight, scale = (tensors[f"{site}.{part}"].to(device) for part in ("codes", "scale"))
             matrix = handle.quantised[layer.index, site] = Quantised(config.scheme, qweight, scale)
             new = matrix.consumers([len(linear.weight) for linear in consumers], dtype)
         for linear, weight in zip(consumers, new, strict=True):
@@ -204,17 +204,17 @@ def _moments(inputs: list[Tensor]) -> Tensor:
 
 
 def _only(output: Any) -> Tensor:
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
 
 
 def _first_inputs(view: ModelView, tokens: Tensor) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
     """What the first layer is called with, for every sequence."""
-    found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def take(_module: nn.Module, args: tuple[Any, ...], more: dict[str, Any]) -> None:
         hidden = args[0] if args else more["hidden_states"]
-        found.append(((hidden, *args[1:]), {key: value for key, value in more.items() if key != "hidden_states"}))
+        calls.append(((hidden, *args[1:]), {key: value for key, value in more.items() if key != "hidden_states"}))
         raise _Reached
 
     hook = view.layers[0].module.register_forward_pre_hook(take, with_kwargs=True, prepend=True)
@@ -226,7 +226,7 @@ def _first_inputs(view: ModelView, tokens: Tensor) -> list[tuple[tuple[Any, ...]
                 continue
     finally:
         hook.remove()
-    return found
+    return calls
 
 
 def _seen(layer: LayerView, inputs: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> dict[str, list[Tensor]]:
@@ -263,10 +263,10 @@ def rounded(weights: list[Tensor], inputs: list[Tensor], quantizer: str) -> list
         prepared(x)
     done = convert(prepared)
     consumers = (done.get_submodule(f"blocks.0.reader{i}") for i in range(len(weights)))
-    found = [_weight(linear).to(old) for linear, old in zip(consumers, weights, strict=True)]
-    if not all(bool(torch.isfinite(weight).all()) for weight in found):
+    rounded_weights = [_weight(linear).to(old) for linear, old in zip(consumers, weights, strict=True)]
+    if not all(bool(torch.isfinite(weight).all()) for weight in rounded_weights):
         raise QuantizationError(f"{quantizer} gave weights that are not finite: calibrate on more tokens")
-    return found
+    return rounded_weights
 
 
 def _weight(module: nn.Module) -> Tensor:

@@ -32,16 +32,16 @@ def fed_back(matrix: Tensor, moments: Tensor, scheme: str) -> Quantised:
     scales = plain.scale.clone()
     for start in range(0, len(left), _BLOCK):
         here = slice(start, start + _BLOCK)
-        own, block = factor[here, here], left[here]
+        block_factor, block = factor[here, here], left[here]
         errors = torch.empty_like(block)
         for i, row in enumerate(block):
             at = order[start + i]
-            found = on_scales(row[None], plain.scale) if scheme == "w8" else quantised(row[None], scheme)
-            qweight[at] = found.qweight[0]
+            rounded = on_scales(row[None], plain.scale) if scheme == "w8" else quantised(row[None], scheme)
+            qweight[at] = rounded.qweight[0]
             if scheme != "w8":
-                scales[:, at] = found.scale[:, 0]
-            errors[i] = (row - found.dense(torch.float32)[0]) / own[i, i]
-            block[i + 1 :] -= own[i, i + 1 :, None] * errors[i]
+                scales[:, at] = rounded.scale[:, 0]
+            errors[i] = (row - rounded.dense(torch.float32)[0]) / block_factor[i, i]
+            block[i + 1 :] -= block_factor[i, i + 1 :, None] * errors[i]
         left[start + _BLOCK :] -= factor[here, start + _BLOCK :].T @ errors
     return Quantised(scheme, qweight, scales)
 
@@ -60,5 +60,5 @@ def _factor(moments: Tensor) -> Tensor:
     upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
     if int(failed):
         raise QuantizationError("gptq: the inverse of the second moments has no Cholesky factor: use more tokens")
-    found: Tensor = upper
-    return found
+    inverse_factor: Tensor = upper
+    return inverse_factor

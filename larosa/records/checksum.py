@@ -42,10 +42,10 @@ def opened(record: Any) -> Tree:
     if FIELD not in record:
         raise DamagedError("it has no checksum: an older larosa made it, or it was changed")
     try:
-        found = checksum(record)
+        computed = checksum(record)
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"it cannot have been written so: {error}") from error
-    if record[FIELD] != found:
+    if record[FIELD] != computed:
         raise DamagedError("its checksum does not match its content, which was changed or damaged")
     return {key: value for key, value in record.items() if key != FIELD}
 
@@ -53,10 +53,10 @@ def opened(record: Any) -> Tree:
 def parsed(text: str) -> Tree:
     """The record of a JSON text, without its checksum. Raises DamagedError."""
     try:
-        found = json.loads(text)
+        record = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"it is not JSON: {error}") from error
-    return opened(found)
+    return opened(record)
 
 
 def read(path: Path) -> Tree:

@@ -22,7 +22,7 @@ def packaged(name: str) -> Path:
     return (_PACKAGE.parent if in_checkout() else _SETTINGS) / name
 
 
-def found(name: str) -> str:
+def locate(name: str) -> str:
     """A file or folder named as in the repository (`sweeps/methods.yaml`): from here, or if none is, the package's."""
     first, _, rest = name.partition("/")
     if first not in FOLDERS or Path(name).exists():
@@ -32,7 +32,7 @@ def found(name: str) -> str:
 
 
 def shortened(name: str) -> str:
-    """The inverse of :func:`found`."""
+    """The inverse of :func:`locate`."""
     root = packaged("conf").parent
     path = Path(name)
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else name

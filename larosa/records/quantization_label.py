@@ -24,32 +24,37 @@ _FORMATS = {
 
 def name(config: Record) -> str:
     """Of a run's settings."""
-    own = config.get("quantization") or {}
-    parts = [_weights(own), *(f"{own[part]} {part}" for part in ("head", "adapters") if own.get(part, NONE) != NONE)]
+    quantization = config.get("quantization") or {}
+    parts = [
+        _weights(quantization),
+        *(f"{quantization[part]} {part}" for part in ("head", "adapters") if quantization.get(part, NONE) != NONE),
+    ]
     return ", ".join(part for part in parts if part != NONE) or NONE
 
 
-def _weights(own: Record) -> str:
-    weights = str(own.get("weights", NONE))
+def _weights(quantization: Record) -> str:
+    weights = str(quantization.get("weights", NONE))
     if weights == "w4":
-        return f"w4 {own['quantizer']}{' along outputs' if own['group_axis'] == 'out' else ''}"
-    return f"{weights} {own['quantizer']}" if calibrated({"quantization": own}) else weights
+        return f"w4 {quantization['quantizer']}{' along outputs' if quantization['group_axis'] == 'out' else ''}"
+    return f"{weights} {quantization['quantizer']}" if calibrated({"quantization": quantization}) else weights
 
 
 def calibrated(config: Record) -> bool:
     """Whether the quantiser read the calibration tokens."""
-    own = config.get("quantization") or {}
-    return str(own.get("weights", NONE)) != NONE and own["quantizer"] != "rtn"
+    quantization = config.get("quantization") or {}
+    return str(quantization.get("weights", NONE)) != NONE and quantization["quantizer"] != "rtn"
 
 
 def settings(config: Record) -> str:
     """What shapes the weights besides the name, in words; empty where nothing was set."""
-    own = config["quantization"] if calibrated(config) else {}
+    quantization = config["quantization"] if calibrated(config) else {}
     said = {
         "sequences": "calibrated on the first {} sequences",
         "attention_sink_weight": "first tokens count {:g} times",
     }
-    return ", ".join(words.format(own[key]) for key, words in said.items() if own.get(key) is not None)
+    return ", ".join(
+        words.format(quantization[key]) for key, words in said.items() if quantization.get(key) is not None
+    )
 
 
 def labelled(label: str, config: Record) -> str:
@@ -70,10 +75,13 @@ def caption(records: Iterable[Record]) -> str:
     names = sorted({name(record["config"]) for record in records} - {NONE})
     if not names:
         return ""
-    groups = f", w4 in groups of {GROUP}" if any("w4" in own for own in names) else ""
+    groups = f", w4 in groups of {GROUP}" if any("w4" in label for label in names) else ""
     files = sorted({str(record["model"]["gguf_sha256"]) for record in records if "gguf_sha256" in record["model"]})
     source = "".join(
-        f"; the source was already quantised, to {_FORMATS.get(own, 'a format that is not recorded')}" for own in files
+        f"; the source was already quantised, to {_FORMATS.get(file_type, 'a format that is not recorded')}"
+        for file_type in files
     )
-    told = sorted({f"; {name(own)}: {words}" for own in (r["config"] for r in records) if (words := settings(own))})
+    told = sorted(
+        {f"; {name(config)}: {words}" for config in (r["config"] for r in records) if (words := settings(config))}
+    )
     return f"weights quantised after rotation ({', '.join(names)}{groups}{''.join(told)}{source})"

@@ -19,7 +19,7 @@ def scrub(tree: Any, key: str = "") -> Any:
         return tree
     if key in ("path", "files") or _ABSOLUTE.match(tree):
         return _file_name(tree)
-    return _ABSOLUTE.sub(lambda found: _file_name(found[0]), tree)
+    return _ABSOLUTE.sub(lambda match: _file_name(match[0]), tree)
 
 
 def _file_name(path: str) -> str:

@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
 from larosa.models.architecture import ModelView
+from larosa.rotation.online import OnlineTransform, split_gain
 from larosa.rotation.rotation import ResidualAdapter, Rotation
 
 _ROWS = 16_384
@@ -153,6 +154,25 @@ def fold(
     for linear in consumers:
         swaps.swap(linear, "weight", right_product(linear.weight, scale, Q))
     swaps.swap(norm, "weight", new)
+
+
+def fold_transforms(
+    view: ModelView, transforms: Tensor, storage: str, swaps: WeightSwaps
+) -> dict[tuple[int, str], OnlineTransform]:
+    """Fold the inverses of `transforms` [layers, 2, n, b, b] float64 into the consumers of h1 and h3, their gains into
+    the norms; returns (layer, site) -> T', what is left to run online.
+
+    T' is inverted as stored, so that rounding it to int8 or int4 does not change the model at level 0.
+    """
+    folded: dict[tuple[int, str], OnlineTransform] = {}
+    for layer in tqdm(view.layers, desc="transforms", unit="layer", leave=False):
+        for i, site in enumerate(("h1", "h3")):
+            weight = layer.consumers(site)[0].weight
+            exact, gain = split_gain(transforms[layer.index, i].to(weight.device))
+            transform = OnlineTransform(exact, storage, weight.dtype)
+            fold(layer.norm(site), layer.consumers(site), transform.inverse(), swaps, gain)
+            folded[layer.index, site] = transform
+    return folded
 
 
 def _rotate_output(linear: nn.Linear, Q: Tensor, swaps: WeightSwaps) -> None:

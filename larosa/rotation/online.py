@@ -38,13 +38,13 @@ def output_aware(second_moment: Tensor, gram: Tensor, block: int | None = None) 
     """
     D = len(gram)
     size = block or D
-    found = torch.empty(D // size, size, size, dtype=torch.float64, device=gram.device)
+    transforms = torch.empty(D // size, size, size, dtype=torch.float64, device=gram.device)
     for i, start in enumerate(range(0, D, size)):
-        own = slice(start, start + size)
-        values, vectors = torch.linalg.eigh(gram[own, own].double())
+        channels = slice(start, start + size)
+        values, vectors = torch.linalg.eigh(gram[channels, channels].double())
         root = (vectors * values.clamp_min(_DAMPING * float(values.max())).sqrt()) @ vectors.T
-        found[i] = bases.pca(root @ second_moment[own, own].double() @ root).T @ root
-    return found
+        transforms[i] = bases.pca(root @ second_moment[channels, channels].double() @ root).T @ root
+    return transforms
 
 
 def split_gain(blocks: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,5 +130,5 @@ def block_product(x: Tensor, blocks: Tensor) -> Tensor:
     """Each block [n, b, b] times its own channels of x [..., n * b]."""
     if len(blocks) == 1:
         return x @ blocks[0].T
-    own = x.reshape(*x.shape[:-1], len(blocks), -1)
-    return torch.einsum("...nb,ncb->...nc", own, blocks).flatten(-2)
+    by_block = x.reshape(*x.shape[:-1], len(blocks), -1)
+    return torch.einsum("...nb,ncb->...nc", by_block, blocks).flatten(-2)

@@ -152,9 +152,9 @@ class ResidualAdapter(nn.Module):
         self.register_buffer("matrix", product.to(device=device, dtype=dtype), persistent=True)
         self.quantised: Quantised | None = None
 
-    def round_to(self, found: Quantised) -> None:
-        """Run the dequantised values of `found` from now on."""
-        self.quantised, self.matrix = found, found.dense(self.matrix.dtype)
+    def round_to(self, quantised: Quantised) -> None:
+        """Run the dequantised values of `quantised` from now on."""
+        self.quantised, self.matrix = quantised, quantised.dense(self.matrix.dtype)
 
     @property
     def nbytes(self) -> int:

@@ -101,6 +101,6 @@ def divergence(view: ModelView, dense: Tensor, hidden: Tensor) -> float:
     Raises EvaluationError where they are not finite.
     """
     total = 0.0
-    for expected, found in zip(torch.split(dense, _TOKENS), _log_probabilities(view, hidden), strict=True):
-        total += float((expected.exp() * (expected - found)).sum(-1).double().sum())
+    for expected, actual in zip(torch.split(dense, _TOKENS), _log_probabilities(view, hidden), strict=True):
+        total += float((expected.exp() * (expected - actual)).sum(-1).double().sum())
     return finite(total / len(dense), "the KL divergence from the dense model")

@@ -38,7 +38,7 @@ def greedy_allocation(
     """
     view, shape = ModelView(model), handle.plan.shape
     weights = {site: shape.sites[site].weights for site in SITES}
-    found = np.zeros((shape.layers, len(SITES)))
+    allocation = np.zeros((shape.layers, len(SITES)))
 
     with tqdm(total=shape.layers, desc="greedy levels", leave=False) as bar:
         overrides = LevelOverrides(handle, thresholds)
@@ -49,7 +49,7 @@ def greedy_allocation(
                     return layer_error(module.forward(*args, **kwargs), dense)
 
             levels = greedy_levels(error, weights, target, step * shape.hidden_size**2, highest)
-            found[layer] = [levels[site] for site in SITES]
+            allocation[layer] = [levels[site] for site in SITES]
             bar.update()
 
         hooks = [
@@ -65,4 +65,4 @@ def greedy_allocation(
         finally:
             for one in hooks:
                 one.remove()
-    return found
+    return allocation

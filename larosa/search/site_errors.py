@@ -31,9 +31,9 @@ class _Sums:
 
     def observe(self, site: SparseSite, x: Tensor, _y: Tensor, _z: Tensor, _z_sparse: Tensor) -> None:
         """Add the errors of x, [tokens, width]."""
-        found = output_error(site, x, site.selector(x)).double()
-        self.errors[site.site][site.layer] += float(found.sum())
-        self.tokens[site.site][site.layer] += len(found)
+        token_errors = output_error(site, x, site.selector(x)).double()
+        self.errors[site.site][site.layer] += float(token_errors.sum())
+        self.tokens[site.site][site.layer] += len(token_errors)
 
 
 @torch.no_grad()

@@ -75,9 +75,9 @@ class TunedBases(nn.Module):
         self.skew = nn.Parameter(torch.zeros_like(self._start))
 
     def _rotated(self, start: Tensor, skew: Tensor) -> Tensor:
-        own = skew - skew.transpose(-1, -2)
-        one = torch.eye(own.shape[-1], dtype=own.dtype, device=own.device)
-        rotated: Tensor = start @ torch.linalg.solve(one + own, one - own)
+        A = skew - skew.transpose(-1, -2)
+        one = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+        rotated: Tensor = start @ torch.linalg.solve(one + A, one - A)
         return rotated
 
     def refresh(self) -> dict[tuple[int, str], StepRotation]:
@@ -85,13 +85,12 @@ class TunedBases(nn.Module):
         Q, rotations = self._rotated(self._start, self.skew), {}
         for layer, pair in enumerate(self._index):
             for i, site in enumerate(("h1", "h3")):
-                own, importance = Q[pair[i]], None
+                rotation, importance = Q[pair[i]], None
                 if self._grams is not None:
-                    fixed = own.detach()
-                    importance = (
-                        (fixed * (self._grams[layer, i] @ fixed)).sum(0).clamp_min(0).sqrt().pow(self._exponent)
-                    )
-                rotations[layer, site] = StepRotation(own.T[None], own[None], importance)
+                    fixed = rotation.detach()
+                    squares = (fixed * (self._grams[layer, i] @ fixed)).sum(0).clamp_min(0)
+                    importance = squares.sqrt().pow(self._exponent)
+                rotations[layer, site] = StepRotation(rotation.T[None], rotation[None], importance)
         return rotations
 
     def gains(self, _layer: int, _i: int) -> Tensor | None:

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from larosa.config.quantization import QuantizationConfig
@@ -27,9 +26,9 @@ from larosa.errors import LarosaError
 from larosa.models.architecture import LayerView, ModelView
 from larosa.models.formats import Quantised
 from larosa.models.sites import ModelShape
-from larosa.rotation.absorb import WeightSwaps, absorb, fold
-from larosa.rotation.online import OnlineTransform, split_gain
-from larosa.rotation.rotation import LayerwiseRotationMatrix, ResidualAdapter, Rotation
+from larosa.rotation.absorb import WeightSwaps, absorb, fold_transforms
+from larosa.rotation.rotation import ResidualAdapter, Rotation
+from larosa.rotation.simulated import SimulatedRotations
 from larosa.sparsity.calls import CallCheck
 from larosa.sparsity.compensation import BiasCompensation
 from larosa.sparsity.guard import Guards
@@ -73,23 +72,6 @@ class Plan:
     dropped_mean: dict[str, Tensor] | None = None
     """Site -> [layers, width] float32: E[x - S(x)], whose products with the weights are the biases of
     `method.bias_compensation=mean`."""
-
-
-class _SimulatedRotations:
-    """The simulated rotations on their devices; layers that share a matrix share its copy."""
-
-    def __init__(self, plan: Plan, rotation: Rotation) -> None:
-        self._rotation, self._plan = rotation, plan
-        self._made: dict[tuple[int, torch.device], LayerwiseRotationMatrix] = {}
-
-    def at(self, layer: LayerView, site: str) -> LayerwiseRotationMatrix:
-        weight = layer.consumers(site)[0].weight
-        key = (self._rotation.index[layer.index][0 if site == "h1" else 1], weight.device)
-        if key not in self._made:
-            dtype = torch.float64 if self._plan.method.rotation_dtype == "float64" else weight.dtype
-            matrix = self._rotation.at(layer.index, site).to(device=weight.device, dtype=dtype)
-            self._made[key] = LayerwiseRotationMatrix(self._plan.shape.hidden_size, matrix)
-        return self._made[key]
 
 
 class SparsityHandle:
@@ -166,11 +148,11 @@ class SparsityHandle:
         """Name -> the dense model's parameter, tied ones under each name, where they wait. Raises HandleError."""
         if self._swaps.discarded:
             raise HandleError(f"the dense weights cannot be read: {self.remedy}")
-        found = dict(self._model.named_parameters(remove_duplicate=False))
+        parameters = dict(self._model.named_parameters(remove_duplicate=False))
         names = {module: name for name, module in self._model.named_modules()}
         for module, name, old in self._swaps.replaced():
-            found[f"{names[module]}.{name}"] = old
-        return {name: parameter.detach() for name, parameter in found.items()}
+            parameters[f"{names[module]}.{name}"] = old
+        return {name: parameter.detach() for name, parameter in parameters.items()}
 
     @property
     def tied(self) -> bool:
@@ -243,24 +225,6 @@ def handle_of(model: nn.Module) -> SparsityHandle:
     return handle
 
 
-def _install_transforms(view: ModelView, plan: Plan, swaps: WeightSwaps) -> dict[tuple[int, str], OnlineTransform]:
-    """Fold the inverse of T into the consumers of h1 and h3, its gain into the norms, and return T' per site.
-
-    T' is inverted as stored, so that rounding it to int8 or int4 does not change the model at level 0.
-    """
-    installed: dict[tuple[int, str], OnlineTransform] = {}
-    if plan.transforms is None:
-        return installed
-    for layer in tqdm(view.layers, desc="transforms", unit="layer", leave=False):
-        for i, site in enumerate(("h1", "h3")):
-            weight = layer.consumers(site)[0].weight
-            exact, gain = split_gain(plan.transforms[layer.index, i].to(weight.device))
-            transform = OnlineTransform(exact, plan.method.transform_dtype, weight.dtype)
-            fold(layer.norm(site), layer.consumers(site), transform.inverse(), swaps, gain)
-            installed[layer.index, site] = transform
-    return installed
-
-
 def _importance(plan: Plan, layer: LayerView, site: str) -> Tensor | None:
     """[width], the L2 norms of the columns behind a site's channels to the power p; None where magnitudes rank."""
     exponent = plan.method.norm_exponent
@@ -317,8 +281,13 @@ def apply(model: PreTrainedModel, plan: Plan, dense_weights_device: str = "devic
             handle.adapters, hooks = absorb(view, rotation, handle._swaps)
             handle._hooks += hooks
             handle.untie()
-        transforms = _install_transforms(view, plan, handle._swaps)
-        simulated = _SimulatedRotations(plan, rotation) if form == "simulated" and rotation is not None else None
+        transforms = {}
+        if plan.transforms is not None:
+            transforms = fold_transforms(view, plan.transforms, plan.method.transform_dtype, handle._swaps)
+        simulated = None
+        if form == "simulated" and rotation is not None:
+            exact = plan.method.rotation_dtype == "float64"
+            simulated = SimulatedRotations(rotation, torch.float64 if exact else None)
         gated = plan.thresholds is not None and "gate" in plan.thresholds
         for layer, site in view.sites():
             if gated and site != "h4":

@@ -82,12 +82,12 @@ def flat(low_rank: LowRank) -> dict[str, Tensor]:
 
 def unflat(tensors: dict[str, Tensor]) -> LowRank:
     """What :func:`flat` took apart."""
-    found: dict[str, dict[str, list[LowRankPair]]] = {site: {} for site in SITES}
+    by_site: dict[str, dict[str, list[LowRankPair]]] = {site: {} for site in SITES}
     for place in sorted(name.removesuffix(".left") for name in tensors if name.endswith(".left")):
         site, layer, _ = place.split(".")
         pair = LowRankPair(tensors[f"{place}.left"], tensors[f"{place}.right"])
-        found[site].setdefault(layer, []).append(pair)
-    return {site: tuple(tuple(pairs) for pairs in layers.values()) for site, layers in found.items()}
+        by_site[site].setdefault(layer, []).append(pair)
+    return {site: tuple(tuple(pairs) for pairs in layers.values()) for site, layers in by_site.items()}
 
 
 class _Held(threading.local):

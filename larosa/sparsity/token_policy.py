@@ -86,8 +86,8 @@ class TokenPolicy:
         def told(*args: Any, **kwargs: Any) -> Any:
             inputs = [args[0] if args else None, *(kwargs.get(name) for name in ("inputs", "input_ids"))]
             given = next((one for one in [*inputs, kwargs.get("inputs_embeds")] if one is not None), None)
-            own = kwargs.get("generation_config") or settings
-            if kwargs.get("prefill_chunk_size") or getattr(own, "prefill_chunk_size", None):
+            generation_config = kwargs.get("generation_config") or settings
+            if kwargs.get("prefill_chunk_size") or getattr(generation_config, "prefill_chunk_size", None):
                 raise TokenPolicyError(
                     f"tokens={self.config.kind} must see the prompt at once: generate without prefill_chunk_size"
                 )

@@ -44,38 +44,38 @@ class Achieved:
 
 def read(paths: list[Path]) -> list[Achieved]:
     """A line for every method, target and text; of several schedules the first record. Raises RecordsError."""
-    found = of(record for path in paths for record in read_lines(path))
-    if not found:
+    cells = of(record for path in paths for record in read_lines(path))
+    if not cells:
         raise RecordsError("no record tells what sparsity was measured: expected lines of larosa_analysis.compact")
-    return found
+    return cells
 
 
 def of(records: Iterable[Record]) -> list[Achieved]:
     """The same of records in memory; none of those that measured no sparsity."""
-    found: dict[tuple[str, float, str], Achieved] = {}
+    cells: dict[tuple[str, float, str], Achieved] = {}
     for record in records:
         if "achieved_sparsity" not in record.get("metrics", {}):
             continue
         label, target = record["label"], float(record["metrics"]["accounting"]["target_sparsity"])
         selector = method_of(record["config"])["selector"]
-        for text, own in record["metrics"]["achieved_sparsity"].items():
-            spread = (own["weight_sparsity_std_over_tokens"], own["weight_sparsity_min"], own["weight_sparsity_max"])
-            cell = Achieved(
-                label, selector, target, text, own["weight_sparsity_mean"], *spread, int(own["sparse_tokens"])
-            )
-            found.setdefault((label, target, text), cell)
-    return sorted(found.values(), key=lambda cell: (cell.method, cell.target, cell.text))
+        for text, sparsity in record["metrics"]["achieved_sparsity"].items():
+            mean, deviation = sparsity["weight_sparsity_mean"], sparsity["weight_sparsity_std_over_tokens"]
+            least, most = sparsity["weight_sparsity_min"], sparsity["weight_sparsity_max"]
+            tokens = int(sparsity["sparse_tokens"])
+            cell = Achieved(label, selector, target, text, mean, deviation, least, most, tokens)
+            cells.setdefault((label, target, text), cell)
+    return sorted(cells.values(), key=lambda cell: (cell.method, cell.target, cell.text))
 
 
 def table(cells: list[Achieved], target: float) -> str:
     """Markdown: the methods at a target, mean and standard deviation over tokens, and the extremes."""
-    own = [cell for cell in cells if abs(cell.target - target) < 1e-9]
-    if not own:
+    at_target = [cell for cell in cells if abs(cell.target - target) < 1e-9]
+    if not at_target:
         raise RecordsError(f"no record has the target {target}; there are {sorted({cell.target for cell in cells})}")
-    texts = sorted({cell.text for cell in own})
+    texts = sorted({cell.text for cell in at_target})
     lines = [f"| target {100 * target:g} % | " + " | ".join(texts) + " |", "|---|" + "---|" * len(texts)]
-    for method in dict.fromkeys(cell.method for cell in own):
-        shown = {cell.text: cell for cell in own if cell.method == method}
+    for method in dict.fromkeys(cell.method for cell in at_target):
+        shown = {cell.text: cell for cell in at_target if cell.method == method}
         lines.append(f"| {method} | " + " | ".join(_cell(shown.get(text)) for text in texts) + " |")
     return "\n".join(lines)
 
@@ -107,11 +107,11 @@ def draw(cells: list[Achieved], target: float) -> Figure:
 
 def draw_on(axes: Axes, cells: list[Achieved], target: float) -> None:
     """The same into given axes, without title and legend."""
-    own = [cell for cell in cells if abs(cell.target - target) < 1e-9]
-    methods, texts = list(dict.fromkeys(cell.method for cell in own)), sorted({cell.text for cell in own})
+    at_target = [cell for cell in cells if abs(cell.target - target) < 1e-9]
+    methods, texts = list(dict.fromkeys(cell.method for cell in at_target)), sorted({cell.text for cell in at_target})
     styles = method_styles(methods)
     for place, method in enumerate(methods):
-        mine = [cell for cell in own if cell.method == method]
+        mine = [cell for cell in at_target if cell.method == method]
         x = [texts.index(cell.text) + 0.8 * (place + 0.5) / len(methods) - 0.4 for cell in mine]
         colour, mark = styles[method]
         axes.vlines(x, [100 * c.least for c in mine], [100 * c.most for c in mine], color=colour, linewidth=0.8)

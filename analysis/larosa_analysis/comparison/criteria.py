@@ -37,15 +37,15 @@ class Verdict:
 
 def verdicts(rows: Rows) -> list[Verdict]:
     """Both criteria at every target."""
-    found = []
+    all_verdicts = []
     for target in rows.targets:
         at_level = [row for row in rows.standing(target, "weight sparsity") if row.entry.family == FAMILY]
         within = [row for row in at_level if row.entry.overhead <= adapter_fraction(row.entry.record) + _ROUNDING]
-        found.append(_verdict("a", target, within, [row for row in at_level if row not in within]))
+        all_verdicts.append(_verdict("a", target, within, [row for row in at_level if row not in within]))
         free = [row for row in at_level if not row.entry.overhead]  # without overhead both metrics are one
         net = [row for row in rows.standing(target, "bytes read") if row.entry.family == FAMILY]
-        found.append(_verdict("b", target, net + free, []))
-    return sorted(found, key=lambda verdict: (verdict.criterion, verdict.target))
+        all_verdicts.append(_verdict("b", target, net + free, []))
+    return sorted(all_verdicts, key=lambda verdict: (verdict.criterion, verdict.target))
 
 
 def _verdict(criterion: Literal["a", "b"], target: float, allowed: list[Row], over_budget: list[Row]) -> Verdict:
@@ -82,12 +82,12 @@ def gains(rows: Rows) -> list[Gain]:
     at_level = [
         row for row in rows.rows if row.metric == "weight sparsity" and row.status in ("counts", "other schedule")
     ]
-    found = []
+    all_gains = []
     for (target, label), group in groupby(at_level, key=lambda row: (row.target, row.entry.label)):
         entries = [row.entry for row in group]
         searched = [e for e in entries if e.record["config"]["schedule"]["kind"] == "file"]
         given = [e for e in entries if e.schedule in ("uniform", "official")]
         if searched and given:
             best, other = (min(those, key=rows.increases.mean) for those in (searched, given))
-            found.append(Gain(label, target, best, other, rows.increases.ratio(best, other).mean.gain()))
-    return found
+            all_gains.append(Gain(label, target, best, other, rows.increases.ratio(best, other).mean.gain()))
+    return all_gains

@@ -20,10 +20,10 @@ def best_by_target(rows: Rows) -> dict[str, list[Entry]]:
         key = (entry.label, entry.target)
         if entry is not rows.dense and (key not in best or rows.increases.mean(entry) < rows.increases.mean(best[key])):
             best[key] = entry
-    found: dict[str, list[Entry]] = {}
+    by_label: dict[str, list[Entry]] = {}
     for (label, _), entry in sorted(best.items(), key=lambda item: (item[0][0] != REFERENCE, item[0])):
-        found.setdefault(label, []).append(entry)
-    return found
+        by_label.setdefault(label, []).append(entry)
+    return by_label
 
 
 def draw(rows: Rows) -> Figure:

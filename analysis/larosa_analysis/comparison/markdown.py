@@ -35,9 +35,9 @@ def markdown(rows: Rows) -> str:
     if rows.unplaced:
         parts.append("Meant for no target of this table: " + "; ".join(entry.name for entry in rows.unplaced) + ".")
     parts += [criterion([v for v in verdicts(rows) if v.criterion == name], rows) for name in ("a", "b")]
-    found = gains(rows)
-    if found:
-        parts.append(_gains(found))
+    all_gains = gains(rows)
+    if all_gains:
+        parts.append(_gains(all_gains))
     return "\n\n".join(parts)
 
 
@@ -139,11 +139,11 @@ def _miss(row: Row) -> str:
     )
 
 
-def criterion(found: list[Verdict], rows: Rows) -> str:
+def criterion(of_criterion: list[Verdict], rows: Rows) -> str:
     """What a criterion demands, and whether it is met at each target."""
-    text = _CRITERIA[found[0].criterion].format(100 * adapter_fraction(rows.dense.record))
-    lines = [f"{text}: **{_met(all(verdict.met for verdict in found))}**.\n"]
-    for verdict in found:
+    text = _CRITERIA[of_criterion[0].criterion].format(100 * adapter_fraction(rows.dense.record))
+    lines = [f"{text}: **{_met(all(verdict.met for verdict in of_criterion))}**.\n"]
+    for verdict in of_criterion:
         line = f"* {percent(verdict.target, 0)} % {_met(verdict.met)}: "
         if verdict.best is None:
             line += "no such larosa record"
@@ -163,12 +163,12 @@ def _met(met: bool) -> str:
     return "met" if met else "not met"
 
 
-def _gains(found: list[Gain]) -> str:
+def _gains(all_gains: list[Gain]) -> str:
     lines = [
         "| method | target, % | searched schedule | against | increase lower by, % [95 %] |",
         "|---|---|---|---|---|",
     ]
-    for gain in found:
+    for gain in all_gains:
         cells = [gain.label, percent(gain.target, 0), gain.searched.schedule, gain.given.schedule]
         lines.append("| " + " | ".join([*cells, interval(gain.gain, 100, 1)]) + " |")
     return (

@@ -58,7 +58,7 @@ def groups(paths: Iterable[Path], texts: list[str] | None = None, schedules: lis
             entry = Entry.of(record)
             if schedules is None or entry.family == "dense" or entry.schedule in schedules:
                 by_model[record["model"]["name"]].append(entry)
-    found: Groups = {}
+    by_condition: Groups = {}
     for model, entries in by_model.items():
         shared = [entry for entry in entries if not reads_calibration(entry.record["config"])]
         calibrated: dict[Condition, list[Entry]] = defaultdict(list)
@@ -71,11 +71,11 @@ def groups(paths: Iterable[Path], texts: list[str] | None = None, schedules: lis
         if dense is None:
             raise RecordsError(f"{model}: no dense record; `larosa compare` measures it first")
         measured = texts or sorted(dense.nll)
-        for condition, own in calibrated.items():
-            comparable = [entry.only(measured) for entry in [*shared, *own]]
+        for condition, group in calibrated.items():
+            comparable = [entry.only(measured) for entry in [*shared, *group]]
             require_comparable(comparable)
-            found[condition] = build(distinct(comparable), measured, None)
-    return found
+            by_condition[condition] = build(distinct(comparable), measured, None)
+    return by_condition
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,13 @@ class Pooled:
         return self.rows[0].entry.overhead
 
 
-def pooled(found: Groups, model: str, calibration: str, target: float, metric: Metric) -> dict[str, Pooled]:
+def pooled(by_condition: Groups, model: str, calibration: str, target: float, metric: Metric) -> dict[str, Pooled]:
     """Label -> the method over the seeds of a calibration text, at equal weight sparsity or at equal bytes read.
 
     Without overhead a method's row at equal weight sparsity counts as both.
     """
     seeds: dict[str, list[tuple[Rows, Row]]] = defaultdict(list)
-    for condition, rows in found.items():
+    for condition, rows in by_condition.items():
         if (condition.model, condition.calibration) != (model, calibration):
             continue
         standing = {row.entry.label: row for row in rows.standing(target, "weight sparsity")}
@@ -109,7 +109,7 @@ def pooled(found: Groups, model: str, calibration: str, target: float, metric: M
             standing |= {row.entry.label: row for row in rows.standing(target, "bytes read")}
         for label, row in standing.items():
             seeds[label].append((rows, row))
-    return {label: _pool(own) for label, own in seeds.items()}
+    return {label: _pool(of_seeds) for label, of_seeds in seeds.items()}
 
 
 def _pool(seeds: list[tuple[Rows, Row]]) -> Pooled:
@@ -124,26 +124,28 @@ def _pool(seeds: list[tuple[Rows, Row]]) -> Pooled:
 
 def _ratios(increases: Increases, entry: Entry, reference: Entry) -> Array:
     """[1 + resamples], mean over texts."""
-    own, other = increases.of(entry), increases.of(reference)
+    method, magnitude = increases.of(entry), increases.of(reference)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios: Array = np.mean([own[text] / np.where(other[text] > 0, other[text], np.nan) for text in own], axis=0)
+        ratios: Array = np.mean(
+            [method[text] / np.where(magnitude[text] > 0, magnitude[text], np.nan) for text in method], axis=0
+        )
     return ratios
 
 
 def table(
-    found: Groups, calibration: str, targets: list[float], metric: Metric, labels: list[str] | None = None
+    by_condition: Groups, calibration: str, targets: list[float], metric: Metric, labels: list[str] | None = None
 ) -> str:
     """Markdown: a line per method, a column per model and target. Order: mean over the columns, missing cells last."""
-    models = list(dict.fromkeys(condition.model for condition in found if condition.calibration == calibration))
+    models = list(dict.fromkeys(condition.model for condition in by_condition if condition.calibration == calibration))
     if not models:
-        known = ", ".join(sorted({condition.calibration for condition in found}))
+        known = ", ".join(sorted({condition.calibration for condition in by_condition}))
         raise RecordsError(f"no record is calibrated on {calibration!r}; there is {known}")
     columns = [(model, target) for model in models for target in targets]
-    cells = {column: pooled(found, column[0], calibration, column[1], metric) for column in columns}
-    known_labels = list(dict.fromkeys(label for own in cells.values() for label in own))
+    cells = {column: pooled(by_condition, column[0], calibration, column[1], metric) for column in columns}
+    known_labels = list(dict.fromkeys(label for by_label in cells.values() for label in by_label))
     chosen = known_labels if labels is None else [label for label in labels if label in known_labels]
     if labels is None:
-        chosen = sorted(chosen, key=lambda label: _order([own.get(label) for own in cells.values()]))
+        chosen = sorted(chosen, key=lambda label: _order([by_label.get(label) for by_label in cells.values()]))
     names = short_names(chosen)
     head = ["method", *(f"{model} overhead, %" for model in models)]
     head += [f"{model}, {percent(target, 0)} %" for model, target in columns]
@@ -151,21 +153,21 @@ def table(
     for label in chosen:
         overheads = []
         for model in models:
-            own = next((cells[c][label] for c in columns if c[0] == model and label in cells[c]), None)
-            overheads.append("-" if own is None else percent(own.overhead, 2))
+            method = next((cells[c][label] for c in columns if c[0] == model and label in cells[c]), None)
+            overheads.append("-" if method is None else percent(method.overhead, 2))
         shown = [interval(cells[c][label].mean) if label in cells[c] else "-" for c in columns]
         lines.append([names[label], *overheads, *shown])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def both(found: Groups) -> str:
+def both(by_condition: Groups) -> str:
     """Markdown: all methods at equal weight sparsity, then at equal bytes read, for every calibration text."""
     parts = []
-    for calibration in dict.fromkeys(condition.calibration for condition in found):
-        targets = sorted({t for c, rows in found.items() if c.calibration == calibration for t in rows.targets})
+    for calibration in dict.fromkeys(condition.calibration for condition in by_condition):
+        targets = sorted({t for c, rows in by_condition.items() if c.calibration == calibration for t in rows.targets})
         for metric in METRICS:
             head = f"**Calibrated on {calibration}, equal {metric}**"
-            parts.append(f"{head}\n\n{table(found, calibration, targets, metric)}")
+            parts.append(f"{head}\n\n{table(by_condition, calibration, targets, metric)}")
     return "\n\n".join(parts)
 
 
@@ -187,10 +189,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         listed = (names.split(",") if names else None for names in (given.texts, given.schedules))
-        found = groups(given.records, *listed)
+        by_condition = groups(given.records, *listed)
         targets = [float(target) for target in given.targets.split(",")]
         for metric in METRICS:
-            print(f"Equal {metric}:\n\n{table(found, given.calibration, targets, metric)}\n")
+            print(f"Equal {metric}:\n\n{table(by_condition, given.calibration, targets, metric)}\n")
     except (RecordsError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

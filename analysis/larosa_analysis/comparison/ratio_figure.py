@@ -29,17 +29,17 @@ def draw(rows: Rows, places: list[tuple[float, Metric]], labels: list[str], name
     figure, panels = plt.subplots(1, len(metrics), figsize=size, sharey=True, squeeze=False, layout="constrained")
     styles, free = method_styles(labels), {row.entry.label for row in rows.rows if not row.entry.overhead}
     for axes, metric in zip(panels[0], metrics, strict=True):
-        targets = [target for target, own in places if own == metric]
+        targets = [target for target, place_metric in places if place_metric == metric]
         for step, target in enumerate(targets):
-            found = {row.entry.label: row for row in rows.standing(target, metric)}
+            by_label = {row.entry.label: row for row in rows.standing(target, metric)}
             if metric == "bytes read":  # without overhead both are one
                 level = {row.entry.label: row for row in rows.standing(target, "weight sparsity")}
-                found |= {label: row for label, row in level.items() if label in free}
+                by_label |= {label: row for label, row in level.items() if label in free}
             for place, label in enumerate(labels):
-                if label in found:
+                if label in by_label:
                     _mark(
                         axes,
-                        found[label],
+                        by_label[label],
                         place + _shift(step, len(targets)),
                         styles[label],
                         _share(step, len(targets)),

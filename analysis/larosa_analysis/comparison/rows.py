@@ -68,8 +68,8 @@ class Rows:
 
     def standing(self, target: float, metric: Metric) -> list[Row]:
         """The rows that count, best first, magnitude itself before all."""
-        found = [r for r in self.rows if (r.target, r.metric, r.status) == (target, metric, "counts")]
-        return sorted(found, key=lambda r: (r.entry.label != REFERENCE, r.compared.mean.value, r.entry.label))
+        standing = [r for r in self.rows if (r.target, r.metric, r.status) == (target, metric, "counts")]
+        return sorted(standing, key=lambda r: (r.entry.label != REFERENCE, r.compared.mean.value, r.entry.label))
 
     @property
     def unplaced(self) -> list[Entry]:
@@ -87,8 +87,8 @@ def build(entries: list[Entry], texts: list[str], targets: list[float] | None, t
     if dense is None:
         raise RecordsError(f"no dense record. Make it: {command(entries[0], 'dense', 0.0)}")
     sparse = [entry for entry in entries if entry is not dense]
-    own = [entry for entry in sparse if entry.label == REFERENCE]
-    targets = sorted(set(targets if targets is not None else [entry.target for entry in own]))
+    reference_entries = [entry for entry in sparse if entry.label == REFERENCE]
+    targets = sorted(set(targets if targets is not None else [entry.target for entry in reference_entries]))
     like = (sparse or [dense])[0]
     if not targets:
         raise RecordsError(f"no {REFERENCE} record. Make it: {command(like, REFERENCE, like.target)}")
@@ -96,7 +96,7 @@ def build(entries: list[Entry], texts: list[str], targets: list[float] | None, t
     reference: dict[float, Entry] = {}
     rows: list[Row] = []
     for target in targets:
-        near = _nearest(own, target, "weight sparsity", tolerance)
+        near = _nearest(reference_entries, target, "weight sparsity", tolerance)
         if not near:
             raise RecordsError(
                 f"no {REFERENCE} record at {100 * target:g} %, to which the others are compared. Make it: "
@@ -138,11 +138,11 @@ def _off(entry: Entry, target: float, metric: Metric) -> float:
 
 def _nearest(same: list[Entry], target: float, metric: Metric, tolerance: float) -> list[Entry]:
     """Of every schedule the entry that saves the target most nearly, within the tolerance."""
-    found: dict[str, Entry] = {}
+    by_schedule: dict[str, Entry] = {}
     for entry in sorted(same, key=lambda e: (_off(e, target, metric), e.target, e.identity)):
         if _off(entry, target, metric) <= tolerance:
-            found.setdefault(entry.schedule, entry)
-    return list(found.values())
+            by_schedule.setdefault(entry.schedule, entry)
+    return list(by_schedule.values())
 
 
 def command(like: Entry, method: str, level: float) -> str:

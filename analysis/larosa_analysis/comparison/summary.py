@@ -12,16 +12,17 @@ def summary(rows: Rows) -> str:
     """The section, without a newline at its end; order: mean ratio at equal weight sparsity, the last target first."""
     metrics: tuple[Metric, ...] = ("weight sparsity", "bytes read")
     columns = [(target, metric) for metric in metrics for target in rows.targets]
-    found = {column: {row.entry.label: row for row in rows.standing(*column)} for column in columns}
-    labels = list(dict.fromkeys(label for column in reversed(columns[: len(rows.targets)]) for label in found[column]))
+    by_column = {column: {row.entry.label: row for row in rows.standing(*column)} for column in columns}
+    at_level = reversed(columns[: len(rows.targets)])
+    labels = list(dict.fromkeys(label for column in at_level for label in by_column[column]))
     head = ["method", "overhead, % (at LLaMA2-7B)"]
     head += [f"{percent(t, 0)} %, equal {metric}" for t, metric in columns]
     lines = [head, ["---"] * len(head)]
     for label in labels:
-        own = [found[column].get(label) for column in columns]
-        known = next(row for row in own if row is not None)
+        label_rows = [by_column[column].get(label) for column in columns]
+        known = next(row for row in label_rows if row is not None)
         free = not known.entry.overhead
-        shown = [_cell(row) for row in own]
+        shown = [_cell(row) for row in label_rows]
         if free:  # without overhead both are one
             shown = shown[: len(rows.targets)] * 2
         lines.append([label, _overhead(known), *shown])

@@ -29,9 +29,10 @@ def conditions_of(record: Record) -> str:
     """The conditions of a record of diagnostics, as far as it states them."""
     data = record.get("data") or {}
     parts = [", ".join(str(record[key]) for key in ("model", "dtype") if key in record)]
-    for name, own in data.items() if isinstance(data, dict) else ():
-        if isinstance(own, dict) and "tokens" in own:
-            parts.append(f"{name}: {own['tokens']} tokens" + (f" of {own['text']}" if own.get("text") != name else ""))
+    for name, source in data.items() if isinstance(data, dict) else ():
+        if isinstance(source, dict) and "tokens" in source:
+            text = f" of {source['text']}" if source.get("text") != name else ""
+            parts.append(f"{name}: {source['tokens']} tokens{text}")
     if record.get("hardware"):
         parts.append(f"measured on {device({'device': record.get('device') or '', 'hardware': record['hardware']})}")
     versions = record.get("versions") or {}

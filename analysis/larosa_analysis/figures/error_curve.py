@@ -44,7 +44,7 @@ def coinciding(record: Record) -> str:
     ]
     if not same:
         return ""
-    shown = ", ".join(names[own] for own in [first, *same])
+    shown = ", ".join(names[method] for method in [first, *same])
     return f" Within {100 * COINCIDE:g} % of each other at every sparsity: {shown}."
 
 

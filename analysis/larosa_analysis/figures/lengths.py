@@ -33,18 +33,18 @@ def timed(store: RecordStore, selector: str | None = None) -> dict[str, list[Spe
         chosen = selector == cell.selector and cell.record["overhead"] not in _ADDED
         if chosen or (selector is None and abs(cell.sparsity - SPARSITY) < 1e-9):
             lines.setdefault((id(cell.record), _label(cell, selector is None)), []).append(cell)
-    several = [own for own in lines.values() if len({cell.new_tokens for cell in own}) > 1]
-    machines = len({own[0].record["device"] for own in several}) > 1
-    found: dict[str, list[SpeedRow]] = {}
-    for own in several:
-        label = _label(own[0], selector is None) + (f", {own[0].record['device']}" if machines else "")
-        found[label] = max(found.get(label, []), own, key=_standing)
-    return {label: sorted(own, key=lambda cell: cell.new_tokens) for label, own in found.items()}
+    several = [cells for cells in lines.values() if len({cell.new_tokens for cell in cells}) > 1]
+    machines = len({cells[0].record["device"] for cells in several}) > 1
+    by_label: dict[str, list[SpeedRow]] = {}
+    for cells in several:
+        label = _label(cells[0], selector is None) + (f", {cells[0].record['device']}" if machines else "")
+        by_label[label] = max(by_label.get(label, []), cells, key=_standing)
+    return {label: sorted(cells, key=lambda cell: cell.new_tokens) for label, cells in by_label.items()}
 
 
-def _standing(own: list[SpeedRow]) -> tuple[int, str]:
+def _standing(cells: list[SpeedRow]) -> tuple[int, str]:
     """Lengths of a process, and when it ran."""
-    return len({cell.new_tokens for cell in own}), own[0].record["date"] if own else ""
+    return len({cell.new_tokens for cell in cells}), cells[0].record["date"] if cells else ""
 
 
 def _label(cell: SpeedRow, by_selector: bool) -> str:
@@ -58,13 +58,13 @@ def _label(cell: SpeedRow, by_selector: bool) -> str:
 def draw_on(axes: Axes, lines: dict[str, list[SpeedRow]], by_sparsity: bool = False) -> None:
     """A line per plan, coloured by method or by target."""
     styles = _sparsity_styles(lines) if by_sparsity else _styles(lines)
-    for (label, own), dashes in zip(lines.items(), cycle(LINE_STYLES), strict=False):
+    for (label, cells), dashes in zip(lines.items(), cycle(LINE_STYLES), strict=False):
         colour, mark = styles[label]
-        lengths = [cell.new_tokens for cell in own]
-        axes.plot(lengths, [c.speedup for c in own], dashes, color=colour, marker=mark, markersize=5, label=label)
+        lengths = [cell.new_tokens for cell in cells]
+        axes.plot(lengths, [c.speedup for c in cells], dashes, color=colour, marker=mark, markersize=5, label=label)
     axes.axhline(1.0, color="#666666", linewidth=0.8)
     axes.set(xlabel="new tokens", ylabel="speed-up over dense", xscale="log")
-    ticks = sorted({cell.new_tokens for own in lines.values() for cell in own})
+    ticks = sorted({cell.new_tokens for cells in lines.values() for cell in cells})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     plain(axes)
@@ -72,21 +72,21 @@ def draw_on(axes: Axes, lines: dict[str, list[SpeedRow]], by_sparsity: bool = Fa
 
 def _styles(lines: dict[str, list[SpeedRow]]) -> dict[str, tuple[Colour, str]]:
     """The colour of a method goes to its first line, further models take spare ones."""
-    found: dict[str, tuple[Colour, str]] = {}
+    styles: dict[str, tuple[Colour, str]] = {}
     taken: set[str] = set()
     spare = cycle([style for style in SPARE if style[0] != "#F0E442"])  # too pale for a line
-    for label, own in lines.items():
-        overhead = str(own[0].record["overhead"])
-        method = _METHODS.get((own[0].selector, overhead), overhead.partition(", ")[0])
-        found[label] = method_styles([method])[method] if method not in taken else next(spare)
+    for label, cells in lines.items():
+        overhead = str(cells[0].record["overhead"])
+        method = _METHODS.get((cells[0].selector, overhead), overhead.partition(", ")[0])
+        styles[label] = method_styles([method])[method] if method not in taken else next(spare)
         taken.add(method)
-    return found
+    return styles
 
 
 def _sparsity_styles(lines: dict[str, list[SpeedRow]]) -> dict[str, tuple[Colour, str]]:
-    levels = sorted({own[0].sparsity for own in lines.values()})
+    levels = sorted({cells[0].sparsity for cells in lines.values()})
     colours = dict(zip(levels, level_colours(levels), strict=True))
-    return {label: (colours[own[0].sparsity], "^") for label, own in lines.items()}
+    return {label: (colours[cells[0].sparsity], "^") for label, cells in lines.items()}
 
 
 def draw(lines: dict[str, list[SpeedRow]]) -> Figure:
@@ -103,7 +103,7 @@ def drawn(store: RecordStore) -> Drawn:
     if not lines:
         missing = f"no timing has two output lengths at 50 %; what makes them: {filling('figure4', 'llama2-7b')}"
         return Drawn("figure4", title, "", None, missing)
-    records = list({id(cell.record): cell.record for own in lines.values() for cell in own}.values())
+    records = list({id(cell.record): cell.record for cells in lines.values() for cell in cells}.values())
     caption = (
         f"Speed-up over the fastest dense decoder of the same process, {100 * SPARSITY:g} % target sparsity, by "
         f"the number of new tokens. {machine(records)}."

@@ -57,10 +57,10 @@ def quality(records: dict[str, Record]) -> Figure:
 def _bars(axes: Axes, records: dict[str, Record], group: str, names: list[str], key: str, scale: float) -> None:
     width, styles = 0.8 / max(len(records), 1), method_styles(records)
     for i, (method, record) in enumerate(records.items()):
-        found = [record["metrics"][group].get(name) for name in names]
+        scores = [record["metrics"][group].get(name) for name in names]
         place = [j + (i - (len(records) - 1) / 2) * width for j in range(len(names))]
-        height = [scale * f[key] if f else 0.0 for f in found]
-        error = [scale * (f["standard_error"] or 0.0) if f else 0.0 for f in found]
+        height = [scale * f[key] if f else 0.0 for f in scores]
+        error = [scale * (f["standard_error"] or 0.0) if f else 0.0 for f in scores]
         axes.bar(place, height, width * 0.92, yerr=error, label=method, color=styles[method][0], capsize=2)
     axes.set_xticks(range(len(names)), names)
     axes.spines[["top", "right"]].set_visible(False)

@@ -18,9 +18,9 @@ def draw(record: Record) -> Figure:
     """One surface before, one for each basis after, on one scale."""
     values = record["values"]
     after, names = values["after"], short_names(values["after"])
-    panels = {"model's own basis": values["before"]} | {names[label]: own for label, own in after.items()}
-    heights = {name: np.asarray(own, dtype=np.float64) for name, own in panels.items()}
-    top = max(float(own.max()) for own in heights.values())
+    panels = {"model's own basis": values["before"]} | {names[label]: surface for label, surface in after.items()}
+    heights = {name: np.asarray(surface, dtype=np.float64) for name, surface in panels.items()}
+    top = max(float(surface.max()) for surface in heights.values())
     figure, axes = plt.subplots(
         1, len(heights), figsize=(4.3 * len(heights), 4.2), subplot_kw={"projection": "3d"}, squeeze=False
     )

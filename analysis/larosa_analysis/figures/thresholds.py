@@ -61,8 +61,8 @@ def _calibrated(axes: Axes, record: Record | None, site: str, first: bool) -> No
     if record is None or site not in record["values"]["calibrated"]:
         _absent(axes, title)
         return
-    levels, own = record["values"]["levels"], record["values"]["calibrated"][site]
-    for level, colour, line in zip(levels, level_colours(levels), own, strict=True):
+    levels, thresholds = record["values"]["levels"], record["values"]["calibrated"][site]
+    for level, colour, line in zip(levels, level_colours(levels), thresholds, strict=True):
         layers = [layer for layer, threshold in enumerate(line) if threshold is not None]
         axes.plot(layers, [line[layer] for layer in layers], color=colour, linewidth=1.4, label=f"{100 * level:g} %")
     axes.set(xlabel="layer", title=title)
@@ -103,7 +103,7 @@ def _lengths(axes: Axes, timed: dict[str, list[SpeedRow]]) -> None:
         return
     lengths.draw_on(axes, timed, by_sparsity=True)
     axes.set_title("speed-up with thresholds")
-    most = max(cell.speedup for own in timed.values() for cell in own)
+    most = max(cell.speedup for cells in timed.values() for cell in cells)
     axes.set_ylim(0.9, 1 + 1.5 * (most - 1))  # room for the legend
     axes.legend(fontsize=7, frameon=False, loc="upper left", ncols=2)
 
@@ -111,9 +111,9 @@ def _lengths(axes: Axes, timed: dict[str, list[SpeedRow]]) -> None:
 def at_target(runs: list[Run]) -> list[Run]:
     """Thresholds and magnitude Top-K at the target SPARSITY, each at the schedule that a printed row would take."""
     aimed = [run for run in runs if abs(run.entry.target - SPARSITY) < 1e-9]
-    own = [r for r in aimed if method_of(r.config)["selector"] == "threshold" or r.preset == "magnitude"]
+    comparable = [r for r in aimed if method_of(r.config)["selector"] == "threshold" or r.preset == "magnitude"]
     by_label: dict[str, list[Run]] = {}
-    for run in own:
+    for run in comparable:
         by_label.setdefault(run.entry.label, []).append(run)
     chosen = [match.at(group, SPARSITY, printed=True) for group in by_label.values()]
     return [run for run in chosen if run is not None]
@@ -138,8 +138,8 @@ def drawn(store: RecordStore, model: str, name: str) -> Drawn:
     missing = "; ".join(f"{panel}: {words}" for panel, words in absent)
     shown = [f"(a), (b): {conditions_of(record)}"] if record is not None else []
     shown += [f"(c): {described(runs)}"] if runs else []
-    own = list({id(cell.record): cell.record for line in timed.values() for cell in line}.values())
-    shown += [f"(d): {machine(own)}."] if own else []
+    timings = list({id(cell.record): cell.record for line in timed.values() for cell in line}.values())
+    shown += [f"(d): {machine(timings)}."] if timings else []
     caption = (
         "(a) Calibrated thresholds by layer, a line per sparsity, of each site. (b) The threshold each token would "
         "have needed for the sparsity, beside the calibrated one. (c) Achieved weight sparsity by text: mean, one "

@@ -13,12 +13,12 @@ Printed = dict[str, str]
 
 def rows(name: str, spread: tuple[str, str] | None = None) -> list[Printed]:
     """The rows of `<name>.csv`. `spread` = (column, value): every value of `column` becomes a column of its own."""
-    found = list(_read(name))
+    printed = list(_read(name))
     if spread is None:
-        return found
+        return printed
     column, value = spread
     wide: dict[tuple[tuple[str, str], ...], Printed] = {}
-    for row in found:
+    for row in printed:
         keys = tuple((key, text) for key, text in row.items() if key not in spread)
         wide.setdefault(keys, dict(keys))[row[column]] = row[value]
     return list(wide.values())

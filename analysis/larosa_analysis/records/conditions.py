@@ -34,15 +34,15 @@ def _calibrated(sparse: list[Run]) -> Iterable[str]:
     if not sparse:
         return
     records = [run.entry.record for run in sparse]
-    own = [r["data"].get("calibration") or {} for r in records]
-    if known := every(f"{c['tokens']} tokens of {c['text']}" for c in own if c):
+    calibrations = [r["data"].get("calibration") or {} for r in records]
+    if known := every(f"{c['tokens']} tokens of {c['text']}" for c in calibrations if c):
         yield f"calibrated on {known}"
     yield f"token policy: {every(policy(r['config']['token_policy']) for r in records)}"
 
 
 def _texts(records: list[Record]) -> Iterable[str]:
     texts = {name: r["data"]["texts"][name]["tokens"] for r in records for name in r["metrics"]["perplexity"]}
-    lengths = [found["block_length"] for r in records for found in r["metrics"]["perplexity"].values()]
+    lengths = [score["block_length"] for r in records for score in r["metrics"]["perplexity"].values()]
     if texts:
         shown = ", ".join(f"{name} ({tokens} tokens)" for name, tokens in sorted(texts.items()))
         yield f"perplexity on {shown} in blocks of {every(lengths)}"
@@ -52,10 +52,11 @@ def _tasks(runs: list[Run], tasks: tuple[str, ...]) -> Iterable[str]:
     scores = [run.scores[task] for run in runs for task in tasks if task in run.scores]
     shown = []
     for task in sorted({score.task for score in scores}):
-        own = [score for score in scores if score.task == task]
-        excluded = every(score.excluded for score in own if score.excluded)
-        held = f"{every(s.metric for s in own)}, {every(s.examples for s in own)} of {every(s.source[2] for s in own)}"
-        shown.append(f"{task} ({held}{f', excluded {excluded}' if excluded else ''}{_prompted(own)})")
+        of_task = [score for score in scores if score.task == task]
+        excluded = every(score.excluded for score in of_task if score.excluded)
+        examples = f"{every(s.examples for s in of_task)} of {every(s.source[2] for s in of_task)}"
+        held = f"{every(s.metric for s in of_task)}, {examples}"
+        shown.append(f"{task} ({held}{f', excluded {excluded}' if excluded else ''}{_prompted(of_task)})")
     if shown:
         yield f"tasks (metric, examples): {', '.join(shown)}"
 

@@ -56,7 +56,7 @@ class Entry:
         """Read a compact record. Raises RecordsError if it is none, or holds NaN where likelihoods belong."""
         try:
             metrics = record["metrics"]
-            found, measured, counted = metrics["perplexity"], metrics["achieved_sparsity"], metrics["accounting"]
+            perplexity, measured, counted = metrics["perplexity"], metrics["achieved_sparsity"], metrics["accounting"]
             entry = cls(
                 record=record,
                 identity=record["identity"],
@@ -65,10 +65,10 @@ class Entry:
                 schedule=_schedule(record["config"]),
                 target=counted["target_sparsity"],
                 overhead=counted["overhead_fraction"],
-                achieved={text: measured[text]["weight_sparsity_mean"] for text in found},
-                spread={text: measured[text]["weight_sparsity_std_over_tokens"] for text in found},
-                nll={text: np.array(f["block_nll_nats"], dtype=np.float64) for text, f in found.items()},
-                predicted={text: f["predicted_tokens"] // len(f["block_nll_nats"]) for text, f in found.items()},
+                achieved={text: measured[text]["weight_sparsity_mean"] for text in perplexity},
+                spread={text: measured[text]["weight_sparsity_std_over_tokens"] for text in perplexity},
+                nll={text: np.array(f["block_nll_nats"], dtype=np.float64) for text, f in perplexity.items()},
+                predicted={text: f["predicted_tokens"] // len(f["block_nll_nats"]) for text, f in perplexity.items()},
             )
         except (KeyError, TypeError, ZeroDivisionError) as error:
             named = record.get("identity") if isinstance(record, dict) else None
@@ -120,12 +120,12 @@ class Entry:
 
 def _schedule(config: dict[str, Any]) -> str:
     """A schedule's name; a file's is its own, and coefficients that a name does not tell stand with it."""
-    own = config["schedule"]
-    name = PurePath(own["path"]).name if own["path"] else own["name"]
-    if own["kind"] == "coefficients" and (name, own["coefficients"]) != ("official", _OFFICIAL):
-        given = (f"{site} {alpha:g}" for site, alpha in own["coefficients"].items() if alpha is not None)
+    schedule = config["schedule"]
+    name = PurePath(schedule["path"]).name if schedule["path"] else schedule["name"]
+    if schedule["kind"] == "coefficients" and (name, schedule["coefficients"]) != ("official", _OFFICIAL):
+        given = (f"{site} {alpha:g}" for site, alpha in schedule["coefficients"].items() if alpha is not None)
         name = f"{name} ({', '.join(given)})"
-    return name if own["metric"] == "weight_bytes" else f"{name}, {own['metric']}"
+    return name if schedule["metric"] == "weight_bytes" else f"{name}, {schedule['metric']}"
 
 
 def read_lines(path: Path) -> list[Record]:
@@ -180,7 +180,7 @@ def _conditions(entry: Entry) -> dict[str, Any]:
     weights = {key: value for key, value in record["model"].items() if key != "device"}
     if weights["source"] == "random":
         weights["seed"] = config["seed"]
-    found: dict[str, Any] = {
+    conditions: dict[str, Any] = {
         "schema": record["schema"],
         "semantics_version": record["semantics_version"],
         "model": weights.pop("name"),
@@ -190,13 +190,13 @@ def _conditions(entry: Entry) -> dict[str, Any]:
         "settings of the quantiser": quantization_label.settings(config),
     }
     for text in entry.nll:
-        found[f"evaluation tokens of {text} (SHA-256)"] = record["data"]["texts"][text]["sha256"]
-        found[f"block length of {text}"] = record["metrics"]["perplexity"][text]["block_length"]
+        conditions[f"evaluation tokens of {text} (SHA-256)"] = record["data"]["texts"][text]["sha256"]
+        conditions[f"block length of {text}"] = record["metrics"]["perplexity"][text]["block_length"]
     if entry.family != "dense":
-        found["token policy"] = config["token_policy"]
+        conditions["token policy"] = config["token_policy"]
     if reads_calibration(config):
-        found["calibration tokens (SHA-256)"] = record["data"].get("calibration", {}).get("sha256")
-    return found
+        conditions["calibration tokens (SHA-256)"] = record["data"].get("calibration", {}).get("sha256")
+    return conditions
 
 
 def reads_calibration(config: dict[str, Any]) -> bool:
@@ -212,11 +212,11 @@ def reads_calibration(config: dict[str, Any]) -> bool:
 
 def distinct(entries: list[Entry]) -> list[Entry]:
     """One entry per setting, the newest of those that agree. Raises RecordsError where two do not."""
-    found: dict[Any, Entry] = {}
+    by_setting: dict[Any, Entry] = {}
     for entry in sorted(entries, key=lambda e: (e.record["created"], e.identity)):
         dense = entry.family == "dense"
         key = (entry.label, None if dense else (entry.schedule, entry.target))
-        other = found.get(key)
+        other = by_setting.get(key)
         if other is not None and any(
             abs(entry.nll[text].sum() - other.nll[text].sum()) > _SAME * entry.predicted[text] * len(entry.nll[text])
             for text in entry.nll
@@ -225,5 +225,5 @@ def distinct(entries: list[Entry]) -> list[Entry]:
                 f"{other.name} and {entry.name} have one name but not one result: they differ in settings that the "
                 "label does not tell; keep one of them"
             )
-        found[key] = entry
-    return sorted(found.values(), key=lambda e: (e.label, e.target, e.schedule))
+        by_setting[key] = entry
+    return sorted(by_setting.values(), key=lambda e: (e.label, e.target, e.schedule))

@@ -42,18 +42,18 @@ class Failure:
     """What was to be quantised, as :mod:`larosa.records.quantization_label` names it."""
 
     @classmethod
-    def of(cls, found: Record) -> Failure:
+    def of(cls, failure: Record) -> Failure:
         """Read what :func:`short` keeps. Raises RecordsError if it is not that."""
-        if not isinstance(found, dict) or set(_KEPT) - set(found) or set(_ASKED) - set(found["asked"]):
+        if not isinstance(failure, dict) or set(_KEPT) - set(failure) or set(_ASKED) - set(failure["asked"]):
             raise RecordsError(
                 f"expected a failure with {', '.join(_KEPT)}, its run with {', '.join(_ASKED)}; make the file with "
                 "`python -m larosa_analysis.compact RUNS_DIR OUT.jsonl`"
             )
-        own: dict[str, Any] = found["asked"]
+        asked: dict[str, Any] = failure["asked"]
         return cls(
-            str(own["model"]), str(own["method"]), str(own["label"]), float(own["sparsity"]), str(own["schedule"]),
-            str(own["calibration"]), tuple(own["texts"]), tuple(own["tasks"]), str(found["error"]),
-            str(found["message"]), str(own.get("quantization", NONE)),
+            str(asked["model"]), str(asked["method"]), str(asked["label"]), float(asked["sparsity"]),
+            str(asked["schedule"]), str(asked["calibration"]), tuple(asked["texts"]), tuple(asked["tasks"]),
+            str(failure["error"]), str(failure["message"]), str(asked.get("quantization", NONE)),
         )  # fmt: skip
 
     @property
@@ -77,36 +77,37 @@ def beside(records: Path) -> Path:
     return records.with_name(f"failed-{records.stem}.json")
 
 
-def of_diagnostics(found: Record) -> bool:
+def of_diagnostics(failure: Record) -> bool:
     """Whether diagnostics failed, not a run."""
-    return isinstance(found, dict) and bool(found.get("asked", {}).get("diagnostics"))
+    return isinstance(failure, dict) and bool(failure.get("asked", {}).get("diagnostics"))
 
 
-def short(found: Record) -> Record:
+def short(failure: Record) -> Record:
     """Of a `failed.json` what tables need. Raises RecordsError if it is none."""
-    missing = [key for key in _KEPT if key not in found] if isinstance(found, dict) else list(_KEPT)
+    missing = [key for key in _KEPT if key not in failure] if isinstance(failure, dict) else list(_KEPT)
     if missing:
         raise RecordsError(f"{FILE} lacks {', '.join(missing)}: it was made by an older larosa; delete it")
-    kept = {key: found[key] for key in _KEPT}
+    kept = {key: failure[key] for key in _KEPT}
     Failure.of(kept)
     return kept
 
 
-def newest(found: list[Record]) -> list[Record]:
+def newest(failures: list[Record]) -> list[Record]:
     """One failure per run, sorted by what was asked."""
-    by_run = {json.dumps(own["asked"], sort_keys=True): own for own in sorted(found, key=lambda own: own["created"])}
-    return [own for _, own in sorted(by_run.items())]
+    by_age = sorted(failures, key=lambda failure: failure["created"])
+    by_run = {json.dumps(failure["asked"], sort_keys=True): failure for failure in by_age}
+    return [failure for _, failure in sorted(by_run.items())]
 
 
 def read(path: Path) -> list[Record]:
     """The failures of a file. Raises RecordsError that names it where it is damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, list):
+        records = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(records, list):
             raise RecordsError("expected a list of failures")
-        failures = [checksum.opened(own) for own in found]
-        for own in failures:
-            Failure.of(own)
+        failures = [checksum.opened(record) for record in records]
+        for failure in failures:
+            Failure.of(failure)
     except (ValueError, RecursionError, RecordsError) as error:
         raise RecordsError(f"{path.name}: {error}") from error
     return failures

@@ -39,23 +39,23 @@ class Score:
     correct: NDArray[np.int8]
 
     @classmethod
-    def of(cls, found: dict[str, Any], settings: dict[str, Any] | None = None) -> Score:
+    def of(cls, score: dict[str, Any], settings: dict[str, Any] | None = None) -> Score:
         """Read a compact score; `settings` are the run's for its tasks. Raises RecordsError if ids and outcomes do not
         fit."""
         given = settings or {}
-        new_tokens = None if found["metric"] in LIKELIHOOD else given.get("max_new_tokens")
-        ids, correct = unpack(found.get("document_ids") or ""), found.get("correct") or ""
+        new_tokens = None if score["metric"] in LIKELIHOOD else given.get("max_new_tokens")
+        ids, correct = unpack(score.get("document_ids") or ""), score.get("correct") or ""
         if len(ids) != len(correct):
-            raise RecordsError(f"{found['task']}: {len(ids)} example numbers, but {len(correct)} outcomes")
-        error, population, shots = (found.get(key) for key in ("standard_error", "num_available", "shots"))
+            raise RecordsError(f"{score['task']}: {len(ids)} example numbers, but {len(correct)} outcomes")
+        error, population, shots = (score.get(key) for key in ("standard_error", "num_available", "shots"))
         return cls(
-            task=str(found["task"]),
-            metric=str(found["metric"]),
-            value=float(found["value"]),
+            task=str(score["task"]),
+            metric=str(score["metric"]),
+            value=float(score["value"]),
             error=None if error is None else float(error),
-            examples=int(found["examples"]),
-            excluded=int(found.get("excluded") or 0),
-            source=(str(found.get("split")), str(found.get("source")), int(population or 0), int(shots or 0)),
+            examples=int(score["examples"]),
+            excluded=int(score.get("excluded") or 0),
+            source=(str(score.get("split")), str(score.get("source")), int(population or 0), int(shots or 0)),
             prompted=(bool(given.get("chat_template")), new_tokens),
             ids=ids,
             correct=np.frombuffer(correct.encode(), dtype=np.int8) - ord("0"),
@@ -72,19 +72,19 @@ class Score:
         kept = self.correct[[place[int(number)] for number in ids]]
         value, count = float(kept.mean()), len(kept)
         error = float(np.sqrt(value * (1 - value) / (count - 1))) if count > 1 else None
-        own = {"value": value, "error": error, "examples": count, "ids": ids, "correct": kept}
-        return Score(**{**self.__dict__, **own})
+        restricted = {"value": value, "error": error, "examples": count, "ids": ids, "correct": kept}
+        return Score(**{**self.__dict__, **restricted})
 
 
-def compact_score(found: dict[str, Any]) -> dict[str, Any]:
+def compact_score(score: dict[str, Any]) -> dict[str, Any]:
     """A score of `result.json` without lists; a compact one is itself. Raises RecordsError for other outcomes."""
-    if isinstance(found.get("document_ids"), str):
-        return found
-    correct = found.get("correct") or []
+    if isinstance(score.get("document_ids"), str):
+        return score
+    correct = score.get("correct") or []
     if any(value not in (0, 1) for value in correct):
-        raise RecordsError(f"{found['task']}: an outcome must be 0 or 1, got {sorted(set(correct))}")
+        raise RecordsError(f"{score['task']}: an outcome must be 0 or 1, got {sorted(set(correct))}")
     right = "".join(str(int(value)) for value in correct)
-    return found | {"document_ids": pack(found.get("document_ids") or []), "correct": right}
+    return score | {"document_ids": pack(score.get("document_ids") or []), "correct": right}
 
 
 def pack(ids: list[int]) -> str:

@@ -24,7 +24,7 @@ class Run:
         """Read a compact record. Raises RecordsError if it is none."""
         entry, scores = Entry.of(record), record["metrics"].get("zero_shot") or {}
         asked = record["config"]["evaluation"]["zero_shot"]
-        return cls(entry, {task: Score.of(found, asked) for task, found in scores.items()})
+        return cls(entry, {task: Score.of(score, asked) for task, score in scores.items()})
 
     @property
     def records(self) -> tuple[Record, ...]:
@@ -49,15 +49,15 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved settings."""
-        found: dict[str, Any] = self.entry.record["config"]
-        return found
+        config: dict[str, Any] = self.entry.record["config"]
+        return config
 
     @property
     def settings(self) -> str:
         """The method's settings that shape its result, also those that its label does not tell."""
-        own = {key: value for key, value in method_of(self.config).items() if key not in self._unused()}
-        own["tuning_version"] = self.entry.record.get("tuning_version") if own.get("tuning") else None
-        return str(sorted((key, str(value)) for key, value in own.items() if value not in (None, [], 0.0)))
+        used = {key: value for key, value in method_of(self.config).items() if key not in self._unused()}
+        used["tuning_version"] = self.entry.record.get("tuning_version") if used.get("tuning") else None
+        return str(sorted((key, str(value)) for key, value in used.items() if value not in (None, [], 0.0)))
 
     def _unused(self) -> set[str]:
         method = method_of(self.config)

@@ -50,7 +50,7 @@ def of_runs(runs: list[Record]) -> list[Record]:
 def _record(run: Record) -> Record:
     versions, model, speed = run["versions"], run["model"], run["metrics"]["speed"]
     overhead, schedule = run["metrics"]["accounting"]["overhead"]["kind"], Entry.of(run).schedule
-    own = run["config"].get("quantization") or {}
+    quantization = run["config"].get("quantization") or {}
     label = run["label"].partition(" (")[0]
     told = {schedule: "uniform", overhead: "none"}  # by itself
     named = [label, *(name for name, usual in told.items() if name != usual)]
@@ -67,9 +67,9 @@ def _record(run: Record) -> Record:
         "dirty": run["git"]["dirty"],
         "dtype": model["dtype"],
         "overhead": ", ".join(named),
-        "quantization": own.get("weights", NONE),
-        "head": own.get("head", NONE),
-        "adapters": own.get("adapters", NONE),
+        "quantization": quantization.get("weights", NONE),
+        "head": quantization.get("head", NONE),
+        "adapters": quantization.get("adapters", NONE),
         "selection_us": {},
         "parity": {run["identity"]: speed["parity"]},
         "rows": [_row(run, row) for row in speed["rows"]],

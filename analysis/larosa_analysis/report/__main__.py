@@ -61,8 +61,8 @@ def _method_table(records: Path, texts: str | None, out: Path) -> None:
         return
     try:
         entries, names = load([records], texts.split(",") if texts else None)
-        found = rows.build(entries, names, None, rows.TOLERANCE)
-        methods.write(found, markdown(found), out)
+        method_rows = rows.build(entries, names, None, rows.TOLERANCE)
+        methods.write(method_rows, markdown(method_rows), out)
     except RecordsError as error:
         print(f"no method table: {error}")
         return

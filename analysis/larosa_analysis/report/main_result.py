@@ -41,13 +41,13 @@ class Result:
 
 def results(store: RecordStore) -> list[Result]:
     """Of every model, and group of records that compare, with a dense one and magnitude Top-K that loses something."""
-    found = []
+    drawn_results = []
     for model in store.models:
         for group in every(store.of(model), texts=True, tasks=()):
             rows = _rows(group.runs)
             if rows is not None:
-                found.append(_result(model, rows, group.runs))
-    return found
+                drawn_results.append(_result(model, rows, group.runs))
+    return drawn_results
 
 
 def _rows(runs: list[Run]) -> Rows | None:
@@ -71,20 +71,20 @@ def _rows(runs: list[Run]) -> Rows | None:
 
 def _result(model: str, rows: Rows, runs: list[Run]) -> Result:
     places = _places(rows)
-    found = {place: {row.entry.label: row for row in rows.standing(*place)} for place in places}
+    by_place = {place: {row.entry.label: row for row in rows.standing(*place)} for place in places}
     at_level = [place for place in places if place[1] == "weight sparsity"]
-    labels = list(dict.fromkeys(label for place in reversed(at_level) for label in found[place]))
+    labels = list(dict.fromkeys(label for place in reversed(at_level) for label in by_place[place]))
     names = short_names(labels)
     columns = ["method", "overhead, %", "overhead at LLaMA2-7B, %"]
     columns += [f"{percent(target, 0)} %, equal {metric}" for target, metric in places]
     lines = []
     for label in labels:
-        known = next(found[place][label] for place in reversed(at_level) if label in found[place])
+        known = next(by_place[place][label] for place in reversed(at_level) if label in by_place[place])
         free = not known.entry.overhead  # without overhead both metrics are one
-        own = [found[target, "weight sparsity" if free else metric].get(label) for target, metric in places]
+        label_rows = [by_place[target, "weight sparsity" if free else metric].get(label) for target, metric in places]
         seven = overhead_at_llama2_7b(known.entry.record)
         overhead = [Cell(value=100 * known.entry.overhead, digits=1), Cell("" if seven is None else percent(seven))]
-        lines.append([Cell(names[label]), *overhead, *(_cell(row) for row in own)])
+        lines.append([Cell(names[label]), *overhead, *(_cell(row) for row in label_rows)])
     block = Block(model, tuple(columns), lines, described(runs))
     return Result(block, draw(rows, places, labels, names))
 

@@ -47,11 +47,11 @@ _SELECTORS = {"top-k": "Top-K", "thresholds": "thresholds"}
 _OVERHEADS = {"none": "", "adapter": ", one bf16 adapter per layer"}
 
 
-def quality(found: Groups) -> str:
+def quality(by_condition: Groups) -> str:
     """Ratios to magnitude Top-K's increase in perplexity at equal weight bytes read, models side by side."""
-    models = _models(found)
+    models = _models(by_condition)
     columns = [(model, target) for model in models for target in QUALITY_TARGETS]
-    cells = {column: pooled(found, column[0], CALIBRATION, column[1], "bytes read") for column in columns}
+    cells = {column: pooled(by_condition, column[0], CALIBRATION, column[1], "bytes read") for column in columns}
     lines = [["method", "overhead, %", *(f"{_model(m)}, {100 * (1 - t):.0f} %" for m, t in columns)]]
     lines.append(["---"] * len(lines[0]))
     for label, name in METHODS.items():
@@ -61,32 +61,32 @@ def quality(found: Groups) -> str:
             raise RecordsError(f"the table `quality` needs a record of {label}")
         spread = " to ".join(dict.fromkeys(f"{value:.1f}" for value in (min(overheads), max(overheads))))
         lines.append([name, spread, *("-" if row is None else interval(row.mean) for row in rows)])
-    return f"{_quality_conditions(found)}\n\n{_markdown(lines)}"
+    return f"{_quality_conditions(by_condition)}\n\n{_markdown(lines)}"
 
 
-def quality_figure(found: Groups) -> Figure:
+def quality_figure(by_condition: Groups) -> Figure:
     """The table `quality` as a figure."""
     panels = {
-        _model(model): {t: pooled(found, model, CALIBRATION, t, "bytes read") for t in QUALITY_TARGETS}
-        for model in _models(found)
+        _model(model): {t: pooled(by_condition, model, CALIBRATION, t, "bytes read") for t in QUALITY_TARGETS}
+        for model in _models(by_condition)
     }
     return draw(panels, METHODS)
 
 
-def _models(found: Groups) -> list[str]:
+def _models(by_condition: Groups) -> list[str]:
     """Smallest first, by what the dense model reads per token."""
-    size = {c.model: rows.dense.record["metrics"]["accounting"]["projection_bytes"] for c, rows in found.items()}
+    size = {c.model: rows.dense.record["metrics"]["accounting"]["projection_bytes"] for c, rows in by_condition.items()}
     return sorted(size, key=lambda model: int(size[model]))
 
 
-def _quality_conditions(found: Groups) -> str:
-    rows = list(found.values())
-    entries = [entry for own in rows for entry in own.entries]
+def _quality_conditions(by_condition: Groups) -> str:
+    rows = list(by_condition.values())
+    entries = [entry for group in rows for entry in group.entries]
     records = [entry.record for entry in entries]
     calibrated = every(f"{r['data']['calibration']['tokens']:,}" for r in records if "calibration" in r["data"])
     texts = rows[0].texts
     tokens = every(f"{r['data']['texts'][text]['tokens']:,}" for r in records for text in texts)
-    seeds = ", ".join(map(str, sorted({condition.seed for condition in found})))
+    seeds = ", ".join(map(str, sorted({condition.seed for condition in by_condition})))
     return (
         "Increase in perplexity over dense, divided by magnitude Top-K's (below 1 is better), at equal weight bytes "
         "read, overhead included; in brackets 95 % over evaluation blocks. "
@@ -141,8 +141,8 @@ def _speed_conditions(used: list[SpeedRow]) -> str:
 
 def _gpu(name: str) -> str:
     """`H100` of `NVIDIA H100 80GB HBM3`; another name as it is."""
-    found = re.match(r"NVIDIA (\w+)", name)
-    return found[1] if found else name
+    match = re.match(r"NVIDIA (\w+)", name)
+    return match[1] if match else name
 
 
 def _model(name: str) -> str:

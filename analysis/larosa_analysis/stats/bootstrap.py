@@ -79,7 +79,7 @@ class Increases:
 
     def ratio(self, entry: Entry, reference: Entry) -> Ratio:
         """Of the increases. Raises RecordsError where the reference loses nothing."""
-        own, other = self.of(entry), self.of(reference)
+        increase, other = self.of(entry), self.of(reference)
         gains = [text for text in self._texts if other[text][0] <= 0]
         if gains:
             raise RecordsError(
@@ -87,7 +87,7 @@ class Increases:
                 "compare at a higher level, or leave the text out with --texts"
             )
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = {text: own[text] / other[text] for text in self._texts}
+            ratios = {text: increase[text] / other[text] for text in self._texts}
         sound = {text: bool((other[text] > 0).all()) for text in self._texts}
         mean = np.mean(list(ratios.values()), axis=0)
         return Ratio({t: estimate(ratios[t], sound[t]) for t in self._texts}, estimate(mean, all(sound.values())))

@@ -33,8 +33,8 @@ def build(store: RecordStore, shapes: dict[str, Shape]) -> Table:
     notes, lines, missing, used = Footnotes(), [], [], []
     for name in dict.fromkeys([*rows, *store.models]):
         row, shape = rows.get(name, {}), shapes.get(name)
-        own = store.of(name)
-        tried = max((_tried(group.runs) for group in every(_searched(own), texts=True, tasks=())), key=len, default=[])
+        runs = store.of(name)
+        tried = max((_tried(group.runs) for group in every(_searched(runs), texts=True, tasks=())), key=len, default=[])
         marks = dict(paper.notes(NUMBER, row)) if row else {}
         line = [Cell(name)]
         for key in (*_NAMES, "M_printed"):
@@ -60,17 +60,17 @@ def _of_shape(row: dict[str, str], shape: Shape | None) -> list[Cell]:
 
 def _searched(runs: list[Run]) -> list[Run]:
     """The runs of LaRoSA whose coefficients meet the constraints."""
-    own = [(run, match.alphas(run)) for run in runs if run.preset == _PRESET]
-    return [run for run, found in own if found is not None and abs(3 * found[0] + found[1] - 4) < 0.01]
+    pairs = [(run, match.alphas(run)) for run in runs if run.preset == _PRESET]
+    return [run for run, alphas in pairs if alphas is not None and abs(3 * alphas[0] + alphas[1] - 4) < 0.01]
 
 
 def _tried(runs: list[Run]) -> list[Run]:
     """The runs of the target and text at which most settings were tried; none where that are fewer than LEAST."""
     by_text: dict[tuple[float, str], dict[tuple[float, ...], Run]] = {}
     for run in runs:
-        found = match.alphas(run)
-        for text in run.entry.nll if found is not None else ():
-            by_text.setdefault((run.entry.target, text), {})[tuple(found or ())] = run
+        coefficients = match.alphas(run)
+        for text in run.entry.nll if coefficients is not None else ():
+            by_text.setdefault((run.entry.target, text), {})[tuple(coefficients or ())] = run
     where = max(sorted(by_text), key=lambda key: len(by_text[key]), default=None)
     if where is None or len(by_text[where]) < LEAST:
         return []
@@ -81,6 +81,6 @@ def _ours(tried: list[Run]) -> list[Cell]:
     if not tried:
         return [*[Cell(MISSING)] * len(_NAMES), Cell(), Cell()]
     best = min(tried, key=lambda run: (match.mean_perplexity(run, set(run.entry.nll)), run.entry.identity))
-    found = match.alphas(best)
-    assert found is not None  # _tried asked
-    return [*(Cell(value=alpha) for alpha in found), Cell(f"{100 * best.entry.target:g}"), Cell(str(len(tried)))]
+    coefficients = match.alphas(best)
+    assert coefficients is not None  # _tried asked
+    return [*(Cell(value=alpha) for alpha in coefficients), Cell(f"{100 * best.entry.target:g}"), Cell(str(len(tried)))]

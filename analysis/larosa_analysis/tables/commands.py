@@ -43,10 +43,10 @@ def command(name: str, model: str) -> str | None:
     sweep = read(name)
     if sweep is None or (name in _ONE_GPU and model in paper.models() and model not in sweep.models):
         return None
-    own = re.compile(rf"\b(?:conditions|model)={re.escape(model)}(?!\S)")
-    stated = [line for line in sweep.commands if own.search(line) and "model.path=" not in line]
-    found = stated[0] if stated else f"{_START} --config-dir sweeps --config-name {name} -m model={model}"
-    return typed("run") + found.removeprefix(_START)
+    of_model = re.compile(rf"\b(?:conditions|model)={re.escape(model)}(?!\S)")
+    stated = [line for line in sweep.commands if of_model.search(line) and "model.path=" not in line]
+    chosen = stated[0] if stated else f"{_START} --config-dir sweeps --config-name {name} -m model={model}"
+    return typed("run") + chosen.removeprefix(_START)
 
 
 def filling(name: str, model: str) -> str:
@@ -54,9 +54,9 @@ def filling(name: str, model: str) -> str:
     return in_words(command(name, model))
 
 
-def in_words(found: str | None) -> str:
+def in_words(command_line: str | None) -> str:
     """A command as code; None says that there is no sweep."""
-    return "no sweep" if found is None else f"`{found}`"
+    return "no sweep" if command_line is None else f"`{command_line}`"
 
 
 @lru_cache

@@ -11,8 +11,8 @@ def block(record: Record) -> Block:
     values = record["values"]
     sets: list[str] = values["sets"]
     rows = [
-        [Cell(name), *(Cell(value=float(v), digits=4) for v in own)]
-        for name, own in zip(sets, values["cosine"], strict=True)
+        [Cell(name), *(Cell(value=float(v), digits=4) for v in cosines)]
+        for name, cosines in zip(sets, values["cosine"], strict=True)
     ]
     title = f"{record['model']}: cosine of the second moments at {values['site']}, mean over layers"
     commit = (record.get("git") or {}).get("commit") or "not recorded"

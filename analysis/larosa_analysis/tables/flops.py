@@ -23,16 +23,16 @@ Shape = dict[str, Any]
 def shapes(folder: Path) -> dict[str, Shape]:
     """Model name -> shape, of the named models of conf/model. Raises RecordsError for a folder without any."""
     every = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.yaml"))]
-    found = [model for model in every if model["shape"] is not None]  # local and hub take any
-    if not found:
+    models = [model for model in every if model["shape"] is not None]  # local and hub take any
+    if not models:
         raise RecordsError(f"{folder} holds no model's shape: give the repository's conf/model with --models")
-    return {model["name"]: model["shape"] for model in found}
+    return {model["name"]: model["shape"] for model in models}
 
 
 def layer_weights(shape: Shape) -> int:
     """Weights of a layer's seven projections."""
-    D, heads, own = shape["hidden_size"], _heads(shape), shape["num_key_value_heads"] * _head_dim(shape)
-    return int(2 * D * heads + 2 * D * own + 3 * D * shape["intermediate_size"])
+    D, heads, kv_width = shape["hidden_size"], _heads(shape), shape["num_key_value_heads"] * _head_dim(shape)
+    return int(2 * D * heads + 2 * D * kv_width + 3 * D * shape["intermediate_size"])
 
 
 def _head_dim(shape: Shape) -> int:

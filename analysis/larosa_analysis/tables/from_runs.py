@@ -67,8 +67,8 @@ def build(spec: Spec, store: RecordStore, context: Context) -> Table:
     for remark in paper.remarks(spec.number):
         notes.number(remark)
     models = []
-    own = [model for model in store.models if spec.own_models and model not in paper.models()]
-    for name in dict.fromkeys([*(row["model"] for row in rows), *own]):
+    unprinted = [model for model in store.models if spec.own_models and model not in paper.models()]
+    for name in dict.fromkeys([*(row["model"] for row in rows), *unprinted]):
         levels = [] if spec.any_level and name not in paper.models() else targets
         runs = useful(spec, rows, levels, store.of(name, spec.quantised))
         group = choose(
@@ -88,7 +88,7 @@ def build(spec: Spec, store: RecordStore, context: Context) -> Table:
     empty = [model for model in models if model.printed and not model.measured]
     if empty:
         blocks.append(_unmeasured(spec, empty, context, notes))
-    missing = [found for model in models if (found := _missing(spec, model, context)) is not None]
+    missing = [gap for model in models if (gap := _missing(spec, model, context)) is not None]
     return Table(spec.number, spec.title, blocks, READING if shown else "", notes.texts, missing, excluded)
 
 
@@ -102,11 +102,11 @@ def _compared(spec: Spec, runs: list[Run]) -> list[Run]:
 def _model(
     spec: Spec, name: str, rows: list[Printed], targets: list[float], runs: list[Run], failures: list[Failure]
 ) -> _Model:
-    own = [row for row in rows if row["model"] == name]
-    printed = bool(own)
-    if not own:
-        own = settings(rows, spec)
-    lines = printed_lines(spec, own, runs, own_model=not printed)
+    model_rows = [row for row in rows if row["model"] == name]
+    printed = bool(model_rows)
+    if not model_rows:
+        model_rows = settings(rows, spec)
+    lines = printed_lines(spec, model_rows, runs, own_model=not printed)
     levels = own_levels(runs) if spec.any_level and not printed else targets
     lines += own_lines(spec, levels, runs, lines)
     lines = with_failures(spec, levels, failures, lines)
@@ -125,13 +125,13 @@ def _block(spec: Spec, model: _Model, context: Context, notes: Footnotes) -> Blo
             columns.append(f"{measure.title}, printed")
             for line, row in zip(model.lines, cells, strict=True):
                 row.append(_printed(spec, measure, line, notes))
-        own = [_ours(line, measure, model.name, context, notes) for line in model.lines]
-        if not model.printed and not any(cell.value is not None for cell in own):
+        ours = [_ours(line, measure, model.name, context, notes) for line in model.lines]
+        if not model.printed and not any(cell.value is not None for cell in ours):
             unmeasured.append(measure.title)
             continue
         columns.append(f"{measure.title}, ours" if model.printed and measure.printed else measure.title)
-        best = best_lines(model.lines, measure.source, own)
-        for number, (row, cell) in enumerate(zip(cells, own, strict=True)):
+        best = best_lines(model.lines, measure.source, ours)
+        for number, (row, cell) in enumerate(zip(cells, ours, strict=True)):
             row.append(replace(cell, best=number in best))
     tasks = (*spec.tasks, *_more_tasks(spec, model.runs))
     caption = described([line.run for line in model.lines if line.run], spec.perplexity, tasks)
@@ -142,12 +142,12 @@ def _block(spec: Spec, model: _Model, context: Context, notes: Footnotes) -> Blo
 
 def _measures(spec: Spec, model: _Model) -> list[Measure]:
     """The printed measures, then texts and tasks that the paper has not; the sparsity columns tell a count."""
-    own = [measure for measure in spec.measures if model.printed or measure.source != "count"]
-    known = {measure.source for measure in own}
-    own += [Measure("", "bytes", "bytes read, % of 16 bits per weight")] * spec.quantised
+    measures = [measure for measure in spec.measures if model.printed or measure.source != "count"]
+    known = {measure.source for measure in measures}
+    measures += [Measure("", "bytes", "bytes read, % of 16 bits per weight")] * spec.quantised
     held = sorted({text for run in model.runs for text in run.entry.nll}) if spec.texts else []
-    own += [Measure("", f"ppl:{text}", f"{text} perplexity") for text in held if f"ppl:{text}" not in known]
-    return own + [Measure("", f"task:{task}", f"{task}, %") for task in _more_tasks(spec, model.runs)]
+    measures += [Measure("", f"ppl:{text}", f"{text} perplexity") for text in held if f"ppl:{text}" not in known]
+    return measures + [Measure("", f"task:{task}", f"{task}, %") for task in _more_tasks(spec, model.runs)]
 
 
 def _more_tasks(spec: Spec, runs: list[Run]) -> list[str]:
@@ -198,8 +198,8 @@ def _printed(spec: Spec, measure: Measure, line: Line, notes: Footnotes) -> Cell
     if line.printed is None:
         return Cell()
     row = line.printed
-    found = paper.notes(spec.number, row)
-    marks = tuple(notes.number(text) for column, text in found if column in ("", measure.printed))
+    footnotes = paper.notes(spec.number, row)
+    marks = tuple(notes.number(text) for column, text in footnotes if column in ("", measure.printed))
     error = row.get(measure.printed_error, "")
     return Cell(row[measure.printed] + (f" ± {error}" if error else ""), notes=marks)
 
@@ -236,8 +236,8 @@ def _missing(spec: Spec, model: _Model, context: Context) -> Missing | None:
     if not model.printed:
         measures = [m for m in _measures(spec, model) if (m.printed and m.any_model) or _has(model, m, context)]
         measures = measures or list(spec.measures[:1])
-    own, notes = [(line, measure) for line in model.lines for measure in measures], Footnotes()
-    cells = [_ours(line, measure, model.name, context, notes) for line, measure in own]
+    pairs, notes = [(line, measure) for line in model.lines for measure in measures], Footnotes()
+    cells = [_ours(line, measure, model.name, context, notes) for line, measure in pairs]
     empty = sum(cell.text == MISSING for cell in cells)
     if not model.lines:
         empty = len(paper.rows(spec.file, spec.spread))
@@ -246,5 +246,5 @@ def _missing(spec: Spec, model: _Model, context: Context) -> Missing | None:
 
 def _has(model: _Model, measure: Measure, context: Context) -> bool:
     """Whether some run of a model holds a measure."""
-    found = [measured(measure.source, line.run, context) for line in model.lines if line.run is not None]
-    return any(cell.value is not None for cell in found)
+    cells = [measured(measure.source, line.run, context) for line in model.lines if line.run is not None]
+    return any(cell.value is not None for cell in cells)

@@ -58,11 +58,12 @@ def choose(
     sparse = [run for run in useful if run.entry.family != "dense"]
     facets = {run.entry.identity: _facets(run, texts, tasks, free) for run in useful}
     anchors = list({repr(sorted(facets[run.entry.identity].items())): run for run in sparse or useful}.values())
-    found = [_grown(anchor, sparse, facets) for anchor in anchors]
-    members, held = max(found, key=lambda grown: (len(set(map(row, grown[0]))), len(grown[1])), default=([], {}))
-    own = merged([run for run in sparse if run in members])  # newest first: an anchor need not be
+    groups = [_grown(anchor, sparse, facets) for anchor in anchors]
+    members, held = max(groups, key=lambda grown: (len(set(map(row, grown[0]))), len(grown[1])), default=([], {}))
+    merged_sparse = merged([run for run in sparse if run in members])  # newest first: an anchor need not be
     varied = (_AVOIDING,) if CALIBRATION in free else ()
-    shown = merged(_fitted([run for run in useful if run not in sparse], own, facets, held, varied)) + own
+    dense = [run for run in useful if run not in sparse]
+    shown = merged(_fitted(dense, merged_sparse, facets, held, varied)) + merged_sparse
     kept = {record["identity"] for run in shown for record in run.records}
     excluded = _excluded([run for run in useful if run.entry.identity not in kept], held, facets)
     for task in varied:
@@ -86,46 +87,46 @@ def _facets(run: Run, texts: bool, tasks: tuple[str, ...], free: tuple[str, ...]
     """Condition -> value."""
     record, config = run.entry.record, run.config
     weights = {key: value for key, value in record["model"].items() if key not in ("device", "name")}
-    found: Facets = {
+    facets: Facets = {
         "semantics_version": record["semantics_version"],
         "weights or dtype": str(sorted(map(str, weights.items()))),
     }
-    found[QUANTIZATION] = run.entry.quantization
-    found[f"settings of {run.entry.quantization}"] = settings(config)
+    facets[QUANTIZATION] = run.entry.quantization
+    facets[f"settings of {run.entry.quantization}"] = settings(config)
     if record["model"]["source"] == "random":
-        found["seed of the weights"] = config["seed"]
+        facets["seed of the weights"] = config["seed"]
     for text in run.entry.nll if texts else ():
         block = record["metrics"]["perplexity"][text]["block_length"]
-        found[f"tokens of {text}"] = (record["data"]["texts"][text]["sha256"], block)
+        facets[f"tokens of {text}"] = (record["data"]["texts"][text]["sha256"], block)
     for task in sorted(set(tasks) & set(run.scores)):
         score = run.scores[task]
         examples = hashlib.sha256(score.ids.tobytes()).hexdigest() if len(score.ids) else str(score.examples)
         if CALIBRATION in free and task == _AVOIDING:
             examples = ""
-        found[f"examples of {task}"] = (score.metric, score.source, examples)
-        found[f"chat template or new tokens of {task}"] = score.prompted
+        facets[f"examples of {task}"] = (score.metric, score.source, examples)
+        facets[f"chat template or new tokens of {task}"] = score.prompted
     if run.entry.family != "dense":
-        found["seed"] = config["seed"]
-        found[f"settings of {run.entry.label}"] = run.settings
-        found["token policy"] = str(config["token_policy"])
+        facets["seed"] = config["seed"]
+        facets[f"settings of {run.entry.label}"] = run.settings
+        facets["token policy"] = str(config["token_policy"])
     if run.entry.family != "dense" or calibrated(config):
-        found[CALIBRATION] = record["data"].get("calibration", {}).get("sha256")
-    return {condition: value for condition, value in found.items() if condition not in free}
+        facets[CALIBRATION] = record["data"].get("calibration", {}).get("sha256")
+    return {condition: value for condition, value in facets.items() if condition not in free}
 
 
 def _grown(anchor: Run, runs: list[Run], facets: dict[str, Facets]) -> tuple[list[Run], Facets]:
     """The runs that contradict neither the anchor nor each other, newest first, and all their conditions."""
     held, members = dict(facets[anchor.entry.identity]), []
     for run in [anchor, *(run for run in runs if run is not anchor)]:
-        own = facets[run.entry.identity]
-        if _differing(own, held) is None:
-            held |= own
+        conditions = facets[run.entry.identity]
+        if _differing(conditions, held) is None:
+            held |= conditions
             members.append(run)
     return members, held
 
 
-def _differing(own: Facets, held: Facets) -> str | None:
-    return next((name for name, value in own.items() if held.get(name, value) != value), None)
+def _differing(conditions: Facets, held: Facets) -> str | None:
+    return next((name for name, value in conditions.items() if held.get(name, value) != value), None)
 
 
 def _fitted(
@@ -133,13 +134,13 @@ def _fitted(
 ) -> list[Run]:
     """The dense runs that contradict neither the group nor each other, those that cover most of it first, each with
     its scores on the group's examples; of tasks whose examples are `varied`, on its own."""
-    bound, found = _loose(held), []
+    bound, fitting = _loose(held), []
     for run in sorted(dense, key=lambda run: -len(facets[run.entry.identity].items() & held.items())):
-        own = _loose(facets[run.entry.identity])
-        if _differing(own, bound) is None:
-            bound |= own
-            found.append(_on_examples_of(members, run, varied))
-    return found
+        conditions = _loose(facets[run.entry.identity])
+        if _differing(conditions, bound) is None:
+            bound |= conditions
+            fitting.append(_on_examples_of(members, run, varied))
+    return fitting
 
 
 def _on_examples_of(members: list[Run], dense: Run, varied: tuple[str, ...]) -> Run:
@@ -155,13 +156,13 @@ def _shared(runs: list[Run], task: str) -> tuple[list[Run], bool]:
     """The runs with a task scored on the examples that all of them share; without it, and True, if there are none."""
     holding = [run.scores[task].ids for run in runs if task in run.scores]
     common = reduce(np.intersect1d, holding) if holding else np.array([], dtype=np.int64)
-    found = []
+    on_common = []
     for run in runs:
         scores = {name: score for name, score in run.scores.items() if name != task}
         if task in run.scores and len(common):
             scores[task] = run.scores[task].on(common)
-        found.append(replace(run, scores=scores))
-    return found, bool(holding) and not len(common)
+        on_common.append(replace(run, scores=scores))
+    return on_common, bool(holding) and not len(common)
 
 
 def _loose(facets: Facets) -> Facets:

@@ -35,7 +35,7 @@ class Line:
 
 def printed_lines(spec: Spec, rows: list[Printed], runs: list[Run], own_model: bool) -> list[Line]:
     """A line for each printed row; `own_model` takes the settings alone, for a model that the paper has not."""
-    found = []
+    lines = []
     for row in rows:
         target = float(row.get("sparsity", 0))
         fitting = [run for run in runs if match.fits(run, row, spec.keys)]
@@ -46,8 +46,8 @@ def printed_lines(spec: Spec, rows: list[Printed], runs: list[Run], own_model: b
             keys = {
                 key: match.named(key, value) if run is None else match.KEYS[key](run) for key, value in keys.items()
             }
-        found.append(Line(target, keys, None if own_model else row, run, state))
-    return found
+        lines.append(Line(target, keys, None if own_model else row, run, state))
+    return lines
 
 
 def settings(rows: list[Printed], spec: Spec) -> list[Printed]:
@@ -80,14 +80,14 @@ def own_lines(spec: Spec, targets: list[float], runs: list[Run], printed: list[L
     for run in runs:
         if _is_own(spec, run):
             by_setting.setdefault(setting(spec, run), []).append(run)
-    found = []
-    for named, own in sorted(by_setting.items()):
-        for target in targets if own[0].entry.family != "dense" else [0.0]:
-            best = match.at(own, target)
+    lines = []
+    for named, group in sorted(by_setting.items()):
+        for target in targets if group[0].entry.family != "dense" else [0.0]:
+            best = match.at(group, target)
             if best is not None and (target, named) not in taken:
                 keys = {key: match.KEYS[key](best) for key in spec.keys if key != "sparsity"}
-                found.append(Line(target, keys, None, best))
-    return found
+                lines.append(Line(target, keys, None, best))
+    return lines
 
 
 def setting(spec: Spec, run: Run) -> tuple[str, ...]:
@@ -100,7 +100,7 @@ def _is_own(spec: Spec, run: Run) -> bool:
     """Whether a run may have a row that is not printed; of the dense model only a table with several can."""
     if run.entry.family == "dense":
         return spec.quantised
-    if spec.own and run.preset not in spec.own:
+    if spec.presets and run.preset not in spec.presets:
         return False
     if "alpha1" in spec.keys and not match.of_pairs(run, _pairs(spec)):
         return False
@@ -118,7 +118,7 @@ def of_one_schedule(runs: list[Run]) -> list[Run]:
     For a table that varies one thing: a schedule that some of its rows lack would vary with it.
     """
     sparse = [run for run in runs if run.entry.family != "dense"]
-    found = [run for run in runs if run.entry.family == "dense"]
+    kept = [run for run in runs if run.entry.family == "dense"]
     for level in sorted({round(20 * run.entry.target) for run in sparse}):
         here = [run for run in sparse if round(20 * run.entry.target) == level]
         settings = {
@@ -126,8 +126,8 @@ def of_one_schedule(runs: list[Run]) -> list[Run]:
             for name in sorted({run.entry.schedule for run in here})
         }
         most = max(settings, key=lambda name: len(settings[name]))
-        found += [run for run in here if run.entry.schedule == most]
-    return found
+        kept += [run for run in here if run.entry.schedule == most]
+    return kept
 
 
 def useful(spec: Spec, rows: list[Printed], targets: list[float], runs: list[Run]) -> list[Run]:
@@ -142,7 +142,7 @@ def useful(spec: Spec, rows: list[Printed], targets: list[float], runs: list[Run
         for run in sparse:
             if (value := match.KEYS[key](run)) != NONE:
                 varied[run.method, run.entry.schedule].add(value)
-        several = {own for own, values in varied.items() if len(values) > usual}
+        several = {pair for pair, values in varied.items() if len(values) > usual}
         if key in spec.keys and several:
             runs = [run for run in runs if run not in sparse or (run.method, run.entry.schedule) in several]
     return [
@@ -174,20 +174,21 @@ def with_failures(spec: Spec, targets: list[float], failures: list[Failure], lin
     """Lines without a run say why where their run was tried; what was tried and has no line gets one."""
     if not {"method"} <= set(spec.keys) <= _TOLD:
         return lines
-    left = [own for own in failures if _concerns(spec, own) and any(abs(own.target - t) < 1e-9 for t in targets)]
-    found = []
+    left = [f for f in failures if _concerns(spec, f) and any(abs(f.target - target) < 1e-9 for target in targets)]
+    filled = []
     for line in lines:
-        own = next((failure for failure in left if _is_of(failure, line)), None)
+        tried = next((failure for failure in left if _is_of(failure, line)), None)
         left = [failure for failure in left if not _is_of(failure, line)]
-        if own is not None and line.run is None and not line.state:
-            line = replace(line, state=own.state, why=own.why)
-        found.append(line)
-    for own in left:
-        keys = {"method": own.label, "calibration": own.calibration, "quantization": own.quantization}
-        new = Line(own.target, {key: keys[key] for key in spec.keys if key in keys}, None, None, own.state, own.why)
-        if not any((line.target, line.keys) == (new.target, new.keys) for line in found):
-            found.append(new)
-    return found
+        if tried is not None and line.run is None and not line.state:
+            line = replace(line, state=tried.state, why=tried.why)
+        filled.append(line)
+    for tried in left:
+        keys = {"method": tried.label, "calibration": tried.calibration, "quantization": tried.quantization}
+        keys = {key: keys[key] for key in spec.keys if key in keys}
+        new = Line(tried.target, keys, None, None, tried.state, tried.why)
+        if not any((line.target, line.keys) == (new.target, new.keys) for line in filled):
+            filled.append(new)
+    return filled
 
 
 _TOLD = {"sparsity", "method", "calibration", "quantization"}
@@ -198,7 +199,7 @@ def _concerns(spec: Spec, failure: Failure) -> bool:
     """Whether a table would have shown the run."""
     wanted = bool(spec.perplexity and failure.texts) or bool(set(spec.tasks) & set(failure.tasks))
     wanted = wanted and (failure.quantization == NONE or "quantization" in spec.keys)
-    return wanted and (not spec.own or failure.method in spec.own)
+    return wanted and (not spec.presets or failure.method in spec.presets)
 
 
 def _is_of(failure: Failure, line: Line) -> bool:

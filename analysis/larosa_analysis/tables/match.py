@@ -54,10 +54,10 @@ def alphas(run: Run) -> tuple[float, float, float, float] | None:
 
 def of_pairs(run: Run, pairs: list[tuple[float, float]]) -> bool:
     """Whether a run has one of these pairs (alpha1, alpha3), and alpha2 and alpha4 by the paper's constraints."""
-    found, shape = alphas(run), run.config["model"]["shape"]
-    if found is None:
+    coefficients, shape = alphas(run), run.config["model"]["shape"]
+    if coefficients is None:
         return False
-    a1, a2, a3, a4 = found
+    a1, a2, a3, a4 = coefficients
     ratio = shape["intermediate_size"] / shape["hidden_size"]
     kept = abs(3 * a1 + a2 - 4) < _CONSTRAINT and abs(2 * a3 + ratio * a4 - 2 - ratio) < _CONSTRAINT
     return kept and any(abs(a1 - one) < _ROUNDING and abs(a3 - other) < _ROUNDING for one, other in pairs)
@@ -87,11 +87,11 @@ def calibration(run: Run) -> str:
 
 
 def _alpha(place: int) -> Callable[[Run], str]:
-    def own(run: Run) -> str:
-        found = alphas(run)
-        return "by layer" if found is None else f"{found[place]:.2f}"
+    def shown(run: Run) -> str:
+        coefficients = alphas(run)
+        return "by layer" if coefficients is None else f"{coefficients[place]:.2f}"
 
-    return own
+    return shown
 
 
 KEYS: dict[str, Callable[[Run], str]] = {
@@ -142,13 +142,13 @@ def metric(run: Run) -> str:
 def nominal_sparsity(run: Run) -> float:
     """The sparsity as the paper counts it: achieved, mean over texts; of a run without texts, planned."""
     metrics = run.entry.record["metrics"]
-    found = [counted_by_width(run.config["model"]["shape"], own["site_mean"]) for own in _achieved(metrics)]
-    return sum(found) / len(found) if found else float(metrics["accounting"]["nominal_sparsity"])
+    levels = [counted_by_width(run.config["model"]["shape"], level["site_mean"]) for level in _achieved(metrics)]
+    return sum(levels) / len(levels) if levels else float(metrics["accounting"]["nominal_sparsity"])
 
 
 def _achieved(metrics: Record) -> list[Record]:
     """The achieved sparsity, by text; a dense run drops nothing."""
-    return [own for own in metrics["achieved_sparsity"].values() if own.get("site_mean")]
+    return [level for level in metrics["achieved_sparsity"].values() if level.get("site_mean")]
 
 
 def achieved_sparsity(run: Run) -> float:
@@ -169,11 +169,11 @@ def at(runs: list[Run], target: float, printed: bool = False) -> Run | None:
     """
     near = [run for run in runs if stands(run, target)]
     aimed = [run for run in runs if abs(run.entry.target - target) <= _ROUNDING]
-    found = near or aimed
-    texts = set.intersection(*(set(run.entry.nll) for run in found)) if found else set()
+    runs = near or aimed
+    texts = set.intersection(*(set(run.entry.nll) for run in runs)) if runs else set()
     if printed:
-        return min(found, key=lambda run: (metric(run) != "nominal", _preferred(run), *_rank(run, texts)), default=None)
-    return min(found, key=lambda run: _rank(run, texts), default=None)
+        return min(runs, key=lambda run: (metric(run) != "nominal", _preferred(run), *_rank(run, texts)), default=None)
+    return min(runs, key=lambda run: _rank(run, texts), default=None)
 
 
 def _preferred(run: Run) -> int:
@@ -187,5 +187,5 @@ def _rank(run: Run, texts: set[str]) -> tuple[float, int, str]:
 
 def mean_perplexity(run: Run, texts: set[str]) -> float:
     """Over some texts that the run has; infinite without any."""
-    found = [run.entry.record["metrics"]["perplexity"][text]["perplexity"] for text in sorted(texts)]
-    return sum(found) / len(found) if found else float("inf")
+    perplexities = [run.entry.record["metrics"]["perplexity"][text]["perplexity"] for text in sorted(texts)]
+    return sum(perplexities) / len(perplexities) if perplexities else float("inf")

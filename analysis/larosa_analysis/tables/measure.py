@@ -30,8 +30,8 @@ def measured(source: str, run: Run, context: Context) -> Cell:
 
 
 def _perplexity(run: Run, text: str, _context: Context) -> Cell | None:
-    found = run.entry.record["metrics"]["perplexity"].get(text)
-    return found and Cell(value=found["perplexity"], error=found["standard_error"])
+    perplexity = run.entry.record["metrics"]["perplexity"].get(text)
+    return perplexity and Cell(value=perplexity["perplexity"], error=perplexity["standard_error"])
 
 
 def _task(run: Run, task: str, _context: Context) -> Cell | None:
@@ -53,11 +53,11 @@ def _acc7(run: Run, _name: str, _context: Context) -> Cell | None:
 
 def _level(run: Run, site: str, _context: Context) -> Cell | None:
     """Achieved, mean over texts and layers; ± over tokens, mean over layers."""
-    found = list(run.entry.record["metrics"]["achieved_sparsity"].values())
-    if not found:
+    levels = list(run.entry.record["metrics"]["achieved_sparsity"].values())
+    if not levels:
         return None
-    spread = [own["site_std_over_tokens"][site] for own in found if "site_std_over_tokens" in own]
-    mean = float(np.mean([own["site_mean"][site] for own in found]))
+    spread = [level["site_std_over_tokens"][site] for level in levels if "site_std_over_tokens" in level]
+    mean = float(np.mean([level["site_mean"][site] for level in levels]))
     return Cell(value=100 * mean, error=100 * float(np.mean(spread)) if spread else None, digits=1)
 
 
@@ -80,25 +80,28 @@ def flops_cell(shape: Shape, basis: str) -> Cell:
 
 def overhead_as_stored(run: Run) -> float:
     """Overhead as a fraction of the seven projections, each as it is stored."""
-    own = run.entry.record["metrics"]["accounting"].get("quantised")
-    return run.entry.overhead if own is None else float(own["overhead_bytes"] / own["projection_bytes"])
+    quantised = run.entry.record["metrics"]["accounting"].get("quantised")
+    if quantised is None:
+        return run.entry.overhead
+    return float(quantised["overhead_bytes"] / quantised["projection_bytes"])
 
 
 def _bytes(run: Run, _name: str, _context: Context) -> Cell:
     """What a token reads of the seven projections, overhead included, as planned, of their bytes at 16 bits."""
     counted = run.entry.record["metrics"]["accounting"]
-    own = counted.get("quantised")
-    return Cell(value=100 * (counted["read_fraction"] if own is None else own["read_fraction_of_16_bit"]), digits=1)
+    quantised = counted.get("quantised")
+    fraction = counted["read_fraction"] if quantised is None else quantised["read_fraction_of_16_bit"]
+    return Cell(value=100 * fraction, digits=1)
 
 
 def _cosine(run: Run, reference: str, context: Context) -> Cell | None:
     """Mean over layers, to the reference set or, where it was not measured, to the first."""
-    own = run.entry.record["data"].get("calibration") or {}
+    calibration = run.entry.record["data"].get("calibration") or {}
     for record in (r for r in context.covariances if r["model"] == run.model):
         sets = record["values"]["sets"]
-        if own.get("text") in sets:
+        if calibration.get("text") in sets:
             first = sets.index(reference) if reference in sets else 0
-            return Cell(value=float(record["values"]["cosine"][first][sets.index(own["text"])]), digits=4)
+            return Cell(value=float(record["values"]["cosine"][first][sets.index(calibration["text"])]), digits=4)
     return None
 
 

@@ -16,12 +16,12 @@ def merged(runs: list[Run]) -> list[Run]:
     No two of the runs may contradict each other. Of a text or task that several measured the first one's stands; a
     run that adds nothing is not among the result's `records`.
     """
-    found: dict[Hashable, list[Run]] = {}
+    by_setting: dict[Hashable, list[Run]] = {}
     for run in runs:
-        same = found.setdefault(_setting(run), [])
+        same = by_setting.setdefault(_setting(run), [])
         if not same or _held(run) - set().union(*map(_held, same)):
             same.append(run)
-    return [_joined(same) for same in found.values()]
+    return [_joined(same) for same in by_setting.values()]
 
 
 def _setting(run: Run) -> Hashable:
@@ -47,7 +47,7 @@ def _joined(runs: list[Run]) -> Run:
     for run in reversed(runs):
         scores |= run.scores
         texts |= run.entry.record["data"].get("texts", {})
-        for name, own in metrics.items():
-            own |= run.entry.record["metrics"][name]
+        for name, by_text in metrics.items():
+            by_text |= run.entry.record["metrics"][name]
     record: Record = first | {"metrics": first["metrics"] | metrics, "data": first["data"] | {"texts": texts}}
-    return Run(Entry.of(record), scores, tuple(own for run in runs for own in run.records))
+    return Run(Entry.of(record), scores, tuple(source for run in runs for source in run.records))

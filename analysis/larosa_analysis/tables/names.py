@@ -12,13 +12,13 @@ def short_names(of: Iterable[str]) -> dict[str, str]:
     """Label -> the preset, with those of its settings that other labels of the preset do not share."""
     labels = sorted(set(of))
     settings = {label: _settings(label) for label in labels}
-    found = {}
+    shortened = {}
     for label in labels:
         preset = label.partition(" (")[0]
         family = [settings[other] for other in labels if other.partition(" (")[0] == preset]
-        own = [word for word in settings[label] if not all(word in others for others in family)]
-        found[label] = f"{preset} ({', '.join(own)})" if own else preset
-    return found
+        distinct = [word for word in settings[label] if not all(word in others for others in family)]
+        shortened[label] = f"{preset} ({', '.join(distinct)})" if distinct else preset
+    return shortened
 
 
 def _settings(label: str) -> list[str]:

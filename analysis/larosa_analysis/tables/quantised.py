@@ -25,7 +25,7 @@ def block(model: str, runs: list[Run]) -> Block | None:
     for run in runs:
         if run.entry.quantization != NONE and run.entry.nll and _place(run) in unquantised:
             quantised.setdefault(_place(run), {})[run.entry.quantization] = run
-    columns = sorted({name for own in quantised.values() for name in own})
+    columns = sorted({name for by_name in quantised.values() for name in by_name})
     if not columns:
         return None
     names = short_names(method for _, method, _ in quantised)
@@ -38,7 +38,7 @@ def block(model: str, runs: list[Run]) -> Block | None:
     words = (
         "Against the same method at the same target on unquantised weights: mean of the log ratio over the blocks of "
         f"{', '.join(texts)} together, ± its standard error, paired by block; "
-        f"{caption(run.entry.record for own in quantised.values() for run in own.values())}."
+        f"{caption(run.entry.record for by_name in quantised.values() for run in by_name.values())}."
     )
     return Block(f"{model}: {TITLE}", ("sparsity, %", "method", "schedule", *columns), rows, words)
 
@@ -56,7 +56,7 @@ def _added(unquantised: Run, quantised: Run | None) -> Cell:
         if after is None or len(after) != len(before):
             return Cell()
         differences.append((after - before) / unquantised.entry.predicted[text])
-    found = np.concatenate(differences)
-    ratio = float(np.exp(found.mean()))
-    error = 100 * ratio * float(found.std(ddof=1)) / len(found) ** 0.5 if len(found) > 1 else None
+    log_ratios = np.concatenate(differences)
+    ratio = float(np.exp(log_ratios.mean()))
+    error = 100 * ratio * float(log_ratios.std(ddof=1)) / len(log_ratios) ** 0.5 if len(log_ratios) > 1 else None
     return Cell(value=100 * (ratio - 1), error=error)

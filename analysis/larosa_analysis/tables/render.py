@@ -126,7 +126,7 @@ def csv_text(table: Table) -> str:
         for name, cell in zip(block.columns, row, strict=True)
         if cell.error is not None
     }
-    head = ["block", *(own for name in names for own in ([name, f"{name}, ±"] if name in errors else [name]))]
+    head = ["block", *(title for name in names for title in ([name, f"{name}, ±"] if name in errors else [name]))]
     out = io.StringIO()
     writer = csv.DictWriter(out, [*head, "best", "notes"], restval="", lineterminator="\n")
     writer.writeheader()

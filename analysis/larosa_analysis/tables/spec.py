@@ -36,7 +36,7 @@ class Spec:
     """Columns that name a row, after the model."""
     measures: tuple[Measure, ...]
     spread: tuple[str, str] | None = None
-    own: tuple[str, ...] = ()
+    presets: tuple[str, ...] = ()
     """Presets with rows of their own besides the printed ones; empty: every method."""
     own_models: bool = True
     """Whether models that the paper has in no table get rows."""
@@ -60,8 +60,8 @@ class Spec:
     def tasks(self) -> tuple[str, ...]:
         """The tasks whose scores the table needs."""
         sources = [measure.source for measure in self.measures]
-        own = [source.partition(":")[2] for source in sources if source.startswith("task:")]
-        return tuple(dict.fromkeys([*(SEVEN if "acc7" in sources else ()), *own]))
+        tasks = [source.partition(":")[2] for source in sources if source.startswith("task:")]
+        return tuple(dict.fromkeys([*(SEVEN if "acc7" in sources else ()), *tasks]))
 
     @property
     def quantised(self) -> bool:
@@ -103,33 +103,33 @@ SPECS = (
     Spec(
         5, "What decides which entries are dropped", "table05_sparsifier", _LEVEL,
         (*_sites(), Measure("model_pct", "count", "whole model, nominal sparsity, %"), _WIKITEXT),
-        own=("teal", "magnitude", "larosa/paper", "larosa/official", "larosa/tuned", "larosa/block_diagonal"),
+        presets=("teal", "magnitude", "larosa/paper", "larosa/official", "larosa/tuned", "larosa/block_diagonal"),
         texts=True,
     ),
     Spec(
         6, "How often the basis changes", "table06_rotation", ("sparsity", "rotation"),
         (_WIKITEXT, Measure("tflops", "flops", "TFLOPs, 2048 tokens")),
-        own=("larosa/paper", "larosa/learned", "magnitude"), texts=True, one_schedule=True,
+        presets=("larosa/paper", "larosa/learned", "magnitude"), texts=True, one_schedule=True,
     ),
     Spec(
         7, "Calibration texts", "table07_calibration", ("sparsity", "method", "calibration"), (_WIKITEXT, _ACC7),
-        own=("larosa/paper", "larosa/official", "larosa/tuned", "larosa/block_diagonal", "teal"), texts=True,
+        presets=("larosa/paper", "larosa/official", "larosa/tuned", "larosa/block_diagonal", "teal"), texts=True,
         free=(CALIBRATION,), any_level=True,
     ),
     Spec(
         8, "Calibration texts for reasoning models", "table08_calibration_reasoning",
         ("sparsity", "method", "calibration"),
         (Measure("covariance_cosine", "cosine:alpaca", "cosine to the first set"), _ACC7, *_REASONING[:2]),
-        own=("larosa/paper", "larosa/tuned"), free=(CALIBRATION,), any_level=True,
+        presets=("larosa/paper", "larosa/tuned"), free=(CALIBRATION,), any_level=True,
     ),
     Spec(
         9, "On top of 4-bit weights", "table09_w4a16", ("sparsity", "quantization", "method"), (_WIKITEXT, _ACC7),
-        own=("larosa/paper", "magnitude"), texts=True, free=(QUANTIZATION,),
+        presets=("larosa/paper", "magnitude"), texts=True, free=(QUANTIZATION,),
     ),
     Spec(
         10, "Coefficients at 60 %", "table10_coefficients",
         ("sparsity", "method", "alpha1", "alpha2", "alpha3", "alpha4"), (_WIKITEXT,),
-        own=("magnitude", "larosa/paper"), texts=True, any_level=True,
+        presets=("magnitude", "larosa/paper"), texts=True, any_level=True,
     ),
     *(
         Spec(

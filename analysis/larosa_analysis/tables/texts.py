@@ -34,8 +34,8 @@ def _on(run: Run, texts: set[str]) -> Run:
     if set(run.entry.nll) <= texts:
         return run
     metrics = run.entry.record["metrics"]
-    own = {
-        name: {text: found for text, found in metrics[name].items() if text in texts}
+    kept = {
+        name: {text: values for text, values in metrics[name].items() if text in texts}
         for name in ("perplexity", "achieved_sparsity")
     }
-    return replace(run, entry=Entry.of(run.entry.record | {"metrics": metrics | own}))
+    return replace(run, entry=Entry.of(run.entry.record | {"metrics": metrics | kept}))

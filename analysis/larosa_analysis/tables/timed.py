@@ -28,13 +28,13 @@ def build(store: RecordStore) -> Table:
     names = list(dict.fromkeys([*(c.record["model"] for c in timed), *(row["model"] for row in rows)]))
     blocks, missing = [], []
     for name in names:
-        own = [cell for cell in timed if cell.record["model"] == name]
+        cells = [cell for cell in timed if cell.record["model"] == name]
         printed = [_printed(row, notes) for row in rows if row["model"] == name]
         records = [record for record in store.timings if record["model"] == name]
         commits = every(str(record["commit"])[:12] + " (changed)" * bool(record.get("dirty")) for record in records)
         caption = f"Measured on {machine(records)}, commit {commits}." if records else ""
-        blocks.append(Block(name, _COLUMNS, [*_ours(own), *printed], caption, folded=not own))
-        if not own:
+        blocks.append(Block(name, _COLUMNS, [*_ours(cells), *printed], caption, folded=not cells))
+        if not cells:
             missing.append(Missing(name, len(printed), command(f"table{NUMBER:02d}", name)))
     return Table(NUMBER, "Decoding speed", blocks, _READING, notes.texts, missing)
 
@@ -50,13 +50,13 @@ def _printed(row: Printed, notes: Footnotes) -> list[Cell]:
 def _ours(timed: list[SpeedRow]) -> list[list[Cell]]:
     rows, seen = [], set()
     for line in dict.fromkeys(cell.line for cell in timed):
-        own = [cell for cell in timed if cell.line == line]
-        dense = best_dense(own[0].record, own[0].context, own[0].new_tokens)
+        cells = [cell for cell in timed if cell.line == line]
+        dense = best_dense(cells[0].record, cells[0].context, cells[0].new_tokens)
         lengths = (line[0], *line[2:])
         if lengths not in seen:  # one dense decoder serves both selectors
-            rows.append(_row(own[0], "dense", 0.0, dense["tokens_per_s"], 1.0, 1.0))
+            rows.append(_row(cells[0], "dense", 0.0, dense["tokens_per_s"], 1.0, 1.0))
         seen.add(lengths)
-        for cell in own:
+        for cell in cells:
             method = cell.label.removeprefix(f"{cell.record['model']}, ")
             rows.append(_row(cell, method, cell.sparsity, cell.tokens_per_s, cell.speedup, cell.ideal))
     return rows

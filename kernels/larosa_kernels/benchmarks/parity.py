@@ -120,12 +120,12 @@ def attention_is_right(recorder: Recorder, model: str) -> bool:
 def greedy_sample_is_right(recorder: Recorder, n: int) -> bool:
     """Of normal and of many equal logits, ten steps' tokens, history and position against the reference."""
     sizes = ((1,), (1, 11), (1,))  # token, tokens, position
-    found, wanted = ([torch.zeros(s, dtype=torch.int64, device="cuda") for s in sizes] for _ in range(2))
+    sampled, wanted = ([torch.zeros(s, dtype=torch.int64, device="cuda") for s in sizes] for _ in range(2))
     for step in range(10):
         logits = testing.vector("ties" if step % 2 else "normal", 1, n, recorder.dtype, "cuda", seed=step)
-        for state, backend in ((found, "auto"), (wanted, "reference")):
+        for state, backend in ((sampled, "auto"), (wanted, "reference")):
             token, tokens, position = state
             greedy_sample(logits, token, tokens, position, backend=backend)
-        if not all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)):
+        if not all(torch.equal(a, b) for a, b in zip(sampled, wanted, strict=True)):
             return False
     return True

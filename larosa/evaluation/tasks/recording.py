@@ -40,7 +40,7 @@ def record(
     with quiet():
         recorder = _recorder(tokenizer, shape)
         drawn = prepare(config, seed, passages)
-        tasks = {name: _record_task(recorder, own, config.chat_template) for name, own in drawn.items()}
+        tasks = {name: _record_task(recorder, draw, config.chat_template) for name, draw in drawn.items()}
     return Requests(
         version=1,
         lm_eval=metadata.version("lm-eval"),
@@ -78,20 +78,20 @@ def _no_model(*_: Any, **__: Any) -> None:
 
 
 def _record_task(recorder: Any, drawn: Drawn, chat_template: bool) -> RecordedTask:
-    found: dict[str, Any] = {"requests": [], "lengths": [], "gold": []}
+    fields: dict[str, Any] = {"requests": [], "lengths": [], "gold": []}
     contexts: dict[Tokens, int] = {}
     for name, task, rows in drawn.each():
-        found["kind"] = _kind(name, task)
+        fields["kind"] = _kind(name, task)
         documents = [task.eval_docs[row] for row in rows]
-        choices = [task.doc_to_choice(one) if found["kind"] == "multiple_choice" else [] for one in documents]
+        choices = [task.doc_to_choice(one) if fields["kind"] == "multiple_choice" else [] for one in documents]
         asked = _ask(recorder, task, rows, contexts, chat_template)
-        if found["kind"] == "multiple_choice" and list(map(len, choices)) != list(map(len, asked)):
+        if fields["kind"] == "multiple_choice" and list(map(len, choices)) != list(map(len, asked)):
             raise ZeroShotError(f"{name} cannot be recorded: it asks for more than its choices. Score it with lm-eval")
-        found["requests"] += asked
-        found["lengths"] += [[len(choice) for choice in own] for own in choices]
-        found["gold"] += [_gold(task, *pair, drawn.metric) for pair in zip(documents, map(len, choices), strict=True)]
-    found |= {"metric": drawn.metric, "document_ids": drawn.rows, "contexts": list(contexts)}
-    return RecordedTask.model_validate(found | drawn.facts())
+        fields["requests"] += asked
+        fields["lengths"] += [[len(choice) for choice in texts] for texts in choices]
+        fields["gold"] += [_gold(task, *pair, drawn.metric) for pair in zip(documents, map(len, choices), strict=True)]
+    fields |= {"metric": drawn.metric, "document_ids": drawn.rows, "contexts": list(contexts)}
+    return RecordedTask.model_validate(fields | drawn.facts())
 
 
 def _kind(name: str, task: Any) -> str:
@@ -121,4 +121,4 @@ def _ask(
 def _gold(task: Any, document: Any, choices: int, metric: str) -> list[int]:
     """The choices for which lm-eval gives a point."""
     answers = [[(0.0 if i == chosen else -1.0, False) for i in range(choices)] for chosen in range(choices)]
-    return [chosen for chosen, own in enumerate(answers) if task.process_results(document, own)[metric] == 1.0]
+    return [i for i, answer in enumerate(answers) if task.process_results(document, answer)[metric] == 1.0]

@@ -91,7 +91,7 @@ def read_requests(config: ZeroShotConfig, seed: int, excluded_by: str | None) ->
     """The file of `config.requests`. Raises ZeroShotError if it was not recorded for these settings."""
     path = Path(str(config.requests)).expanduser()
     try:
-        found = _read(str(path), content_hash(path))
+        recorded = _read(str(path), content_hash(path))
     except FileNotFoundError:
         raise ZeroShotError(
             f"evaluation.zero_shot.requests={path} is not there: write it with `{typed('requests')} {path}` and "
@@ -99,15 +99,15 @@ def read_requests(config: ZeroShotConfig, seed: int, excluded_by: str | None) ->
         ) from None
     except OSError as error:
         raise ZeroShotError(f"{path} cannot be read as gzipped requests: {error}") from error
-    missing = [task for task in config.tasks if task not in found.tasks]
+    missing = [task for task in config.tasks if task not in recorded.tasks]
     pairs: dict[str, tuple[object, object]] = {
-        "evaluation.zero_shot.source": (found.source, config.source),
-        "evaluation.zero_shot.examples": (found.examples, config.examples),
-        "evaluation.zero_shot.chat_template": (found.chat_template, config.chat_template),
-        "seed": (found.seed, seed),
+        "evaluation.zero_shot.source": (recorded.source, config.source),
+        "evaluation.zero_shot.examples": (recorded.examples, config.examples),
+        "evaluation.zero_shot.chat_template": (recorded.chat_template, config.chat_template),
+        "seed": (recorded.seed, seed),
     }
     if "boolq" in config.tasks:
-        pairs["the calibration text whose passages boolq leaves out"] = (found.excluded_by, excluded_by)
+        pairs["the calibration text whose passages boolq leaves out"] = (recorded.excluded_by, excluded_by)
     wrong = [f"{name} is {had}, the run's {asked}" for name, (had, asked) in pairs.items() if had != asked]
     if missing:
         wrong.append(f"it lacks {', '.join(missing)}")
@@ -116,19 +116,19 @@ def read_requests(config: ZeroShotConfig, seed: int, excluded_by: str | None) ->
             f"{path} was recorded for other settings: {'; '.join(wrong)}. Record it again with this run's settings, or "
             "set evaluation.zero_shot.requests=null"
         )
-    return found
+    return recorded
 
 
-def check_reader(found: Requests, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+def check_reader(recorded: Requests, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
     """Raise ZeroShotError if the requests were cut into tokens by another tokenizer or for another length."""
-    if found.tokenizer != tokenizer_fingerprint(tokenizer, found.chat_template):
+    if recorded.tokenizer != tokenizer_fingerprint(tokenizer, recorded.chat_template):
         raise ZeroShotError(
             "the requests were recorded with another tokenizer or chat template than this model's: record them again"
         )
-    if found.max_length != max_length:
+    if recorded.max_length != max_length:
         raise ZeroShotError(
-            f"the requests were recorded for a model that reads {found.max_length} tokens, this one reads {max_length}:"
-            " record them again"
+            f"the requests were recorded for a model that reads {recorded.max_length} tokens, this one reads "
+            f"{max_length}: record them again"
         )
 
 
@@ -146,8 +146,7 @@ def score(model: PreTrainedModel, name: str, task: RecordedTask, batch_size: int
     answers = iter(likelihoods(model, flat, batch_size))
     correct = []
     for position, choices in enumerate(task.requests):
-        own = [next(answers) for _ in choices]
-        correct.append(_right(task, position, own))
+        correct.append(_right(task, position, [next(answers) for _ in choices]))
     return TaskScore(
         task=name,
         metric=task.metric,

@@ -40,8 +40,8 @@ def zero_shot(
         from larosa.evaluation.tasks import harness  # lm-eval, which not every machine has
 
         return harness.measure(model, tokenizer, config, seed, passages)
-    found = requests.read_requests(config, seed, excluded_by)
-    return {name: requests.score(model, name, found.tasks[name], config.batch_size) for name in config.tasks}
+    recorded = requests.read_requests(config, seed, excluded_by)
+    return {name: requests.score(model, name, recorded.tasks[name], config.batch_size) for name in config.tasks}
 
 
 def check_tasks(config: ZeroShotConfig, seed: int, excluded_by: str | None = None) -> None:

@@ -162,9 +162,9 @@ def _load_item(name: str, stage: int, rows: int, listed: bool, shared: bool, ahe
     return [f"mov.b32 {name}{stage}, 0; setp.gt.s32 taken, left, {behind}; @taken {load}"]
 
 
-def _slot(name: str, part: str, row: str, own: str) -> list[str]:
+def _slot(name: str, part: str, row: str, base: str) -> list[str]:
     """The address of part and row within a stage, swizzled."""
-    return [f"shl.b32 a, {row}, 1; add.u32 a, a, {part}; and.b32 a, a, 7; mad.lo.u32 {name}, a, 16, {own};"
+    return [f"shl.b32 a, {row}, 1; add.u32 a, a, {part}; and.b32 a, a, 7; mad.lo.u32 {name}, a, 16, {base};"
             f"mad.lo.u32 {name}, {row}, 128, {name};"]  # fmt: skip
 
 
