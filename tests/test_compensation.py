@@ -29,7 +29,6 @@ from larosa.experiment.results import _method_identity as method_identity
 from larosa.methods.registry import METHODS
 from larosa.models.architecture import SITES, ModelView
 from larosa.models.sites import ModelShape
-from larosa.search.allocation import AllocationError
 from larosa.sparsity.handle import Plan, PlanError, apply
 from larosa.sparsity.level_override import LevelOverrides
 from larosa.sparsity.schedule import make_levels
@@ -238,9 +237,6 @@ def test_what_cannot_have_it_is_refused(tokens: Tensor) -> None:
             method(name, **MEAN)
     with pytest.raises(ConfigError, match=r"no compensating biases; set method\.bias_compensation=none"):
         parse("method=magnitude", "method.bias_compensation=mean", "evaluation=speed", "model.dtype=bfloat16")
-    config = parse("method=magnitude", "method.bias_compensation=mean", "schedule.path=x")
-    with pytest.raises(AllocationError, match=r"search with method\.bias_compensation=none"):
-        allocate._check_reach(config)
     with applied(model, tokens, METHODS_WITH_IT["magnitude"]) as handle:
         with pytest.raises(DecodeError, match="compensating biases"):
             weights_of(model, handle)
@@ -250,3 +246,20 @@ def test_what_cannot_have_it_is_refused(tokens: Tensor) -> None:
     with pytest.raises(PlanError, match="go together"):
         apply(model, replace(plan, dropped_mean=None))
     assert set(plan.dropped_mean or ()) == set(SITES)
+
+
+def test_levels_are_found_without_it() -> None:
+    """The same search, and so the same file, as without the setting."""
+    words = [
+        "model=tiny-llama",
+        "calibration=text",
+        "calibration.text.files=[]",
+        "baseline=none",
+        "texts=none",
+        "schedule.path=x.json",
+    ]
+    configs = [parse(*words, "method=magnitude", f"method.bias_compensation={value}") for value in ("none", "mean")]
+    plain, config = (allocate.uncompensated(config) for config in configs)
+    assert config == plain
+    assert allocate._identity(config) == allocate._identity(plain)
+    assert configs[1].method.bias_compensation == "mean"

@@ -52,7 +52,7 @@ def run(config: RunConfig) -> Path:
     A file that the same search wrote stands, unless `force` asks for a new one; another process that makes it is waited
     for.
     """
-    path = schedule_destination(config)
+    path, config = schedule_destination(config), uncompensated(config)
     _check_reach(config)
     with locked(path):
         if is_intact(path, config) and read_made_by(path).get("search") == _identity(config):
@@ -65,7 +65,7 @@ def run(config: RunConfig) -> Path:
 
 def search(config: RunConfig, session: Session) -> Path:
     """The same on an open session. Raises ConfigError or AllocationError where nothing can be found."""
-    path = schedule_destination(config)
+    path, config = schedule_destination(config), uncompensated(config)
     _check_reach(config)
     planned = _planned(config)
     handle, _ = prepare(planned, session, quantised=False)
@@ -80,6 +80,15 @@ def search(config: RunConfig, session: Session) -> Path:
         path, shape, coefficients, made_by("larosa.cli.allocate", config, session.calibration.sha256, settings)
     )
     return path
+
+
+def uncompensated(config: RunConfig) -> RunConfig:
+    """The run without bias compensation: biases belong to the levels that they are calibrated at, so levels are found
+    without them."""
+    if config.method.bias_compensation == "none":
+        return config
+    method = config.method.model_copy(update={"bias_compensation": "none"})
+    return config.model_copy(update={"method": method})
 
 
 def _planned(config: RunConfig) -> PlannedRun:
@@ -108,11 +117,6 @@ def is_intact(path: Path, config: RunConfig) -> bool:
 
 
 def _check_reach(config: RunConfig) -> None:
-    if config.method.bias_compensation != "none":
-        raise AllocationError(
-            "biases belong to the levels that they are calibrated for: search with method.bias_compensation=none, and "
-            "run with mean at the levels found"
-        )
     highest = config.allocation.grid[-1]
     if config.sparsity > highest:
         raise AllocationError(f"levels run to {highest} (allocation.grid); sparsity={config.sparsity} needs more")

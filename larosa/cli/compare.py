@@ -208,7 +208,7 @@ def _schedules(work: _Work, entry: Entry, level: float) -> Iterator[tuple[str, .
 
 def _searched(work: _Work, entry: Entry, level: float, name: str, search: tuple[str, ...]) -> Path | None:
     """The file of a schedule, searched for unless it is there already; None where the search failed."""
-    config = work.config(entry, level, *search)
+    config = allocate.uncompensated(work.config(entry, level, *search))
     identity = [list(plan_runs(config).values())[-1].identity, config.allocation.model_dump(mode="json")]
     label = f"{slug(config.method.label)}-{digest({'search': identity})[:8]}"
     path = Path(config.output).expanduser() / "schedules" / f"{name}-{level:g}-{label}.json"
