@@ -89,6 +89,7 @@ def test_the_card_says_what_the_record_holds(overrides: list[str], tmp_path: Pat
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata["library_name"] == "larosa"
     assert "Not measured" not in card
+    exec(card.split("```python\n")[1].split("```")[0].replace('"FOLDER"', repr(str(folder))), {})  # its code loads it
     assert json.loads((folder / PLAN).read_text())["base"]["seed"] == 0
 
 
