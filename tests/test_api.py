@@ -200,10 +200,10 @@ def test_version_is_the_distribution_s(tmp_path: Path) -> None:
 
 
 def test_public_names_are_the_pieces_of_run_py() -> None:
-    from larosa.rotation import rotation
+    from larosa.rotation import rotation, simulated
     from larosa.sparsity import handle
 
-    assert handle.LayerwiseRotationMatrix is LayerwiseRotationMatrix
+    assert simulated.LayerwiseRotationMatrix is LayerwiseRotationMatrix
     assert handle.TopKSparsification is TopKSparsification
     assert rotation.ResidualAdapter is ResidualAdapter
 
