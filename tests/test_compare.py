@@ -221,6 +221,10 @@ def test_compact_records_count_as_recorded(
     assert compact.main([str(tmp_path / "runs"), str(kept)]) == 0
     monkeypatch.setattr(runner, "measure", lambda *_: pytest.fail("measured again"))
     assert compare(listed, [f"output={tmp_path / 'elsewhere'}"], [kept]) == 0
+    forced = list[str]()
+    monkeypatch.setattr(runner, "measure", lambda planned, _: forced.append(planned.config.method.name) or 1 / 0)
+    assert compare(listed, [f"output={tmp_path / 'elsewhere'}", "force=true"], [kept]) == 2
+    assert forced == ["dense", "larosa"]
     kept.write_text(kept.read_text().replace("larosa", "larose"))
     with pytest.raises(ConfigError, match=r"kept.jsonl, line \d is no compact record"):
         compare(listed, [f"output={tmp_path / 'elsewhere'}"], [kept])

@@ -243,3 +243,8 @@ def test_the_command_line_finds_lm_evals_tasks_too(words: list[str], tmp_path: P
     )
     assert done.returncode == 0, done.stderr[-3000:]
     check_results(tmp_path / "out", done.stdout)
+
+
+def test_tf32_is_refused_and_not_ignored() -> None:
+    with pytest.raises(ConfigError, match="float32_matmul=tf32 is for `larosa run`"):
+        lm_eval.settings_of("tiny-llama", None, **{"evaluation.float32_matmul": "tf32", "calibration": "wikitext2"})

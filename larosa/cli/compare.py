@@ -40,7 +40,7 @@ from larosa.commands import typed
 from larosa.config.run import ConfigError, RunConfig
 from larosa.errors import LarosaError
 from larosa.experiment.failures import RunFailedError
-from larosa.experiment.plan_runs import plan_runs
+from larosa.experiment.plan_runs import PlannedRun, plan_runs
 from larosa.experiment.results import Record, load_record, slug
 from larosa.experiment.runner import record_of, require_measurable, stored
 from larosa.experiment.session import Sessions, session_settings
@@ -83,11 +83,15 @@ class _Work:
             self._composed[words] = read_settings(list(words))
         return self._composed[words].model_copy(update={"sparsity": target})
 
+    def compact(self, planned: PlannedRun) -> Record | None:
+        """The compact record of a run, unless `force` asks for a new one."""
+        return None if planned.config.force else self.known.get(digest(planned.identity))
+
     def record(self, entry: Entry, target: float, *schedule: str) -> Record:
         """The record of a run, from disk or measured now. Raises LarosaError."""
         config = self.config(entry, target, *schedule)
         label, planned = list(plan_runs(config).items())[-1]
-        if (record := self.known.get(digest(planned.identity)) or stored(planned, label)) is not None:
+        if (record := self.compact(planned) or stored(planned, label)) is not None:
             return record
         require_measurable(config)
         command = run_command(self.settings(entry, f"sparsity={target}", *schedule))
@@ -145,7 +149,7 @@ def _outlook(work: _Work, tasks: list[tuple[str, Entry, float]]) -> str:
             record = None
             if schedule is not None:
                 planned = list(plan_runs(work.config(entry, level, *schedule)).values())[-1]
-                record = work.known.get(digest(planned.identity))
+                record = work.compact(planned)
                 if record is None and not planned.config.force:
                     record = load_record(planned.folder, planned.identity)
             if record is None:

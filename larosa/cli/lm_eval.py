@@ -57,7 +57,10 @@ def settings_of(pretrained: str, device: str | None = None, **settings: Any) -> 
     overrides = [word("model", pretrained), "baseline=[]", "texts=none", "evaluation.zero_shot.tasks=[]"]
     if device and (torch.cuda.is_available() or not device.startswith("cuda")):  # lm-eval asks for cuda:0 unasked
         overrides.append(word("model.device", device))
-    return calibration_only(read_settings([*overrides, *(word(key, value) for key, value in settings.items())]))
+    config = read_settings([*overrides, *(word(key, value) for key, value in settings.items())])
+    if config.evaluation.float32_matmul != "highest":
+        raise ConfigError("evaluation.float32_matmul=tf32 is for `larosa run`: lm-eval scores in the model's own dtype")
+    return calibration_only(config)
 
 
 def _check(policy: TokenPolicyConfig, batch_size: int | str) -> None:

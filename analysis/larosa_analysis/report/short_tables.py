@@ -94,8 +94,14 @@ def _quality_conditions(by_condition: Groups) -> str:
         f"Calibrated on {calibrated} other tokens, a {CALIBRATION} of prose, mathematics and code. "
         "Schedule official (0.8 / 1.2), or a searched one where it was measured and is better; "
         f"seed {seeds}; {every(r['config']['model']['dtype'] for r in records)}, "
+        f"products in {every(_products(r) for r in records)}; "
         f"{every(_gpu(device(r)) for r in records)}, {every(r['created'][:10] for r in records)}."
     )
+
+
+def _products(record: Record) -> str:
+    """The precision of float32 products, by name."""
+    return "TF32" if record["config"]["evaluation"].get("float32_matmul") == "tf32" else "float32"
 
 
 def speed(records: list[Record]) -> str:
